@@ -1,0 +1,1 @@
+//! The load generator and the measurement of a machine's bare limits.

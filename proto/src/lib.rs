@@ -1,0 +1,1 @@
+//! The flowmesh.v1 gRPC API.

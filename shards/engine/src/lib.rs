@@ -1,0 +1,1 @@
+//! A shard: the pump that joins the machine and the store.

@@ -1,0 +1,1 @@
+//! The pure state machine of a shard: streams, queues, key-value stores, the catalog.

@@ -1,0 +1,258 @@
+//! What can be asked of a shard. An edge makes commands out of bytes; a shard's machine decides on them.
+//!
+//! Commands name resources by number: the edge has looked the path up in its catalog snapshot. Names, sizes and
+//! ranges are checked by the machine's `decide`, so that every edge gets the same answer.
+
+use bytes::Bytes;
+
+use crate::Batch;
+use crate::ids::{JobId, LeaseToken, Lsn, Millis, Offset, PartitionRef, ResourceId};
+use crate::path::ResourcePath;
+use crate::record::PackedRecords;
+use crate::settings::Settings;
+
+/// One command to one shard.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// On a stream's partition.
+    Stream(PartitionRef, StreamCommand),
+    /// On a queue.
+    Queue(ResourceId, QueueCommand),
+    /// On the keys of a store that this shard holds.
+    Kv(ResourceId, KvCommand),
+    /// On the catalog; only shard 0 answers.
+    Catalog(CatalogCommand),
+}
+
+/// Where a read starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadFrom {
+    /// The first record there is.
+    Earliest,
+    /// The next record to come.
+    Latest,
+    /// The record with this offset.
+    Offset(Offset),
+}
+
+/// On one partition of a stream.
+#[derive(Clone, Debug)]
+pub enum StreamCommand {
+    /// Appends the records, all or none, under dense offsets. → [`crate::Reply::Appended`]
+    Append {
+        /// The records.
+        records: PackedRecords,
+    },
+    /// Reads records in order. → [`crate::Reply::Records`], empty at the end unless it waits.
+    Read {
+        /// Where to start. Before the first record or beyond the next: `OFFSET_OUT_OF_RANGE`.
+        from: ReadFrom,
+        /// At most so many records, at least 1.
+        records_max: u32,
+        /// Stop before more packed bytes than this; the first record always comes.
+        bytes_max: u32,
+        /// Wait for a record until then if there is none.
+        wait_until: Option<Millis>,
+    },
+    /// First and next offset. → [`crate::Reply::StreamStatus`]
+    Status,
+}
+
+/// A job to enqueue.
+#[derive(Clone, Debug, Default)]
+pub struct NewJob {
+    /// What the worker gets.
+    pub payload: Bytes,
+    /// Packed headers (see [`crate::record`]): (0x1A, length, header)*.
+    pub headers: Bytes,
+    /// Higher is sooner.
+    pub priority: u8,
+    /// Milliseconds before it is ready.
+    pub delay_ms: u64,
+    /// Deliveries before it is dead; `None`: the queue's setting.
+    pub max_attempts: Option<u32>,
+}
+
+/// What a worker holds: the job and the token of its lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseRef {
+    /// The job.
+    pub job: JobId,
+    /// The token the lease came with.
+    pub token: LeaseToken,
+}
+
+/// A job given back.
+#[derive(Clone, Debug)]
+pub struct Nack {
+    /// Which lease.
+    pub lease: LeaseRef,
+    /// Milliseconds before the next attempt; `None`: the queue's backoff.
+    pub delay_ms: Option<u64>,
+    /// What went wrong, kept with the job.
+    pub error: Bytes,
+}
+
+/// On one queue.
+#[derive(Clone, Debug)]
+pub enum QueueCommand {
+    /// Enqueues the jobs, all or none. → [`crate::Reply::Enqueued`]
+    Enqueue {
+        /// The jobs, at least one.
+        jobs: Batch<NewJob>,
+    },
+    /// Leases ready jobs: highest priority first, then oldest. → [`crate::Reply::Reserved`], empty if none is ready.
+    Reserve {
+        /// At most so many jobs, at least 1.
+        jobs_max: u32,
+        /// How long the leases last; `None`: the queue's setting.
+        visibility_timeout_ms: Option<u64>,
+        /// The worker's name, kept with the job.
+        worker: Bytes,
+        /// Wait for a job until then if none is ready.
+        wait_until: Option<Millis>,
+    },
+    /// The jobs are done. → [`crate::Reply::Settled`], one outcome a lease.
+    Ack {
+        /// Which leases.
+        leases: Batch<LeaseRef>,
+    },
+    /// The jobs failed: they are ready again later, or dead after their last attempt. → [`crate::Reply::Settled`]
+    Nack {
+        /// Which leases, and what went wrong.
+        nacks: Batch<Nack>,
+    },
+    /// The leases last `visibility_timeout_ms` from now. → [`crate::Reply::Extended`]
+    Extend {
+        /// Which leases.
+        leases: Batch<LeaseRef>,
+        /// How long from now; `None`: the queue's setting.
+        visibility_timeout_ms: Option<u64>,
+    },
+    /// Counts of jobs by state. → [`crate::Reply::QueueStatus`]
+    Status,
+}
+
+/// What must hold for a key to be set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SetIf {
+    /// Nothing.
+    #[default]
+    Always,
+    /// There is no such key.
+    Absent,
+    /// The key is there.
+    Present,
+    /// The key has this version.
+    Version(Lsn),
+}
+
+/// How long a new value lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SetTtl {
+    /// As the store's `default_ttl_ms` says, else for ever.
+    #[default]
+    Default,
+    /// For so many milliseconds.
+    Millis(u64),
+    /// As long as the value before it.
+    Keep,
+}
+
+/// A key to set.
+#[derive(Clone, Debug)]
+pub struct SetEntry {
+    /// The key, 1 to 1024 bytes.
+    pub key: Bytes,
+    /// Its new value.
+    pub value: Bytes,
+    /// How long it lives.
+    pub ttl: SetTtl,
+    /// What must hold.
+    pub condition: SetIf,
+}
+
+/// On the keys of a store that the shard holds.
+#[derive(Clone, Debug)]
+pub enum KvCommand {
+    /// Sets keys, in order; a condition that fails leaves that key as it is. → [`crate::Reply::Written`]
+    Set {
+        /// The keys, at least one.
+        entries: Batch<SetEntry>,
+    },
+    /// Values and versions. → [`crate::Reply::Values`]
+    Get {
+        /// The keys, at least one.
+        keys: Batch<Bytes>,
+    },
+    /// Deletes keys. → [`crate::Reply::Flags`]: was it there?
+    Delete {
+        /// The keys, at least one.
+        keys: Batch<Bytes>,
+        /// Delete only this version; then exactly one key.
+        if_version: Option<Lsn>,
+    },
+    /// Whether keys are there. → [`crate::Reply::Flags`]
+    Exists {
+        /// The keys, at least one.
+        keys: Batch<Bytes>,
+    },
+    /// Keys in byte order. → [`crate::Reply::Scanned`]
+    Scan {
+        /// Only keys that start with this.
+        prefix: Bytes,
+        /// Only keys after this one.
+        after: Option<Bytes>,
+        /// At most so many keys, at least 1.
+        keys_max: u32,
+        /// Whether values come along.
+        with_values: bool,
+    },
+}
+
+/// On the catalog.
+#[derive(Clone, Debug)]
+pub enum CatalogCommand {
+    /// Creates a resource. → [`crate::Reply::Resource`]
+    Create {
+        /// Its path.
+        path: ResourcePath,
+        /// Its settings, of the path's kind.
+        settings: Settings,
+        /// Answer with the existing resource instead of `RESOURCE_EXISTS`.
+        or_existing: bool,
+    },
+    /// Changes the settings of a resource; what is fixed at creation must stay. → [`crate::Reply::Resource`]
+    Update {
+        /// Its path.
+        path: ResourcePath,
+        /// All its new settings.
+        settings: Settings,
+    },
+    /// Deletes a resource with all it holds. → [`crate::Reply::Resource`]
+    Delete {
+        /// Its path.
+        path: ResourcePath,
+    },
+}
+
+impl Command {
+    /// Whether it can change anything. A fenced or full shard still answers those that cannot.
+    pub fn is_write(&self) -> bool {
+        match self {
+            Self::Stream(_, command) => matches!(command, StreamCommand::Append { .. }),
+            Self::Queue(_, command) => !matches!(command, QueueCommand::Status),
+            Self::Kv(_, command) => matches!(command, KvCommand::Set { .. } | KvCommand::Delete { .. }),
+            Self::Catalog(_) => true,
+        }
+    }
+
+    /// The same command, which no longer waits.
+    pub fn wait_until_mut(&mut self) -> Option<&mut Option<Millis>> {
+        match self {
+            Self::Stream(_, StreamCommand::Read { wait_until, .. })
+            | Self::Queue(_, QueueCommand::Reserve { wait_until, .. }) => Some(wait_until),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,522 @@
+//! What became true. Facts are what the commit log holds; applying them in order is the only way state changes.
+//!
+//! A log entry's body is one atomic change: its facts one after the other. Each is a tag byte and then its fields,
+//! integers as LEB128, bytes with their length before them. **A tag's meaning never changes**: a new shape gets a new
+//! tag, and the decoder keeps the old one for ever.
+//!
+//! | tag | fact | fields |
+//! |---|---|---|
+//! | 1 | `ResourceCreated` | id, path, settings (JSON) |
+//! | 2 | `ResourceUpdated` | id, settings (JSON) |
+//! | 3 | `ResourceDeleted` | id |
+//! | 4 | `ResourceDropped` | id |
+//! | 16 | `RecordsAppended` | stream, partition, base offset, count, packed records |
+//! | 32 | `JobEnqueued` | queue, job, ready at, max attempts, priority, headers, payload |
+//! | 33 | `JobLeased` | queue, job, token, until, worker |
+//! | 34 | `LeaseExtended` | queue, job, until |
+//! | 35 | `JobDone` | queue, job |
+//! | 36 | `JobReturned` | queue, job, ready at, cause, error |
+//! | 37 | `JobDied` | queue, job, cause, error |
+//! | 48 | `KeySet` | store, key, value, expires at (0 = never) |
+//! | 49 | `KeyDeleted` | store, key |
+//! | 50 | `KeyExpired` | store, key |
+//!
+//! The time of a fact and its LSN are its entry's.
+
+use bytes::{BufMut, Bytes};
+
+use crate::codec::{Malformed, Reader, put_bytes, put_varint};
+use crate::ids::{JobId, LeaseToken, Millis, Offset, PartitionRef, ResourceId};
+use crate::path::{Kind, ResourcePath};
+use crate::settings::Settings;
+
+/// Why a lease ended without success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReturnCause {
+    /// The worker said so.
+    Nacked,
+    /// Its time was up.
+    Expired,
+}
+
+/// What became true.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// Shard 0: the resource exists.
+    ResourceCreated {
+        /// Its number.
+        id: ResourceId,
+        /// Its path.
+        path: ResourcePath,
+        /// Its settings.
+        settings: Settings,
+    },
+    /// Shard 0: the resource has these settings.
+    ResourceUpdated {
+        /// Which.
+        id: ResourceId,
+        /// All its settings.
+        settings: Settings,
+    },
+    /// Shard 0: the resource is gone from the catalog.
+    ResourceDeleted {
+        /// Which.
+        id: ResourceId,
+    },
+    /// Any shard: what it held of a deleted resource is gone.
+    ResourceDropped {
+        /// Which.
+        id: ResourceId,
+    },
+    /// Records `base..base + count` exist.
+    RecordsAppended {
+        /// Where.
+        at: PartitionRef,
+        /// The first record's offset.
+        base: Offset,
+        /// How many.
+        count: u32,
+        /// The packed records.
+        records: Bytes,
+    },
+    /// The job exists: delayed until `ready_at`, then ready.
+    JobEnqueued {
+        /// Where.
+        queue: ResourceId,
+        /// Its number.
+        job: JobId,
+        /// When it is ready.
+        ready_at: Millis,
+        /// Deliveries before it is dead.
+        max_attempts: u32,
+        /// Higher is sooner.
+        priority: u8,
+        /// Packed headers.
+        headers: Bytes,
+        /// What the worker gets.
+        payload: Bytes,
+    },
+    /// The job is with a worker; this is one more attempt.
+    JobLeased {
+        /// Where.
+        queue: ResourceId,
+        /// Which.
+        job: JobId,
+        /// The lease's token, above all before it.
+        token: LeaseToken,
+        /// When the lease ends.
+        until: Millis,
+        /// The worker's name.
+        worker: Bytes,
+    },
+    /// The lease ends later (or sooner).
+    LeaseExtended {
+        /// Where.
+        queue: ResourceId,
+        /// Which.
+        job: JobId,
+        /// When the lease ends now.
+        until: Millis,
+    },
+    /// The job is done and gone.
+    JobDone {
+        /// Where.
+        queue: ResourceId,
+        /// Which.
+        job: JobId,
+    },
+    /// The lease ended without success; the job is ready again at `ready_at`.
+    JobReturned {
+        /// Where.
+        queue: ResourceId,
+        /// Which.
+        job: JobId,
+        /// When it is ready.
+        ready_at: Millis,
+        /// Why.
+        cause: ReturnCause,
+        /// What the worker said.
+        error: Bytes,
+    },
+    /// The last lease ended without success; the job is dead and kept.
+    JobDied {
+        /// Where.
+        queue: ResourceId,
+        /// Which.
+        job: JobId,
+        /// Why.
+        cause: ReturnCause,
+        /// What the worker said.
+        error: Bytes,
+    },
+    /// The key holds this value, with the entry's LSN as its version.
+    KeySet {
+        /// Where.
+        store: ResourceId,
+        /// Which.
+        key: Bytes,
+        /// What it holds.
+        value: Bytes,
+        /// When it ends, if it does.
+        expires_at: Option<Millis>,
+    },
+    /// The key is gone: deleted.
+    KeyDeleted {
+        /// Where.
+        store: ResourceId,
+        /// Which.
+        key: Bytes,
+    },
+    /// The key is gone: its time was up.
+    KeyExpired {
+        /// Where.
+        store: ResourceId,
+        /// Which.
+        key: Bytes,
+    },
+}
+
+const RESOURCE_CREATED: u8 = 1;
+const RESOURCE_UPDATED: u8 = 2;
+const RESOURCE_DELETED: u8 = 3;
+const RESOURCE_DROPPED: u8 = 4;
+const RECORDS_APPENDED: u8 = 16;
+const JOB_ENQUEUED: u8 = 32;
+const JOB_LEASED: u8 = 33;
+const LEASE_EXTENDED: u8 = 34;
+const JOB_DONE: u8 = 35;
+const JOB_RETURNED: u8 = 36;
+const JOB_DIED: u8 = 37;
+const KEY_SET: u8 = 48;
+const KEY_DELETED: u8 = 49;
+const KEY_EXPIRED: u8 = 50;
+
+impl Fact {
+    /// Appends the fact in its form on disk.
+    pub fn encode(&self, out: &mut impl BufMut) {
+        match self {
+            Self::ResourceCreated { id, path, settings } => {
+                put_head(out, RESOURCE_CREATED, *id);
+                put_bytes(out, path.to_string().as_bytes());
+                put_settings(out, settings);
+            }
+            Self::ResourceUpdated { id, settings } => {
+                put_head(out, RESOURCE_UPDATED, *id);
+                put_settings(out, settings);
+            }
+            Self::ResourceDeleted { id } => put_head(out, RESOURCE_DELETED, *id),
+            Self::ResourceDropped { id } => put_head(out, RESOURCE_DROPPED, *id),
+            Self::RecordsAppended { at, base, count, records } => {
+                put_head(out, RECORDS_APPENDED, at.resource);
+                put_varint(out, u64::from(at.partition));
+                put_varint(out, base.0);
+                put_varint(out, u64::from(*count));
+                put_bytes(out, records);
+            }
+            Self::JobEnqueued { queue, job, ready_at, max_attempts, priority, headers, payload } => {
+                put_head(out, JOB_ENQUEUED, *queue);
+                put_varint(out, job.0);
+                put_varint(out, ready_at.0);
+                put_varint(out, u64::from(*max_attempts));
+                out.put_u8(*priority);
+                put_bytes(out, headers);
+                put_bytes(out, payload);
+            }
+            Self::JobLeased { queue, job, token, until, worker } => {
+                put_head(out, JOB_LEASED, *queue);
+                put_varint(out, job.0);
+                put_varint(out, token.0);
+                put_varint(out, until.0);
+                put_bytes(out, worker);
+            }
+            Self::LeaseExtended { queue, job, until } => {
+                put_head(out, LEASE_EXTENDED, *queue);
+                put_varint(out, job.0);
+                put_varint(out, until.0);
+            }
+            Self::JobDone { queue, job } => {
+                put_head(out, JOB_DONE, *queue);
+                put_varint(out, job.0);
+            }
+            Self::JobReturned { queue, job, ready_at, cause, error } => {
+                put_head(out, JOB_RETURNED, *queue);
+                put_varint(out, job.0);
+                put_varint(out, ready_at.0);
+                out.put_u8(cause.to_byte());
+                put_bytes(out, error);
+            }
+            Self::JobDied { queue, job, cause, error } => {
+                put_head(out, JOB_DIED, *queue);
+                put_varint(out, job.0);
+                out.put_u8(cause.to_byte());
+                put_bytes(out, error);
+            }
+            Self::KeySet { store, key, value, expires_at } => {
+                put_head(out, KEY_SET, *store);
+                put_bytes(out, key);
+                put_bytes(out, value);
+                put_varint(out, expires_at.map_or(0, Millis::get));
+            }
+            Self::KeyDeleted { store, key } => {
+                put_head(out, KEY_DELETED, *store);
+                put_bytes(out, key);
+            }
+            Self::KeyExpired { store, key } => {
+                put_head(out, KEY_EXPIRED, *store);
+                put_bytes(out, key);
+            }
+        }
+    }
+
+    /// An upper bound of what [`Fact::encode`] appends, in bytes: cheap, and at most some dozens of bytes too high.
+    #[must_use]
+    pub fn encoded_len_max(&self) -> usize {
+        /// Tag, resource and up to four more integers, a byte and two lengths.
+        const FIXED: usize = 1 + 5 * 10 + 1 + 10;
+        FIXED
+            + match self {
+                Self::ResourceCreated { path, settings, .. } => {
+                    path.to_string().len() + settings_json(settings).len()
+                }
+                Self::ResourceUpdated { settings, .. } => settings_json(settings).len(),
+                Self::RecordsAppended { records, .. } => records.len(),
+                Self::JobEnqueued { headers, payload, .. } => headers.len() + payload.len(),
+                Self::JobLeased { worker, .. } => worker.len(),
+                Self::JobReturned { error, .. } | Self::JobDied { error, .. } => error.len(),
+                Self::KeySet { key, value, .. } => key.len() + value.len(),
+                Self::KeyDeleted { key, .. } | Self::KeyExpired { key, .. } => key.len(),
+                Self::ResourceDeleted { .. }
+                | Self::ResourceDropped { .. }
+                | Self::LeaseExtended { .. }
+                | Self::JobDone { .. } => 0,
+            }
+    }
+
+    /// Reads one fact. Its bytes share the reader's buffer.
+    ///
+    /// # Errors
+    /// [`Malformed`]: the entry passed its checksum but does not have this shape, so another version wrote it.
+    pub fn decode(reader: &mut Reader) -> Result<Self, Malformed> {
+        let tag = reader.byte()?;
+        let id = ResourceId(reader.varint()?);
+        Ok(match tag {
+            RESOURCE_CREATED => {
+                let path = read_path(&reader.text()?)?;
+                Self::ResourceCreated { id, path, settings: read_settings(reader)? }
+            }
+            RESOURCE_UPDATED => Self::ResourceUpdated { id, settings: read_settings(reader)? },
+            RESOURCE_DELETED => Self::ResourceDeleted { id },
+            RESOURCE_DROPPED => Self::ResourceDropped { id },
+            RECORDS_APPENDED => Self::RecordsAppended {
+                at: PartitionRef { resource: id, partition: reader.varint_u32()? },
+                base: Offset(reader.varint()?),
+                count: reader.varint_u32()?,
+                records: reader.bytes()?,
+            },
+            JOB_ENQUEUED => Self::JobEnqueued {
+                queue: id,
+                job: JobId(reader.varint()?),
+                ready_at: Millis(reader.varint()?),
+                max_attempts: reader.varint_u32()?,
+                priority: reader.byte()?,
+                headers: reader.bytes()?,
+                payload: reader.bytes()?,
+            },
+            JOB_LEASED => Self::JobLeased {
+                queue: id,
+                job: JobId(reader.varint()?),
+                token: LeaseToken(reader.varint()?),
+                until: Millis(reader.varint()?),
+                worker: reader.bytes()?,
+            },
+            LEASE_EXTENDED => Self::LeaseExtended {
+                queue: id,
+                job: JobId(reader.varint()?),
+                until: Millis(reader.varint()?),
+            },
+            JOB_DONE => Self::JobDone { queue: id, job: JobId(reader.varint()?) },
+            JOB_RETURNED => Self::JobReturned {
+                queue: id,
+                job: JobId(reader.varint()?),
+                ready_at: Millis(reader.varint()?),
+                cause: ReturnCause::from_byte(reader.byte()?)?,
+                error: reader.bytes()?,
+            },
+            JOB_DIED => Self::JobDied {
+                queue: id,
+                job: JobId(reader.varint()?),
+                cause: ReturnCause::from_byte(reader.byte()?)?,
+                error: reader.bytes()?,
+            },
+            KEY_SET => {
+                let (key, value) = (reader.bytes()?, reader.bytes()?);
+                let expires_at = Some(Millis(reader.varint()?)).filter(|at| at.0 > 0);
+                Self::KeySet { store: id, key, value, expires_at }
+            }
+            KEY_DELETED => Self::KeyDeleted { store: id, key: reader.bytes()? },
+            KEY_EXPIRED => Self::KeyExpired { store: id, key: reader.bytes()? },
+            _ => return Err(Malformed("unknown fact; a newer version wrote it")),
+        })
+    }
+}
+
+impl ReturnCause {
+    /// The cause on disk.
+    #[must_use]
+    pub const fn to_byte(self) -> u8 {
+        match self {
+            Self::Nacked => 0,
+            Self::Expired => 1,
+        }
+    }
+
+    /// The cause of that byte.
+    pub const fn from_byte(byte: u8) -> Result<Self, Malformed> {
+        match byte {
+            0 => Ok(Self::Nacked),
+            1 => Ok(Self::Expired),
+            _ => Err(Malformed("unknown cause")),
+        }
+    }
+}
+
+fn put_head(out: &mut impl BufMut, tag: u8, id: ResourceId) {
+    out.put_u8(tag);
+    put_varint(out, id.0);
+}
+
+fn settings_json(settings: &Settings) -> Vec<u8> {
+    serde_json::to_vec(settings).unwrap_or_default()
+}
+
+/// Appends settings in their form on disk: JSON, length-prefixed.
+pub fn put_settings(out: &mut impl BufMut, settings: &Settings) {
+    put_bytes(out, &settings_json(settings));
+}
+
+/// Reads what [`put_settings`] wrote.
+pub fn read_settings(reader: &mut Reader) -> Result<Settings, Malformed> {
+    serde_json::from_slice(&reader.bytes()?).map_err(|_| Malformed("settings this version does not know"))
+}
+
+/// Reads a full path as it stands on disk.
+pub fn read_path(text: &str) -> Result<ResourcePath, Malformed> {
+    let kind = text.split('/').nth(2).and_then(Kind::parse).ok_or(Malformed("path without a kind"))?;
+    ResourcePath::parse(kind, text).map_err(|_| Malformed("illegal path"))
+}
+
+/// Reads all facts of an entry.
+///
+/// # Errors
+/// [`Malformed`] as [`Fact::decode`].
+pub fn decode_all(body: Bytes) -> Result<crate::Batch<Fact>, Malformed> {
+    let mut reader = Reader::new(body);
+    let mut facts = crate::Batch::new();
+    while !reader.is_empty() {
+        facts.push(Fact::decode(&mut reader)?);
+    }
+    Ok(facts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn bytes() -> impl Strategy<Value = Bytes> {
+        proptest::collection::vec(any::<u8>(), 0..64).prop_map(Bytes::from)
+    }
+
+    fn cause() -> impl Strategy<Value = ReturnCause> {
+        prop_oneof![Just(ReturnCause::Nacked), Just(ReturnCause::Expired)]
+    }
+
+    prop_compose! {
+        fn ids()(a: u64, b: u64, c: u64, d: u64) -> (ResourceId, JobId, u64, Millis) {
+            (ResourceId(a), JobId(b), c, Millis(d))
+        }
+    }
+
+    fn fact() -> impl Strategy<Value = Fact> {
+        prop_oneof![
+            any::<u64>().prop_map(|id| Fact::ResourceCreated {
+                id: ResourceId(id),
+                path: ResourcePath::new("a", "b", Kind::Queue, "mail{7}").unwrap(),
+                settings: Settings::default_for(Kind::Queue),
+            }),
+            any::<u64>().prop_map(|id| Fact::ResourceUpdated {
+                id: ResourceId(id),
+                settings: Settings::default_for(Kind::Stream)
+            }),
+            any::<u64>().prop_map(|id| Fact::ResourceDeleted { id: ResourceId(id) }),
+            any::<u64>().prop_map(|id| Fact::ResourceDropped { id: ResourceId(id) }),
+            (ids(), any::<u32>(), any::<u32>(), bytes()).prop_map(
+                |((id, _, base, _), partition, count, records)| {
+                    Fact::RecordsAppended {
+                        at: PartitionRef { resource: id, partition },
+                        base: Offset(base),
+                        count,
+                        records,
+                    }
+                }
+            ),
+            (ids(), any::<u32>(), any::<u8>(), bytes(), bytes()).prop_map(
+                |((queue, job, _, ready_at), max_attempts, priority, headers, payload)| Fact::JobEnqueued {
+                    queue,
+                    job,
+                    ready_at,
+                    max_attempts,
+                    priority,
+                    headers,
+                    payload
+                }
+            ),
+            (ids(), bytes()).prop_map(|((queue, job, token, until), worker)| Fact::JobLeased {
+                queue,
+                job,
+                token: LeaseToken(token),
+                until,
+                worker
+            }),
+            ids().prop_map(|(queue, job, _, until)| Fact::LeaseExtended { queue, job, until }),
+            ids().prop_map(|(queue, job, _, _)| Fact::JobDone { queue, job }),
+            (ids(), cause(), bytes()).prop_map(|((queue, job, _, ready_at), cause, error)| {
+                Fact::JobReturned { queue, job, ready_at, cause, error }
+            }),
+            (ids(), cause(), bytes()).prop_map(|((queue, job, _, _), cause, error)| Fact::JobDied {
+                queue,
+                job,
+                cause,
+                error
+            }),
+            (ids(), bytes(), bytes(), proptest::option::of(1u64..)).prop_map(
+                |((store, ..), key, value, at)| Fact::KeySet {
+                    store,
+                    key,
+                    value,
+                    expires_at: at.map(Millis)
+                }
+            ),
+            (ids(), bytes()).prop_map(|((store, ..), key)| Fact::KeyDeleted { store, key }),
+            (ids(), bytes()).prop_map(|((store, ..), key)| Fact::KeyExpired { store, key }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn facts_round_trip(facts in proptest::collection::vec(fact(), 0..8)) {
+            let mut out = Vec::new();
+            for fact in &facts {
+                let before = out.len();
+                fact.encode(&mut out);
+                prop_assert!(out.len() - before <= fact.encoded_len_max());
+            }
+            prop_assert_eq!(decode_all(out.into()).unwrap().to_vec(), facts);
+        }
+
+        #[test]
+        fn noise_never_makes_the_decoder_panic(noise: Vec<u8>) {
+            let _ = decode_all(noise.into());
+        }
+    }
+}

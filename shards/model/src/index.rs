@@ -1,0 +1,43 @@
+//! What a checkpoint writes to the shard's index: key-value pairs in three spaces.
+//!
+//! The machine encodes and decodes its own entries; the store only keeps them. Every key starts with the slot (two
+//! bytes, big-endian) and the resource (eight bytes, big-endian), so that a slot can be moved as one range.
+
+use bytes::Bytes;
+
+/// A part of the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Space {
+    /// The catalog, and a small entry for each stream partition, queue and store: counters, first offsets.
+    Meta,
+    /// Jobs.
+    Jobs,
+    /// Entries of key-value stores.
+    Keys,
+}
+
+impl Space {
+    /// All spaces.
+    pub const ALL: [Self; 3] = [Self::Meta, Self::Jobs, Self::Keys];
+
+    /// The name of the space on disk.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Meta => "meta",
+            Self::Jobs => "jobs",
+            Self::Keys => "keys",
+        }
+    }
+}
+
+/// One change of the index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IndexWrite {
+    /// Where.
+    pub space: Space,
+    /// The full key, slot and resource included.
+    pub key: Bytes,
+    /// The new value, or `None` to remove the key.
+    pub value: Option<Bytes>,
+}

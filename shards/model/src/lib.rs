@@ -1,0 +1,35 @@
+//! The vocabulary of FlowMesh, shared by every crate and free of I/O.
+//!
+//! Read in this order: [`ids`] (numbers that must not be mixed), [`path`] (what a resource is called),
+//! [`placement`] (which shard owns it), [`settings`] (what can be set for it), [`record`] (how stream records
+//! are packed), [`command`] → [`fact`] → [`reply`] (what is asked, what became true, what is answered),
+//! [`reject`] (why not) and [`limits`] (how much).
+
+pub mod catalog;
+pub mod codec;
+pub mod command;
+pub mod fact;
+pub mod ids;
+pub mod index;
+pub mod limits;
+pub mod path;
+pub mod placement;
+pub mod record;
+pub mod reject;
+pub mod reply;
+pub mod settings;
+
+pub use catalog::{Catalog, ResourceInfo};
+pub use command::{CatalogCommand, Command, KvCommand, QueueCommand, StreamCommand};
+pub use fact::Fact;
+pub use ids::{
+    CatalogVersion, JobId, LeaseToken, Lsn, Millis, Offset, PartitionRef, ResourceId, ShardId, SlotId,
+};
+pub use index::{IndexWrite, Space};
+pub use path::{Kind, ResourcePath};
+pub use reject::{Code, Reject};
+pub use reply::Reply;
+pub use settings::{Durability, KvSettings, QueueSettings, Settings, StreamSettings};
+
+/// A batch that usually holds one item and then lives without an allocation.
+pub type Batch<T> = smallvec::SmallVec<[T; 1]>;

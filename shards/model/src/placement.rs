@@ -1,0 +1,137 @@
+//! Which slot a partition or key belongs to, and which shard holds a slot.
+//!
+//! The hash is part of the disk format: the golden tests below may never change.
+//! - The **placement text** of a resource is its path, or, if its name holds a `{tag}`, `tenant/namespace/{tag}`.
+//! - A stream's or queue's partition `p` is in slot `xxh3_64(text, seed = p) mod 4096`.
+//! - A key of a store is in slot `xxh3_64(key, seed = xxh3_64(text))  mod 4096`, or, if the key holds a `{tag}`,
+//!   in slot `xxh3_64("tenant/namespace/{tag}", seed = 0) mod 4096`: where a queue or stream of that tag is.
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use crate::ids::{ShardId, SlotId};
+use crate::path::ResourcePath;
+
+/// The number of slots, fixed for ever: 4096 keeps 256 shards within 7 % of even and the map small.
+pub const SLOTS: u16 = 4096;
+
+/// A resource's part of every placement, computed once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacementHash {
+    text: String,
+    seed: u64,
+    scope: String,
+}
+
+impl PlacementHash {
+    /// The placement of a path.
+    pub fn of(path: &ResourcePath) -> Self {
+        let scope = format!("{}/{}/", path.tenant(), path.namespace());
+        let text = match tag_of(path.name().as_bytes()) {
+            Some(tag) => format!("{scope}{{{}}}", String::from_utf8_lossy(tag)),
+            None => path.to_string(),
+        };
+        let seed = xxh3_64(text.as_bytes());
+        Self { text, seed, scope }
+    }
+
+    /// The slot of a stream's or queue's partition.
+    pub fn partition_slot(&self, partition: u32) -> SlotId {
+        to_slot(xxh3_64_with_seed(self.text.as_bytes(), u64::from(partition)))
+    }
+
+    /// The slot of a key of a store.
+    pub fn key_slot(&self, key: &[u8]) -> SlotId {
+        match tag_of(key) {
+            None => to_slot(xxh3_64_with_seed(key, self.seed)),
+            Some(tag) => {
+                let mut text = Vec::with_capacity(self.scope.len() + tag.len() + 2);
+                text.extend_from_slice(self.scope.as_bytes());
+                text.push(b'{');
+                text.extend_from_slice(tag);
+                text.push(b'}');
+                to_slot(xxh3_64_with_seed(&text, 0))
+            }
+        }
+    }
+}
+
+fn to_slot(hash: u64) -> SlotId {
+    SlotId((hash % u64::from(SLOTS)) as u16)
+}
+
+/// The bytes between the first `{` and the next `}`, if there are any (as in Redis Cluster).
+fn tag_of(name: &[u8]) -> Option<&[u8]> {
+    let open = name.iter().position(|&c| c == b'{')?;
+    let rest = name.get(open + 1..)?;
+    let close = rest.iter().position(|&c| c == b'}')?;
+    if close == 0 { None } else { rest.get(..close) }
+}
+
+/// Which shard holds which slot.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct SlotMap(Vec<ShardId>);
+
+impl SlotMap {
+    /// The map of a new data directory: slots dealt out in turn.
+    pub fn new(shards: u16) -> Self {
+        assert!(shards > 0, "a server has at least one shard");
+        Self((0..SLOTS).map(|slot| ShardId(slot % shards)).collect())
+    }
+
+    /// The shard that holds a slot.
+    pub fn shard(&self, slot: SlotId) -> ShardId {
+        self.0.get(usize::from(slot.0)).copied().unwrap_or_default()
+    }
+
+    /// Whether the map has an entry for every slot and names only shards below `shards`.
+    pub fn is_valid(&self, shards: u16) -> bool {
+        self.0.len() == usize::from(SLOTS) && self.0.iter().all(|shard| shard.0 < shards)
+    }
+
+    /// Slots held by a shard.
+    pub fn slots_of(&self, shard: ShardId) -> usize {
+        self.0.iter().filter(|&&holder| holder == shard).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::Kind;
+
+    fn placed(kind: Kind, name: &str) -> PlacementHash {
+        PlacementHash::of(&ResourcePath::parse(kind, name).unwrap())
+    }
+
+    #[test]
+    fn the_hash_never_changes() {
+        let stream = placed(Kind::Stream, "logs");
+        let store = placed(Kind::Kv, "sessions");
+        let golden = [
+            stream.partition_slot(0),
+            stream.partition_slot(1),
+            placed(Kind::Queue, "logs").partition_slot(0),
+            store.key_slot(b"user:1"),
+            store.key_slot(b"user:{1}"),
+            placed(Kind::Queue, "mail{1}").partition_slot(0),
+        ];
+        assert_eq!(golden.map(SlotId::get), GOLDEN);
+    }
+
+    const GOLDEN: [u16; 6] = [3300, 589, 61, 1183, 4003, 4003];
+
+    #[test]
+    fn what_shares_a_tag_shares_a_slot() {
+        let queue = placed(Kind::Queue, "cart{42}").partition_slot(0);
+        assert_eq!(placed(Kind::Stream, "events{42}").partition_slot(0), queue);
+        assert_eq!(placed(Kind::Kv, "stock").key_slot(b"item:{42}:left"), queue);
+    }
+
+    #[test]
+    fn new_maps_are_even() {
+        let map = SlotMap::new(3);
+        assert!(map.is_valid(3));
+        assert!((0..3).all(|s| (1365..=1366).contains(&map.slots_of(ShardId(s)))));
+    }
+}

@@ -1,0 +1,144 @@
+//! What a shard answers. One variant for each shape; [`crate::command`] says which command gets which.
+
+use bytes::Bytes;
+
+use crate::Batch;
+use crate::catalog::ResourceInfo;
+use crate::ids::{CatalogVersion, JobId, LeaseToken, Lsn, Millis, Offset};
+use crate::reject::Reject;
+
+use std::sync::Arc;
+
+/// Consecutive records of one append, or a part of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordRun {
+    /// The first record's offset.
+    pub base: Offset,
+    /// How many there are.
+    pub count: u32,
+    /// When they were appended.
+    pub appended_at: Millis,
+    /// The packed records (see [`crate::record`]).
+    pub records: Bytes,
+}
+
+/// The answer to a read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecordRuns {
+    /// Records in order, without a gap.
+    pub runs: Vec<RecordRun>,
+    /// Where the next read starts.
+    pub next: Offset,
+    /// The first record there is.
+    pub earliest: Offset,
+    /// The offset the next appended record will get.
+    pub high_watermark: Offset,
+}
+
+/// A job with its lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeasedJob {
+    /// The job.
+    pub job: JobId,
+    /// The lease's fencing token.
+    pub token: LeaseToken,
+    /// Which delivery this is, from 1.
+    pub attempt: u32,
+    /// The job's priority.
+    pub priority: u8,
+    /// When the lease ends.
+    pub leased_until: Millis,
+    /// When the job was enqueued.
+    pub enqueued_at: Millis,
+    /// What to work on.
+    pub payload: Bytes,
+    /// Packed headers.
+    pub headers: Bytes,
+}
+
+/// Jobs of a queue by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueStatus {
+    /// To be had now.
+    pub ready: u64,
+    /// Waiting for their time.
+    pub delayed: u64,
+    /// With a worker.
+    pub leased: u64,
+    /// Out of attempts, kept.
+    pub dead: u64,
+    /// Acknowledged since the queue was created.
+    pub done_total: u64,
+    /// Enqueued since the queue was created.
+    pub enqueued_total: u64,
+    /// How long the oldest ready job has been ready.
+    pub oldest_ready_ms: u64,
+}
+
+/// A key's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EntryValue {
+    /// The value; empty where only keys were asked for.
+    pub value: Bytes,
+    /// The entry that set it. Only grows.
+    pub version: Lsn,
+    /// When it ends, if it does.
+    pub expires_at: Option<Millis>,
+}
+
+/// What a shard answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// The records have offsets `base..base + count`.
+    Appended {
+        /// The first record's offset.
+        base: Offset,
+        /// How many.
+        count: u32,
+        /// The append's time.
+        appended_at: Millis,
+    },
+    /// Records.
+    Records(RecordRuns),
+    /// First and next offset of a partition.
+    StreamStatus {
+        /// The first record there is.
+        earliest: Offset,
+        /// The offset the next record will get.
+        next: Offset,
+        /// Packed bytes of all records there are.
+        bytes: u64,
+    },
+    /// The new jobs, in order.
+    Enqueued(Batch<JobId>),
+    /// The leased jobs.
+    Reserved(Vec<LeasedJob>),
+    /// One outcome a lease, in order.
+    Settled(Batch<Result<(), Reject>>),
+    /// The leases' new ends, or why not, in order.
+    Extended(Batch<Result<Millis, Reject>>),
+    /// Counts by state.
+    QueueStatus(QueueStatus),
+    /// The new versions, or why not, in order.
+    Written(Batch<Result<Lsn, Reject>>),
+    /// What the keys hold, in order.
+    Values(Batch<Option<EntryValue>>),
+    /// One answer a key, in order.
+    Flags(Batch<bool>),
+    /// Keys in byte order.
+    Scanned {
+        /// Keys and what they hold.
+        entries: Vec<(Bytes, EntryValue)>,
+        /// Whether there may be more after the last.
+        more: bool,
+    },
+    /// A resource, and the catalog version from which on it is so.
+    Resource {
+        /// The resource.
+        info: Arc<ResourceInfo>,
+        /// Whether this command made the change.
+        changed: bool,
+        /// The catalog with the change.
+        version: CatalogVersion,
+    },
+}

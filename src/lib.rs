@@ -1,0 +1,1 @@
+//! FlowMesh: one server for cache, job queues and event streams.

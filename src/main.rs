@@ -1,0 +1,2 @@
+//! The flowmesh binary.
+fn main() {}
