@@ -1,1 +1,5 @@
 //! A shard: the pump that joins the machine and the store.
+
+pub mod sink;
+
+pub use sink::{ReplySink, SinkFn};

@@ -69,5 +69,5 @@ pub trait DiskFile: 'static {
     fn truncate(&self, bytes: u64) -> impl Future<Output = io::Result<()>>;
 
     /// The file's length now.
-    fn len(&self) -> impl Future<Output = io::Result<u64>>;
+    fn size(&self) -> impl Future<Output = io::Result<u64>>;
 }
