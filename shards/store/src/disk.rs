@@ -33,17 +33,22 @@ pub trait Disk: Clone + 'static {
     /// Opens a file to read and write.
     fn open(&self, path: &Path) -> impl Future<Output = io::Result<Self::File>>;
 
-    /// The names in a directory, sorted; empty if there is no such directory.
+    /// The bare names (not joined to `dir`) of the files and directories in a directory, sorted; empty if there is no
+    /// such directory.
     fn list(&self, dir: &Path) -> impl Future<Output = io::Result<Vec<PathBuf>>>;
 
     /// Makes a directory and those above it.
     fn create_dir_all(&self, dir: &Path) -> impl Future<Output = io::Result<()>>;
 
-    /// Renames a file within a file system. Durable only after [`Disk::sync_dir`].
+    /// Renames a file within a directory, replacing `to` if it exists: after a crash the directory has either the old
+    /// or the new state of this change. Durable only after [`Disk::sync_dir`].
     fn rename(&self, from: &Path, to: &Path) -> impl Future<Output = io::Result<()>>;
 
     /// Removes a file. Durable only after [`Disk::sync_dir`].
     fn remove(&self, path: &Path) -> impl Future<Output = io::Result<()>>;
+
+    /// Removes an empty directory. Durable only after [`Disk::sync_dir`] of the one above it.
+    fn remove_dir(&self, dir: &Path) -> impl Future<Output = io::Result<()>>;
 
     /// Makes creations, renames and removals in a directory durable.
     fn sync_dir(&self, dir: &Path) -> impl Future<Output = io::Result<()>>;
@@ -54,9 +59,15 @@ pub trait DiskFile: 'static {
     /// Memory for I/O.
     type Buf: IoBuf;
 
-    /// Writes all of `buf` at `position` (a multiple of [`ALIGN`]) and gives the buffer back. A future that is dropped
-    /// may still write. Not durable before [`DiskFile::sync`]. Fails with `StorageFull` if there is no space.
-    fn write_at(&self, buf: Self::Buf, position: u64) -> impl Future<Output = io::Result<Self::Buf>>;
+    /// Writes the first `bytes` of `buf` at `position` (both multiples of [`ALIGN`]) and gives the whole buffer back,
+    /// so that a small batch out of a large, reused buffer costs a small write. A future that is dropped may still
+    /// write. Not durable before [`DiskFile::sync`]. Fails with `StorageFull` if there is no space.
+    fn write_at(
+        &self,
+        buf: Self::Buf,
+        bytes: usize,
+        position: u64,
+    ) -> impl Future<Output = io::Result<Self::Buf>>;
 
     /// Reads `bytes` from `position` (both multiples of [`ALIGN`]); shorter at the end of the file.
     fn read_at(&self, position: u64, bytes: usize) -> impl Future<Output = io::Result<Self::Buf>>;
