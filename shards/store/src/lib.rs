@@ -9,3 +9,4 @@ pub mod index;
 pub mod log;
 mod pages;
 pub mod segments;
+mod window;

@@ -44,3 +44,18 @@ impl Fields<'_> {
         u64::from_le_bytes(self.take())
     }
 }
+
+/// The checksum of a header with its own four checksum bytes at `hole` left out.
+pub(crate) fn crc_around(fields: &[u8], hole: usize) -> u32 {
+    let before = crc32c::crc32c(fields.get(..hole).unwrap_or_default());
+    crc32c::crc32c_append(before, fields.get(hole + 4..).unwrap_or_default())
+}
+
+/// Copies `bytes` to a place that has room for them.
+pub(crate) fn put_at(out: &mut [u8], at: usize, bytes: &[u8]) {
+    let room = out.get_mut(at..at + bytes.len());
+    assert!(room.is_some(), "bytes are put to a place that has room for them");
+    if let Some(room) = room {
+        room.copy_from_slice(bytes);
+    }
+}

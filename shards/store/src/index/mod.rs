@@ -1,1 +1,328 @@
-//! The index.
+//! The index: where a checkpoint puts what is not in stream segments, so that a restart need not read the whole log.
+//!
+//! One fjall database per shard, owned by one storage thread, because its writes can block for 100 ms. This file is the
+//! core's side: each call goes over a channel, its future completes on the core's executor. [`worker`] is the thread,
+//! [`store`] what it does to fjall, and the keys and values it keeps there.
+//!
+//! ```text
+//!   core                                 storage thread
+//!   index.checkpoint()  add* ──────────► gathers; beyond `batch_bytes_max` writes to the stage, invisible
+//!                       commit(lsn) ───► all of it and the LSN become visible and durable, atomically
+//!   index.scan_all ◄──── chunks ──────── at start
+//! ```
+//!
+//! The index is never the authority: it can be thrown away if the log still reaches back to LSN 1, and what it says it
+//! holds (`applied`) is compared with the log at every start.
+
+mod store;
+mod worker;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+
+use bytes::Bytes;
+use flowmesh_model::codec::Malformed;
+use flowmesh_model::{IndexWrite, Lsn, ShardId, Space};
+use futures::channel::oneshot;
+use thiserror::Error;
+
+use worker::Op;
+
+/// Settings of one shard's index.
+#[derive(Clone)]
+pub struct IndexConfig {
+    /// Where it is: `index` in the shard's directory.
+    pub dir: PathBuf,
+    /// Whose it is.
+    pub shard: ShardId,
+    /// Memory for blocks that were read.
+    pub cache_bytes: u64,
+    /// Memory for what was written last, for each [`Space`].
+    pub memtable_bytes: u64,
+    /// fjall's journal on disk at most, at least 64 MiB.
+    pub journal_bytes_max: u64,
+    /// A checkpoint up to this size is one fjall batch; what is beyond is written twice (see [`store`]).
+    pub batch_bytes_max: usize,
+    /// Runs first on the storage thread: moves it off the core of the shard that made it.
+    pub on_thread_start: Option<Arc<dyn Fn() + Send + Sync>>,
+}
+
+impl IndexConfig {
+    /// The defaults for a shard with this directory.
+    pub fn new(shard_dir: &Path, shard: ShardId) -> Self {
+        Self {
+            dir: shard_dir.join("index"),
+            shard,
+            cache_bytes: 4 * 1024 * 1024,
+            memtable_bytes: 8 * 1024 * 1024,
+            journal_bytes_max: 64 * 1024 * 1024,
+            batch_bytes_max: 8 * 1024 * 1024,
+            on_thread_start: None,
+        }
+    }
+}
+
+/// An index that cannot be opened, read or written.
+#[derive(Debug, Error)]
+pub enum IndexError {
+    /// No space on the disk. The next commit tries again with a newly opened database.
+    #[error("shard {shard}: no space on the disk for the index")]
+    DiskFull {
+        /// Whose index.
+        shard: ShardId,
+    },
+    /// The database said no.
+    #[error("shard {shard}: cannot {action} the index in {}: {source}", .dir.display())]
+    Database {
+        /// Whose index.
+        shard: ShardId,
+        /// What was tried.
+        action: &'static str,
+        /// Where.
+        dir: PathBuf,
+        /// Why not.
+        source: fjall::Error,
+    },
+    /// Another process has the database open.
+    #[error("shard {shard}: the index in {} is in use by another process", .dir.display())]
+    Locked {
+        /// Whose index.
+        shard: ShardId,
+        /// Where.
+        dir: PathBuf,
+    },
+    /// The index of another shard.
+    #[error(
+        "shard {shard}: the index in {} belongs to shard {found}. Put each shard's files back into its own directory",
+        .dir.display()
+    )]
+    WrongShard {
+        /// Whose index is being opened.
+        shard: ShardId,
+        /// Where.
+        dir: PathBuf,
+        /// Whose it is.
+        found: ShardId,
+    },
+    /// Written by a newer server.
+    #[error(
+        "shard {shard}: the index in {} has format version {version}, this server knows up to {known}. Start the newer \
+         server again",
+        .dir.display()
+    )]
+    NewerFormat {
+        /// Whose index.
+        shard: ShardId,
+        /// Where.
+        dir: PathBuf,
+        /// Its version.
+        version: u32,
+        /// The newest known one.
+        known: u32,
+    },
+    /// Something in it cannot be understood.
+    #[error("shard {shard}: an entry of the index in {} cannot be read: {reason}", .dir.display())]
+    Undecodable {
+        /// Whose index.
+        shard: ShardId,
+        /// Where.
+        dir: PathBuf,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// The database lost something that was durable.
+    #[error(
+        "shard {shard}: the index in {} went back to LSN {found} from {committed}: its files were changed or the disk \
+         loses writes. Restart the server after checking the disk",
+        .dir.display()
+    )]
+    WentBack {
+        /// Whose index.
+        shard: ShardId,
+        /// Where.
+        dir: PathBuf,
+        /// What had been committed.
+        committed: Lsn,
+        /// What was found.
+        found: Lsn,
+    },
+    /// An earlier change of this checkpoint failed, or a later checkpoint was begun: nothing of it stays.
+    #[error("shard {shard}: the checkpoint was given up before; begin another one")]
+    GivenUp {
+        /// Whose index.
+        shard: ShardId,
+    },
+    /// An earlier failure closed the index for good; reads of the shard's memory and its log go on.
+    #[error(
+        "shard {shard}: the index is closed after an earlier failure; restart the server after checking the disk"
+    )]
+    Closed {
+        /// Whose index.
+        shard: ShardId,
+    },
+}
+
+impl IndexError {
+    /// Whether there was no space on the disk.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::DiskFull { .. })
+    }
+}
+
+/// Keys and values, in key order. They share one piece of memory: detach what is kept for long.
+pub type Chunk = Vec<(Bytes, Bytes)>;
+
+/// Bytes of keys and values a scan fetches at once.
+const SCAN_BYTES: usize = 1024 * 1024;
+
+/// One shard's index. Cheap to clone; the last one dropped, or [`Index::shutdown`], ends the storage thread.
+#[derive(Clone)]
+pub struct Index {
+    ops: mpsc::Sender<Op>,
+    checkpoints: Arc<AtomicU64>,
+    shard: ShardId,
+    dir: Arc<Path>,
+}
+
+impl Index {
+    /// Opens the index or makes a new one; also says up to which LSN it holds everything (0 if new). Finishes a
+    /// checkpoint that was committed and not yet wholly moved to its place.
+    pub async fn open(config: IndexConfig) -> Result<(Self, Lsn), IndexError> {
+        let (shard, dir) = (config.shard, Arc::from(config.dir.as_path()));
+        let (ops, inbox) = mpsc::channel();
+        let (opened, outcome) = oneshot::channel();
+        let name = format!("index-{shard}");
+        let started =
+            std::thread::Builder::new().name(name).spawn(move || worker::run(config, &inbox, opened));
+        let index = Self { ops, checkpoints: Arc::default(), shard, dir };
+        if let Err(error) = started {
+            return Err(index.failed("start the thread of", error.into()));
+        }
+        let applied = outcome.await.unwrap_or_else(|_| Err(index.closed()))?;
+        Ok((index, applied))
+    }
+
+    /// Starts a checkpoint. A checkpoint that is dropped before its commit leaves no trace; a new one ends the one
+    /// before.
+    pub fn checkpoint(&self) -> Checkpoint {
+        // Told to the thread first of all, so that nothing of an abandoned checkpoint gets into this one.
+        let number = self.checkpoints.fetch_add(1, Ordering::Relaxed);
+        drop(self.ops.send(Op::Begin { number }));
+        Checkpoint { index: self.clone(), number }
+    }
+
+    /// A checkpoint in one call: everything in it and `applied` become visible and durable together, or nothing.
+    pub async fn commit(&self, writes: Vec<IndexWrite>, applied: Lsn) -> Result<(), IndexError> {
+        let checkpoint = self.checkpoint();
+        checkpoint.add(writes).await?;
+        checkpoint.commit(applied).await
+    }
+
+    /// The value of a key.
+    pub async fn get(&self, space: Space, key: Bytes) -> Result<Option<Bytes>, IndexError> {
+        self.ask(|reply| Op::Get { space, key, reply }).await
+    }
+
+    /// All entries of a space in key order, a chunk at a time.
+    pub fn scan(&self, space: Space) -> Scan {
+        let mut scan = Scan { index: self.clone(), space, fetching: None };
+        scan.fetch(None);
+        scan
+    }
+
+    /// All entries of a space in key order.
+    pub async fn scan_all(
+        &self,
+        space: Space,
+        mut sink: impl FnMut(Bytes, Bytes) -> Result<(), Malformed>,
+    ) -> Result<(), IndexError> {
+        let mut scan = self.scan(space);
+        while let Some(chunk) = scan.next().await? {
+            for (key, value) in chunk {
+                sink(key, value).map_err(|Malformed(reason)| IndexError::Undecodable {
+                    shard: self.shard,
+                    dir: self.dir.to_path_buf(),
+                    reason,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the database and ends the thread.
+    pub async fn shutdown(self) -> Result<(), IndexError> {
+        self.ask(|reply| Op::Shutdown { reply }).await
+    }
+
+    fn send<T>(
+        &self,
+        op: impl FnOnce(oneshot::Sender<Result<T, IndexError>>) -> Op,
+    ) -> oneshot::Receiver<Result<T, IndexError>> {
+        let (reply, answer) = oneshot::channel();
+        // If the thread is gone the reply is dropped with the operation, and that is the answer.
+        drop(self.ops.send(op(reply)));
+        answer
+    }
+
+    async fn ask<T>(
+        &self,
+        op: impl FnOnce(oneshot::Sender<Result<T, IndexError>>) -> Op,
+    ) -> Result<T, IndexError> {
+        self.send(op).await.unwrap_or_else(|_| Err(self.closed()))
+    }
+
+    fn closed(&self) -> IndexError {
+        IndexError::Closed { shard: self.shard }
+    }
+
+    fn failed(&self, action: &'static str, source: fjall::Error) -> IndexError {
+        IndexError::Database { shard: self.shard, action, dir: self.dir.to_path_buf(), source }
+    }
+}
+
+/// A walk through a space. The next chunk is fetched while the caller works on one.
+pub struct Scan {
+    index: Index,
+    space: Space,
+    fetching: Option<oneshot::Receiver<Result<Chunk, IndexError>>>,
+}
+
+impl Scan {
+    /// The next entries, about a MiB of them; `None` at the end, or after an error.
+    pub async fn next(&mut self) -> Result<Option<Chunk>, IndexError> {
+        let Some(fetching) = self.fetching.take() else { return Ok(None) };
+        let chunk = fetching.await.unwrap_or_else(|_| Err(self.index.closed()))?;
+        let Some((last, _)) = chunk.last() else { return Ok(None) };
+        self.fetch(Some(last.clone()));
+        Ok(Some(chunk))
+    }
+
+    fn fetch(&mut self, after: Option<Bytes>) {
+        let space = self.space;
+        let scan = self.index.send(|reply| Op::Scan { space, after, bytes_max: SCAN_BYTES, reply });
+        self.fetching = Some(scan);
+    }
+}
+
+/// Changes of the index that become visible together.
+#[must_use = "nothing of a checkpoint stays unless it is committed"]
+pub struct Checkpoint {
+    index: Index,
+    number: u64,
+}
+
+impl Checkpoint {
+    /// Adds changes, in order: the last one of a key counts. Send a few MiB at a time and wait: memory is bounded by
+    /// that and `batch_bytes_max`.
+    pub async fn add(&self, writes: Vec<IndexWrite>) -> Result<(), IndexError> {
+        self.index.ask(|reply| Op::Add { number: self.number, writes, reply }).await
+    }
+
+    /// Makes everything that was added, and `applied`, visible and durable. On an error none of it is visible, and all
+    /// of it must be added again to another checkpoint (it may come to light at the next opening nevertheless).
+    pub async fn commit(self, applied: Lsn) -> Result<(), IndexError> {
+        self.index.ask(|reply| Op::Commit { number: self.number, applied, reply }).await
+    }
+}

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use flowmesh_model::{Lsn, Millis};
 
 use super::format::{BATCH_HEADER_BYTES, BatchHeader, ENTRY_HEADER_BYTES, Run, seal_entry};
-use crate::disk::{Disk, IoBuf};
+use crate::disk::Disk;
 use crate::pages::round_up;
 
 /// Where a batch will be written.
@@ -52,11 +52,6 @@ impl<D: Disk> Filling<D> {
     /// What the batch takes on disk if it is sealed now.
     pub fn disk_bytes(&self) -> usize {
         round_up(self.used)
-    }
-
-    /// Memory held.
-    pub fn capacity(&self) -> usize {
-        self.buf.as_ref().len()
     }
 
     /// Whether there is nothing to write.

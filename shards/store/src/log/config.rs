@@ -56,9 +56,9 @@ impl LogConfig {
 
     /// The largest body that an entry can have.
     pub fn body_bytes_max(&self) -> usize {
-        let room = usize::try_from(self.segment_bytes).unwrap_or(usize::MAX).saturating_sub(
-            SEGMENT_HEADER_BYTES + BATCH_HEADER_BYTES + ENTRY_HEADER_BYTES,
-        );
+        let room = usize::try_from(self.segment_bytes)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(SEGMENT_HEADER_BYTES + BATCH_HEADER_BYTES + ENTRY_HEADER_BYTES);
         room.min(ENTRY_BYTES_MAX)
     }
 

@@ -53,7 +53,7 @@ use flowmesh_model::{Lsn, Millis, ShardId};
 
 use super::error::Damage;
 use crate::disk::ALIGN;
-use crate::pages::{Fields, round_up};
+use crate::pages::{Fields, crc_around, put_at, round_up};
 
 /// The format this server writes, and the newest it reads.
 pub const VERSION: u32 = 1;
@@ -299,20 +299,6 @@ fn check_entry(bytes: &[u8], run: Run, lsn: Lsn) -> Result<usize, Damage> {
         return Err(Damage::EntryShape);
     }
     Ok(ENTRY_HEADER_BYTES + len)
-}
-
-/// The checksum of a header with its own four checksum bytes at `hole` left out.
-fn crc_around(fields: &[u8], hole: usize) -> u32 {
-    let before = crc32c::crc32c(fields.get(..hole).unwrap_or_default());
-    crc32c::crc32c_append(before, fields.get(hole + 4..).unwrap_or_default())
-}
-
-fn put_at(out: &mut [u8], at: usize, bytes: &[u8]) {
-    let room = out.get_mut(at..at + bytes.len());
-    assert!(room.is_some(), "a header is written to a place that has room for it");
-    if let Some(room) = room {
-        room.copy_from_slice(bytes);
-    }
 }
 
 #[cfg(test)]

@@ -4,16 +4,13 @@
 use std::io;
 use std::rc::Rc;
 
-use bytes::{Buf, BytesMut};
 use flowmesh_model::Lsn;
 
 use super::error::Damage;
 use super::format::{BATCH_HEADER_BYTES, BATCH_MAGIC, BatchHeader, SegmentHeader, VerifiedEntries};
 use crate::disk::{ALIGN, Disk, DiskFile};
-use crate::pages::{PAGE, round_up};
-
-/// How much is read at once.
-const READ_BYTES: usize = 1024 * 1024;
+use crate::pages::PAGE;
+use crate::window::{READ_BYTES, Window};
 
 /// Where a log stops being readable, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,16 +25,13 @@ pub(super) type ReadBatch = (BatchHeader, VerifiedEntries);
 
 /// Reads the batches of one segment.
 pub(super) struct BatchReader<D: Disk> {
-    file: Rc<D::File>,
     header: SegmentHeader,
-    window: BytesMut,
-    /// The position of the window's first byte.
-    start: u64,
+    window: Window<D::File>,
 }
 
 impl<D: Disk> BatchReader<D> {
     pub fn new(file: Rc<D::File>, header: SegmentHeader) -> Self {
-        Self { file, header, window: BytesMut::new(), start: 0 }
+        Self { window: Window::new(file, header.bytes), header }
     }
 
     /// The batch at `position`, if it is whole, its first entry is `expected` and its run is at least `run_min`.
@@ -48,10 +42,10 @@ impl<D: Disk> BatchReader<D> {
         run_min: u64,
     ) -> io::Result<Result<ReadBatch, Fault>> {
         let fault = |what| Ok(Err(Fault { offset: position, lsn: expected, what }));
-        if !self.fill(position, ALIGN).await? {
+        if !self.window.fill(position, ALIGN).await? {
             return fault(Damage::NoBatch);
         }
-        let header = match BatchHeader::decode(&self.window) {
+        let header = match BatchHeader::decode(self.window.bytes()) {
             Ok(header) if !header.belongs_to(&self.header) => return fault(Damage::NoBatch),
             Ok(header) => header,
             Err(what) => return fault(what),
@@ -62,41 +56,16 @@ impl<D: Disk> BatchReader<D> {
         if header.run < run_min {
             return fault(Damage::StaleRun);
         }
-        if !self.fill(position, header.disk_bytes()).await? {
+        if !self.window.fill(position, header.disk_bytes()).await? {
             return fault(Damage::BatchLength);
         }
-        let batch = self.window.split_to(header.disk_bytes()).freeze();
-        self.start += batch.len() as u64;
+        let batch = self.window.take(header.disk_bytes());
         let body = batch.slice(BATCH_HEADER_BYTES..BATCH_HEADER_BYTES + header.body_bytes as usize);
         Ok(VerifiedEntries::check(&header, body).map(|entries| (header, entries)).map_err(|bad| Fault {
             offset: position + (BATCH_HEADER_BYTES + bad.at) as u64,
             lsn: expected,
             what: bad.what,
         }))
-    }
-
-    /// Makes the window start at `position` and hold `bytes`; `false` if the segment ends before.
-    async fn fill(&mut self, position: u64, bytes: usize) -> io::Result<bool> {
-        let skip = position.checked_sub(self.start).and_then(|skip| usize::try_from(skip).ok());
-        match skip.filter(|&skip| skip <= self.window.len()) {
-            Some(skip) => self.window.advance(skip),
-            None => self.window = BytesMut::new(),
-        }
-        self.start = position;
-        while self.window.len() < bytes {
-            let from = position + self.window.len() as u64;
-            let left = usize::try_from(self.header.bytes.saturating_sub(from)).unwrap_or(usize::MAX);
-            let want = READ_BYTES.max(round_up(bytes - self.window.len())).min(left);
-            if want == 0 {
-                return Ok(false);
-            }
-            let read = self.file.read_at(from, want).await?;
-            self.window.extend_from_slice(read.as_ref());
-            if read.as_ref().len() < want && self.window.len() < bytes {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 }
 

@@ -116,8 +116,11 @@ pub async fn recover<D: Disk>(
     let mut entries = 0;
     while let Some((_, batch)) = walk.next().await? {
         for (lsn, time, body) in batch.filter(|&(lsn, ..)| lsn > applied) {
-            sink(Entry { lsn, time, body }).map_err(|Malformed(reason)| {
-                LogError::Undecodable { shard: whose.shard, file: walk.file(), lsn, reason }
+            sink(Entry { lsn, time, body }).map_err(|Malformed(reason)| LogError::Undecodable {
+                shard: whose.shard,
+                file: walk.file(),
+                lsn,
+                reason,
             })?;
             entries += 1;
         }
@@ -233,7 +236,12 @@ impl<D: Disk> Found<D> {
             Ok(header) => header,
             Err(HeaderFault::Damaged) => return Err(damaged(0, Damage::SegmentHeader)),
             Err(HeaderFault::Newer(version)) => {
-                return Err(LogError::NewerFormat { shard: whose.shard, file: path, version, known: VERSION });
+                return Err(LogError::NewerFormat {
+                    shard: whose.shard,
+                    file: path,
+                    version,
+                    known: VERSION,
+                });
             }
         };
         if header.shard != whose.shard {
@@ -284,7 +292,16 @@ impl<'a, D: Disk> Walk<'a, D> {
         let Some(segment) = segments.get(at) else { return Err(ends_early(whose, applied, Lsn(1))) };
         let reader = segment.reader();
         let expected = segment.first.map_or(Lsn(1), |first| first.first_lsn);
-        Ok(Self { whose, applied, segments, at, reader, expected, evidence: Evidence::default(), fault: None })
+        Ok(Self {
+            whose,
+            applied,
+            segments,
+            at,
+            reader,
+            expected,
+            evidence: Evidence::default(),
+            fault: None,
+        })
     }
 
     /// The next batch; `None` at the first invalid place.

@@ -10,7 +10,9 @@ use std::rc::Rc;
 use flowmesh_model::Lsn;
 
 use super::error::LogError;
-use super::format::{BATCH_HEADER_BYTES, BatchHeader, ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::format::{
+    BATCH_HEADER_BYTES, BatchHeader, ENTRY_HEADER_BYTES, SEGMENT_HEADER_BYTES, SegmentHeader,
+};
 use super::reader::BatchReader;
 use super::recovery::recover;
 use super::segment::{cut_name, drop_suffix, log_name, sync_dir};

@@ -188,7 +188,10 @@ impl<D: Disk> Log<D> {
 
     /// Takes note of a sync that succeeded.
     pub fn durable(&mut self, synced: Synced) {
-        assert!(synced.upto >= self.durable && synced.upto <= self.written, "a sync makes written entries durable");
+        assert!(
+            synced.upto >= self.durable && synced.upto <= self.written,
+            "a sync makes written entries durable"
+        );
         self.durable = synced.upto;
         if let Some(on_disk) = &mut self.on_disk {
             on_disk.syncing = false;
@@ -261,9 +264,11 @@ impl<D: Disk> Log<D> {
         let on_disk = self.on_disk?;
         assert!(on_disk.in_flight.is_empty(), "a log is truncated when nothing is on its way");
         let head = on_disk.head.first.map(|first| (on_disk.head.segment.header.seq, first));
-        let mut with_entries: Vec<_> = on_disk.full.iter().map(|full| (full.seq, full.first)).chain(head).collect();
+        let mut with_entries: Vec<_> =
+            on_disk.full.iter().map(|full| (full.seq, full.first)).chain(head).collect();
         let behind = with_entries.iter().rposition(|&(_, first)| first <= lsn).map_or(0, |at| at + 1);
-        let mut seqs: Vec<u64> = with_entries.split_off(behind.max(1) - 1).into_iter().map(|(seq, _)| seq).collect();
+        let mut seqs: Vec<u64> =
+            with_entries.split_off(behind.max(1) - 1).into_iter().map(|(seq, _)| seq).collect();
         if on_disk.head.first.is_none() {
             seqs.push(on_disk.head.segment.header.seq);
         }
@@ -426,7 +431,11 @@ impl<D: Disk> OnDisk<D> {
                 break;
             }
             let room = self.spares.len() + keep.len() < self.config.spares_max;
-            if room { keep.push(oldest.seq) } else { remove.push(oldest.seq) }
+            if room {
+                keep.push(oldest.seq)
+            } else {
+                remove.push(oldest.seq)
+            }
             self.full.pop_front();
         }
         if keep.is_empty() && remove.is_empty() {

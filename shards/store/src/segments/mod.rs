@@ -1,1 +1,21 @@
-//! Stream segments.
+//! Stream segment files: the records of streams, out of memory and out of the commit log.
+//!
+//! A checkpoint appends what a stream got since the last one, syncs, and commits to the index how far that is. Files
+//! that reach further than the index knows are cut when they are next used: the log brings those records again.
+//!
+//! ```text
+//!   streams/<resource>-<partition>/<base offset, 20 digits>.seg
+//!   append* ─► sync ─► (the index commits the new ends)          read ◄─ cold reads
+//! ```
+//!
+//! [`format`] has every byte, [`files`] the shard's partitions ([`StreamFiles`]), [`append`] and [`read`] what their
+//! names say.
+
+mod append;
+pub mod error;
+pub mod files;
+pub mod format;
+mod read;
+
+pub use error::{SegmentDamage, SegmentError};
+pub use files::{StreamFiles, StreamFilesConfig};

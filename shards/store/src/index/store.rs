@@ -1,0 +1,321 @@
+//! What the storage thread does to fjall.
+//!
+//! | keyspace | key | value |
+//! |---|---|---|
+//! | `meta`, `jobs`, `keys` | slot u16 BE, resource u64 BE, then as the machine likes | as the machine likes |
+//! | `state` | `format` | version u32 LE |
+//! | | `shard` | u16 LE |
+//! | | `applied` | u64 LE: everything up to this LSN is in the index |
+//! | | `staged` | a committed checkpoint that is not wholly in its place: number u64 LE, changes u64 LE, applied u64 LE |
+//! | `stage` | checkpoint number u64 BE, change u64 BE | space u8, 1 = set or 0 = remove u8, key bytes u16 LE, key, value |
+//!
+//! **A small checkpoint** (up to `batch_bytes_max`) is one fjall batch with `applied`, synced.
+//!
+//! **A large one** does not fit memory as one batch. Its changes go to `stage` as they come. The commit writes `staged`,
+//! synced: from then on it has happened. Then the changes are moved to their place in small batches, and `applied` is
+//! set and `staged` removed, synced. After a crash in between, the move is done again from the start when the index is
+//! opened; changes are absolute, so that is the same.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
+use flowmesh_model::{IndexWrite, Lsn, ShardId, Space};
+
+use super::worker::failed;
+use super::{Chunk, IndexConfig, IndexError};
+use crate::pages::Fields;
+
+/// The format this server writes, and the newest it reads. Grows with every change an older server would misread.
+const VERSION: u32 = 1;
+
+/// Bytes moved from the stage in one batch.
+const MOVE_BYTES: usize = 2 * 1024 * 1024;
+
+const FORMAT_KEY: &[u8] = b"format";
+const SHARD_KEY: &[u8] = b"shard";
+const APPLIED_KEY: &[u8] = b"applied";
+const STAGED_KEY: &[u8] = b"staged";
+
+/// An open database.
+pub(super) struct Store {
+    database: Database,
+    spaces: [Keyspace; 3],
+    state: Keyspace,
+    stage: Keyspace,
+    batch_bytes_max: usize,
+    pending: Pending,
+}
+
+/// The checkpoint in progress.
+#[derive(Default)]
+struct Pending {
+    writes: Vec<IndexWrite>,
+    bytes: usize,
+    /// Its number and how many changes are on the stage, if any are.
+    staged: Option<(u64, u64)>,
+}
+
+/// A database, and up to where it holds everything.
+pub(super) struct Opened {
+    pub store: Store,
+    pub applied: Lsn,
+}
+
+impl Store {
+    pub fn open(config: &IndexConfig) -> Result<Opened, IndexError> {
+        let mut store = Self::open_database(config).map_err(|source| failed(config, "open", source))?;
+        store.check_identity(config)?;
+        let applied = store.recover().map_err(|source| failed(config, "recover", source))?;
+        Ok(Opened { store, applied })
+    }
+
+    fn open_database(config: &IndexConfig) -> fjall::Result<Self> {
+        std::fs::create_dir_all(&config.dir)?;
+        let database = Database::builder(&config.dir)
+            .cache_size(config.cache_bytes)
+            .worker_threads(1)
+            .max_journaling_size(config.journal_bytes_max)
+            .open()?;
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(config.memtable_bytes);
+        let [meta, jobs, keys] = Space::ALL.map(|space| database.keyspace(space.as_str(), options));
+        let (state, stage) = (database.keyspace("state", options)?, database.keyspace("stage", options)?);
+        Ok(Self {
+            spaces: [meta?, jobs?, keys?],
+            state,
+            stage,
+            database,
+            batch_bytes_max: config.batch_bytes_max,
+            pending: Pending::default(),
+        })
+    }
+
+    fn check_identity(&self, config: &IndexConfig) -> Result<(), IndexError> {
+        let failed = |source| failed(config, "read", source);
+        let Some(format) = self.state.get(FORMAT_KEY).map_err(failed)? else {
+            return self.mark_new(config.shard).map_err(failed);
+        };
+        let version = Fields(&format).u32();
+        if version != VERSION {
+            return Err(IndexError::NewerFormat {
+                shard: config.shard,
+                dir: config.dir.clone(),
+                version,
+                known: VERSION,
+            });
+        }
+        let found = self.state.get(SHARD_KEY).map_err(failed)?.map(|shard| ShardId(Fields(&shard).u16()));
+        match found {
+            Some(found) if found != config.shard => {
+                Err(IndexError::WrongShard { shard: config.shard, dir: config.dir.clone(), found })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn mark_new(&self, shard: ShardId) -> fjall::Result<()> {
+        let mut batch = self.durable_batch();
+        batch.insert(&self.state, FORMAT_KEY, VERSION.to_le_bytes());
+        batch.insert(&self.state, SHARD_KEY, shard.0.to_le_bytes());
+        batch.commit()
+    }
+
+    /// Finishes a committed checkpoint, and says what is applied.
+    fn recover(&mut self) -> fjall::Result<Lsn> {
+        if let Some(staged) = self.state.get(STAGED_KEY)? {
+            let mut read = Fields(&staged);
+            let (number, changes, applied) = (read.u64(), read.u64(), Lsn(read.u64()));
+            self.move_staged(number, changes, applied)?;
+        } else if !self.stage.is_empty()? {
+            self.stage.clear()?;
+        }
+        Ok(Lsn(self.state.get(APPLIED_KEY)?.map_or(0, |applied| Fields(&applied).u64())))
+    }
+
+    pub fn get(&self, space: Space, key: &[u8]) -> fjall::Result<Option<Bytes>> {
+        // Copied: a slice of fjall's keeps its whole block alive.
+        Ok(self.space(space).get(key)?.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    pub fn scan(&self, space: Space, after: Option<&[u8]>, bytes_max: usize) -> fjall::Result<Chunk> {
+        use std::ops::Bound;
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut memory = BytesMut::new();
+        let mut lens = Vec::new();
+        for entry in self.space(space).range::<&[u8], _>((from, Bound::Unbounded)) {
+            let (key, value) = entry.into_inner()?;
+            memory.extend_from_slice(&key);
+            memory.extend_from_slice(&value);
+            lens.push((key.len(), value.len()));
+            if memory.len() >= bytes_max {
+                break;
+            }
+        }
+        let mut memory = memory.freeze();
+        Ok(lens.into_iter().map(|(key, value)| (memory.split_to(key), memory.split_to(value))).collect())
+    }
+
+    /// Forgets a checkpoint that was not committed.
+    pub fn begin(&mut self) {
+        self.pending = Pending::default();
+    }
+
+    pub fn add(&mut self, writes: Vec<IndexWrite>) -> fjall::Result<()> {
+        let value_len = |write: &IndexWrite| write.value.as_ref().map_or(0, Bytes::len);
+        self.pending.bytes += writes.iter().map(|write| write.key.len() + value_len(write)).sum::<usize>();
+        self.pending.writes.extend(writes);
+        if self.pending.bytes > self.batch_bytes_max { self.spill() } else { Ok(()) }
+    }
+
+    pub fn commit(&mut self, applied: Lsn) -> fjall::Result<()> {
+        if self.pending.staged.is_some() {
+            self.spill()?;
+        }
+        let pending = std::mem::take(&mut self.pending);
+        let Some((number, changes)) = pending.staged else {
+            let mut batch = self.durable_batch();
+            for write in pending.writes {
+                put(&mut batch, self.space(write.space), &write.key, write.value.as_deref());
+            }
+            batch.insert(&self.state, APPLIED_KEY, applied.0.to_le_bytes());
+            return batch.commit();
+        };
+        let mut marker = Vec::with_capacity(24);
+        marker.put_u64_le(number);
+        marker.put_u64_le(changes);
+        marker.put_u64_le(applied.0);
+        let mut batch = self.durable_batch();
+        batch.insert(&self.state, STAGED_KEY, marker);
+        batch.commit()?;
+        self.move_staged(number, changes, applied)
+    }
+
+    /// Writes what is pending to the stage.
+    fn spill(&mut self) -> fjall::Result<()> {
+        let (number, mut change) = match self.pending.staged {
+            Some(staged) => staged,
+            None => {
+                if !self.stage.is_empty()? {
+                    self.stage.clear()?;
+                }
+                (new_number(), 0)
+            }
+        };
+        let mut batch = self.database.batch();
+        for write in std::mem::take(&mut self.pending.writes) {
+            batch.insert(&self.stage, stage_key(number, change).as_slice(), stage_value(&write));
+            change += 1;
+        }
+        batch.commit()?;
+        self.pending.bytes = 0;
+        self.pending.staged = Some((number, change));
+        Ok(())
+    }
+
+    /// Moves a committed checkpoint from the stage to its place.
+    fn move_staged(&self, number: u64, changes: u64, applied: Lsn) -> fjall::Result<()> {
+        let mut moved = 0;
+        let mut bytes = 0;
+        let mut batch = self.database.batch();
+        for entry in self.stage.prefix(number.to_be_bytes()) {
+            let change = entry.value()?;
+            let Some((space, key, value)) = read_stage_value(&change) else {
+                return Err(fjall::Error::Unrecoverable);
+            };
+            put(&mut batch, self.space(space), key, value);
+            moved += 1;
+            bytes += change.len();
+            if bytes >= MOVE_BYTES {
+                batch.commit()?;
+                batch = self.database.batch();
+                bytes = 0;
+            }
+        }
+        if moved != changes {
+            return Err(fjall::Error::Unrecoverable);
+        }
+        let mut batch = batch.durability(Some(PersistMode::SyncAll));
+        batch.insert(&self.state, APPLIED_KEY, applied.0.to_le_bytes());
+        batch.remove(&self.state, STAGED_KEY);
+        batch.commit()?;
+        self.stage.clear()
+    }
+
+    fn space(&self, space: Space) -> &Keyspace {
+        let [meta, jobs, keys] = &self.spaces;
+        match space {
+            Space::Meta => meta,
+            Space::Jobs => jobs,
+            Space::Keys => keys,
+        }
+    }
+
+    fn durable_batch(&self) -> OwnedWriteBatch {
+        self.database.batch().durability(Some(PersistMode::SyncAll))
+    }
+}
+
+fn put(batch: &mut OwnedWriteBatch, space: &Keyspace, key: &[u8], value: Option<&[u8]>) {
+    match value {
+        Some(value) => batch.insert(space, key, value),
+        None => batch.remove(space, key),
+    }
+}
+
+/// A number that no leftover on the stage has.
+fn new_number() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_nanos()).unwrap_or_default()
+}
+
+fn stage_key(number: u64, change: u64) -> Vec<u8> {
+    [number.to_be_bytes(), change.to_be_bytes()].concat()
+}
+
+fn stage_value(write: &IndexWrite) -> Vec<u8> {
+    let value = write.value.as_deref();
+    let mut out = Vec::with_capacity(4 + write.key.len() + value.map_or(0, <[u8]>::len));
+    out.put_u8(match write.space {
+        Space::Meta => 0,
+        Space::Jobs => 1,
+        Space::Keys => 2,
+    });
+    out.put_u8(u8::from(value.is_some()));
+    out.put_u16_le(write.key.len() as u16);
+    out.put_slice(&write.key);
+    out.put_slice(value.unwrap_or_default());
+    out
+}
+
+fn read_stage_value(bytes: &[u8]) -> Option<(Space, &[u8], Option<&[u8]>)> {
+    let (&[space, is_set], rest) = bytes.split_first_chunk::<2>()?;
+    let (&key_len, rest) = rest.split_first_chunk::<2>()?;
+    let (key, value) = rest.split_at_checked(usize::from(u16::from_le_bytes(key_len)))?;
+    let space = match space {
+        0 => Space::Meta,
+        1 => Space::Jobs,
+        2 => Space::Keys,
+        _ => return None,
+    };
+    Some((space, key, (is_set == 1).then_some(value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn staged_changes_round_trip(which in 0usize..3, key: Vec<u8>, value: Option<Vec<u8>>) {
+            let write = IndexWrite { space: Space::ALL[which], key: key.clone().into(), value: value.clone().map(Bytes::from) };
+            let bytes = stage_value(&write);
+            prop_assert_eq!(read_stage_value(&bytes), Some((Space::ALL[which], &key[..], value.as_deref())));
+        }
+
+        #[test]
+        fn noise_on_the_stage_never_panics(noise: Vec<u8>) {
+            let _ = read_stage_value(&noise);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The storage thread: one operation after the other, so that nobody sees half a checkpoint.
+
+use std::sync::mpsc;
+
+use bytes::Bytes;
+use flowmesh_model::{IndexWrite, Lsn, Space};
+use futures::channel::oneshot;
+
+use super::store::{Opened, Store};
+use super::{Chunk, IndexConfig, IndexError};
+
+type Reply<T> = oneshot::Sender<Result<T, IndexError>>;
+
+/// What the core asks for.
+pub(super) enum Op {
+    Get { space: Space, key: Bytes, reply: Reply<Option<Bytes>> },
+    Scan { space: Space, after: Option<Bytes>, bytes_max: usize, reply: Reply<Chunk> },
+    Begin { number: u64 },
+    Add { number: u64, writes: Vec<IndexWrite>, reply: Reply<()> },
+    Commit { number: u64, applied: Lsn, reply: Reply<()> },
+    Shutdown { reply: Reply<()> },
+}
+
+/// The thread's main function.
+pub(super) fn run(config: IndexConfig, ops: &mpsc::Receiver<Op>, opened: Reply<Lsn>) {
+    if let Some(on_start) = &config.on_thread_start {
+        on_start();
+    }
+    let store = match Store::open(&config) {
+        Ok(Opened { store, applied }) => {
+            drop(opened.send(Ok(applied)));
+            Worker { config, committed: applied, checkpoint: None, database: Database::Open(store) }
+        }
+        Err(error) => {
+            drop(opened.send(Err(error)));
+            return;
+        }
+    };
+    store.serve(ops);
+}
+
+/// Whether the database can be used.
+enum Database {
+    Open(Store),
+    /// Closed after a failure that may pass; the next checkpoint opens it again.
+    Reopen,
+    /// Closed after a failure that nothing is known about.
+    Closed,
+}
+
+struct Worker {
+    config: IndexConfig,
+    /// What has been acknowledged.
+    committed: Lsn,
+    /// The checkpoint in progress.
+    checkpoint: Option<u64>,
+    database: Database,
+}
+
+impl Worker {
+    fn serve(mut self, ops: &mpsc::Receiver<Op>) {
+        for op in ops {
+            match op {
+                Op::Get { space, key, reply } => {
+                    let outcome = self.read(|store| store.get(space, &key), "read");
+                    drop(reply.send(outcome));
+                }
+                Op::Scan { space, after, bytes_max, reply } => {
+                    let outcome = self.read(|store| store.scan(space, after.as_deref(), bytes_max), "scan");
+                    drop(reply.send(outcome));
+                }
+                Op::Begin { number } => {
+                    self.checkpoint = Some(number);
+                    if let Database::Open(store) = &mut self.database {
+                        store.begin();
+                    }
+                }
+                Op::Add { number, writes, reply } => {
+                    let outcome = self.write(number, |store| store.add(writes), "write to");
+                    drop(reply.send(outcome));
+                }
+                Op::Commit { number, applied, reply } => {
+                    let outcome = self.write(number, |store| store.commit(applied), "commit to");
+                    if outcome.is_ok() {
+                        self.committed = applied;
+                        self.checkpoint = None;
+                    }
+                    drop(reply.send(outcome));
+                }
+                Op::Shutdown { reply } => {
+                    drop(self);
+                    drop(reply.send(Ok(())));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn closed(&self) -> IndexError {
+        IndexError::Closed { shard: self.config.shard }
+    }
+
+    fn read<T>(
+        &mut self,
+        read: impl FnOnce(&Store) -> fjall::Result<T>,
+        action: &'static str,
+    ) -> Result<T, IndexError> {
+        self.reopen()?;
+        let Database::Open(store) = &self.database else { return Err(self.closed()) };
+        read(store).map_err(|source| failed(&self.config, action, source))
+    }
+
+    /// A write that fails closes the database: what it holds in memory and on disk may differ.
+    fn write(
+        &mut self,
+        checkpoint: u64,
+        write: impl FnOnce(&mut Store) -> fjall::Result<()>,
+        action: &'static str,
+    ) -> Result<(), IndexError> {
+        if self.checkpoint != Some(checkpoint) {
+            return Err(IndexError::GivenUp { shard: self.config.shard });
+        }
+        if let Err(error) = self.reopen() {
+            self.checkpoint = None;
+            return Err(error);
+        }
+        let Database::Open(store) = &mut self.database else { return Err(self.closed()) };
+        let Err(source) = write(store) else { return Ok(()) };
+        let error = failed(&self.config, action, source);
+        self.checkpoint = None;
+        tracing::error!(%error, "index write failed");
+        // fjall is poisoned by a failure in its background thread, too: what that wrote is still in its journal.
+        // Anything else (a sync that failed) leaves nothing to rely on.
+        let passing = match &error {
+            IndexError::DiskFull { .. } => true,
+            IndexError::Database { source, .. } => matches!(source, fjall::Error::Poisoned),
+            _ => false,
+        };
+        self.database = if passing { Database::Reopen } else { Database::Closed };
+        Err(error)
+    }
+
+    fn reopen(&mut self) -> Result<(), IndexError> {
+        if !matches!(self.database, Database::Reopen) {
+            return Ok(());
+        }
+        let Opened { store, applied } = Store::open(&self.config)?;
+        if applied < self.committed {
+            self.database = Database::Closed;
+            return Err(IndexError::WentBack {
+                shard: self.config.shard,
+                dir: self.config.dir.clone(),
+                committed: self.committed,
+                found: applied,
+            });
+        }
+        self.database = Database::Open(store);
+        Ok(())
+    }
+}
+
+/// The error of a failed operation.
+pub(super) fn failed(config: &IndexConfig, action: &'static str, source: fjall::Error) -> IndexError {
+    let io_kind = match &source {
+        fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => Some(error.kind()),
+        _ => None,
+    };
+    let shard = config.shard;
+    if io_kind == Some(std::io::ErrorKind::StorageFull) {
+        return IndexError::DiskFull { shard };
+    }
+    if matches!(source, fjall::Error::Locked) {
+        return IndexError::Locked { shard, dir: config.dir.clone() };
+    }
+    IndexError::Database { shard, action, dir: config.dir.clone(), source }
+}

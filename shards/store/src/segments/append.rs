@@ -1,0 +1,202 @@
+//! Appending runs: gathered to blocks, a file after the other, durable after [`StreamFiles::sync`].
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use flowmesh_model::reply::RecordRun;
+use flowmesh_model::{Offset, PartitionRef};
+
+use super::error::SegmentError;
+use super::files::{DirtyFile, Inner, OpenFile, Partition, SparseIndex, StreamFiles, io_error};
+use super::format::{BLOCK_HEADER_BYTES, BlockHeader, FILE_HEADER_BYTES, FileHeader, put_run, run_bytes};
+use crate::disk::{ALIGN, Disk, DiskFile};
+use crate::pages::round_up;
+
+/// Files written to and not synced; beyond it they are synced in between, so that few are open.
+const DIRTY_MAX: usize = 64;
+
+impl<D: Disk> StreamFiles<D> {
+    /// Appends runs, in order and without a gap. Normally the first one continues the partition; if it lies before the
+    /// end (a checkpoint failed after its append, and is made again), the files are first cut back to it. One append
+    /// at a time for a partition.
+    ///
+    /// Readable at once, durable after [`StreamFiles::sync`]. After a failure nothing of it counts.
+    ///
+    /// # Errors
+    /// [`SegmentError`]; `Missing` if the runs leave a gap.
+    pub async fn append(&self, at: PartitionRef, runs: &[RecordRun]) -> Result<(), SegmentError> {
+        let Some(first) = runs.first() else { return Ok(()) };
+        let next = self.next_offset(at);
+        if first.base > next {
+            return Err(self.inner.missing(at, next));
+        }
+        if first.base < next {
+            self.inner.forget(at, first.base);
+        }
+        self.inner.make_ready(at).await?;
+        let appended = self.inner.append_blocks(at, runs).await;
+        if appended.is_err() {
+            self.inner.forget(at, first.base);
+        }
+        appended
+    }
+
+    /// Makes everything appended so far durable.
+    ///
+    /// # Errors
+    /// [`SegmentError`]; what was appended since the last success must be appended again.
+    pub async fn sync(&self) -> Result<(), SegmentError> {
+        self.inner.sync_all().await
+    }
+}
+
+/// Runs that make up one block.
+struct Block<'a> {
+    runs: &'a [RecordRun],
+    body_bytes: usize,
+}
+
+/// Takes runs off the front, up to `block_bytes`, at least one.
+fn take_block<'a>(runs: &mut &'a [RecordRun], block_bytes: usize) -> Block<'a> {
+    let (mut count, mut body_bytes) = (0, 0);
+    for run in *runs {
+        let with = body_bytes + run_bytes(run);
+        if count > 0 && BLOCK_HEADER_BYTES + with > block_bytes {
+            break;
+        }
+        (count, body_bytes) = (count + 1, with);
+    }
+    let (taken, rest) = runs.split_at(count);
+    *runs = rest;
+    Block { runs: taken, body_bytes }
+}
+
+impl<D: Disk> Inner<D> {
+    fn forget(&self, at: PartitionRef, next: Offset) {
+        if let Some(partition) = self.partitions.borrow_mut().get_mut(&at) {
+            partition.forget(next);
+        }
+    }
+
+    async fn append_blocks(&self, at: PartitionRef, mut runs: &[RecordRun]) -> Result<(), SegmentError> {
+        let (mut last, mut position, mut next) = {
+            let partitions = self.partitions.borrow();
+            let Some(partition) = partitions.get(&at) else { return Err(self.missing(at, Offset(0))) };
+            (partition.last_file(), partition.tail, partition.next)
+        };
+        let mut memory = None;
+        while !runs.is_empty() {
+            let block = take_block(&mut runs, self.config.block_bytes);
+            let bytes = round_up(BLOCK_HEADER_BYTES + block.body_bytes);
+            let full =
+                position > FILE_HEADER_BYTES as u64 && position + bytes as u64 > self.config.file_bytes_max;
+            let file = match last.filter(|_| !full) {
+                Some(base) => self.open_file(at, base).await?,
+                None => {
+                    position = FILE_HEADER_BYTES as u64;
+                    self.create_file(at, next).await?
+                }
+            };
+            let buf = match memory.take() {
+                Some(buf) if AsRef::<[u8]>::as_ref(&buf).len() >= bytes => buf,
+                _ => self.disk.alloc(
+                    bytes.max(self.config.block_bytes.min(round_up(BLOCK_HEADER_BYTES + total(runs)))),
+                ),
+            };
+            let (buf, block_next) =
+                encode_block(buf, &block, bytes, next).map_err(|gap| self.missing(at, gap))?;
+            let path = self.path(at, file.base);
+            let written = file.file.write_at(buf, bytes, position).await;
+            memory = Some(written.map_err(|error| io_error(at, "write to", &path, error))?);
+            file.index.borrow_mut().note(next, position);
+            position += bytes as u64;
+            next = block_next;
+            last = Some(file.base);
+            self.add_dirty(at, &file).await?;
+            self.note(at, file, position, next);
+        }
+        Ok(())
+    }
+
+    /// Takes note of a block that was written.
+    fn note(&self, at: PartitionRef, file: OpenFile<D>, tail: u64, next: Offset) {
+        if let Some(Partition { bases: Some(bases), tail: end, next: behind, .. }) =
+            self.partitions.borrow_mut().get_mut(&at)
+        {
+            bases.insert(file.base);
+            (*end, *behind) = (tail, next);
+        }
+        self.keep_open(at, file);
+    }
+
+    /// Makes a file for records from `base` on.
+    async fn create_file(&self, at: PartitionRef, base: Offset) -> Result<OpenFile<D>, SegmentError> {
+        let (dir, path) = (self.dir(at), self.path(at, base));
+        let make = async {
+            let is_new = self.partitions.borrow().get(&at).and_then(Partition::last_file).is_none();
+            if is_new {
+                self.disk.create_dir_all(&dir).await?;
+                self.disk.sync_dir(&self.root).await?;
+            }
+            let file = self.disk.create(&path).await?;
+            let mut page = self.disk.alloc(ALIGN);
+            page.as_mut().fill(0);
+            FileHeader { at, base }.encode(page.as_mut());
+            file.write_at(page, ALIGN, 0).await?;
+            self.disk.sync_dir(&dir).await?;
+            Ok(file)
+        };
+        let file = make.await.map_err(|error| io_error(at, "create", &path, error))?;
+        let index = Rc::new(RefCell::new(SparseIndex::new(base)));
+        Ok(OpenFile { base, file: Rc::new(file), index })
+    }
+
+    async fn add_dirty(&self, at: PartitionRef, file: &OpenFile<D>) -> Result<(), SegmentError> {
+        let path = self.path(at, file.base);
+        let count = {
+            let mut dirty = self.dirty.borrow_mut();
+            if dirty.iter().all(|dirty| dirty.path != path) {
+                dirty.push(DirtyFile { at, path, file: Rc::clone(&file.file) });
+            }
+            dirty.len()
+        };
+        if count > DIRTY_MAX { self.sync_all().await } else { Ok(()) }
+    }
+
+    async fn sync_all(&self) -> Result<(), SegmentError> {
+        let dirty = self.dirty.take();
+        for DirtyFile { at, path, file } in dirty {
+            file.sync().await.map_err(|error| io_error(at, "sync", &path, error))?;
+        }
+        Ok(())
+    }
+}
+
+fn total(runs: &[RecordRun]) -> usize {
+    runs.iter().map(run_bytes).sum()
+}
+
+/// Encodes a block whose first record must be `next`. Returns where the next block starts, or the first record of a gap.
+fn encode_block<B: AsMut<[u8]>>(
+    mut buf: B,
+    block: &Block<'_>,
+    bytes: usize,
+    mut next: Offset,
+) -> Result<(B, Offset), Offset> {
+    let base = next;
+    let mut at = BLOCK_HEADER_BYTES;
+    let out = buf.as_mut();
+    for run in block.runs {
+        if run.base != next || run.count == 0 {
+            return Err(next);
+        }
+        at += put_run(out.get_mut(at..).unwrap_or_default(), run);
+        next = run.base.plus(u64::from(run.count));
+    }
+    if let Some(padding) = out.get_mut(at..bytes) {
+        padding.fill(0);
+    }
+    let (body_bytes, runs) = (block.body_bytes as u32, block.runs.len() as u32);
+    BlockHeader { body_bytes, runs, base, next }.encode(out);
+    Ok((buf, next))
+}

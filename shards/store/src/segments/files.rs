@@ -1,0 +1,364 @@
+//! All segment files of a shard, by partition.
+//!
+//! Nothing is read from disk for a partition before it is used: then its files are listed, and cut to what the index
+//! knew.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use flowmesh_model::{Offset, PartitionRef, ResourceId};
+
+use super::error::{SegmentDamage, SegmentError};
+use super::format::{BlockHeader, FILE_HEADER_BYTES, FileHeader, FileHeaderFault, VERSION};
+use crate::disk::{ALIGN, Disk, DiskFile};
+use crate::window::Window;
+
+/// Settings of segment files.
+#[derive(Clone, Debug)]
+pub struct StreamFilesConfig {
+    /// A file that is larger gets a successor.
+    pub file_bytes_max: u64,
+    /// Records gather to writes of this size; also what a read of one record costs.
+    pub block_bytes: usize,
+    /// Open files kept per partition for reading.
+    pub open_max: usize,
+}
+
+impl Default for StreamFilesConfig {
+    fn default() -> Self {
+        Self { file_bytes_max: 64 * 1024 * 1024, block_bytes: 256 * 1024, open_max: 2 }
+    }
+}
+
+/// The segment files of a shard. A handle: clones share everything, and no borrow is held across an await.
+pub struct StreamFiles<D: Disk> {
+    pub(super) inner: Rc<Inner<D>>,
+}
+
+impl<D: Disk> Clone for StreamFiles<D> {
+    fn clone(&self) -> Self {
+        Self { inner: Rc::clone(&self.inner) }
+    }
+}
+
+pub(super) struct Inner<D: Disk> {
+    pub disk: D,
+    /// `streams` in the shard's directory.
+    pub root: PathBuf,
+    pub config: StreamFilesConfig,
+    pub partitions: RefCell<HashMap<PartitionRef, Partition<D>>>,
+    /// Files that were written to and not synced.
+    pub dirty: RefCell<Vec<DirtyFile<D>>>,
+}
+
+pub(super) struct DirtyFile<D: Disk> {
+    pub at: PartitionRef,
+    pub path: PathBuf,
+    pub file: Rc<D::File>,
+}
+
+/// What is known of a partition.
+pub(super) struct Partition<D: Disk> {
+    /// Behind the last record that counts.
+    pub next: Offset,
+    /// Base offsets of its files; `None` before they were listed and cut to `next`.
+    pub bases: Option<BTreeSet<Offset>>,
+    /// Where the last file ends, if there is one and `bases` is known.
+    pub tail: u64,
+    /// Open files with what is known of them, the one used last at the end.
+    pub open: Vec<OpenFile<D>>,
+}
+
+/// A file that is open for reading.
+pub(super) struct OpenFile<D: Disk> {
+    pub base: Offset,
+    pub file: Rc<D::File>,
+    /// Where some of its blocks start, in order, sparse.
+    pub index: Rc<RefCell<SparseIndex>>,
+}
+
+impl<D: Disk> Clone for OpenFile<D> {
+    fn clone(&self) -> Self {
+        Self { base: self.base, file: Rc::clone(&self.file), index: Rc::clone(&self.index) }
+    }
+}
+
+/// Where some of a file's blocks start: enough to find any block with one read.
+pub(super) struct SparseIndex(Vec<(Offset, u64)>);
+
+/// Blocks nearer than this to the one before are left out of the index.
+const INDEX_EVERY: u64 = 128 * 1024;
+
+/// How much is read at once to hop from block header to block header.
+const HOP_BYTES: usize = 64 * 1024;
+
+impl SparseIndex {
+    pub fn new(base: Offset) -> Self {
+        Self(vec![(base, FILE_HEADER_BYTES as u64)])
+    }
+
+    /// Takes note of a block, if it is far enough behind the last one noted.
+    pub fn note(&mut self, base: Offset, position: u64) {
+        if self.0.last().is_none_or(|&(_, last)| position >= last + INDEX_EVERY) {
+            self.0.push((base, position));
+        }
+    }
+
+    /// A block at or before the one with `offset`.
+    pub fn before(&self, offset: Offset) -> (Offset, u64) {
+        let at = self.0.partition_point(|&(base, _)| base <= offset);
+        self.0.get(at.saturating_sub(1)).copied().unwrap_or((Offset(0), FILE_HEADER_BYTES as u64))
+    }
+}
+
+pub(super) fn file_name(base: Offset) -> String {
+    format!("{:020}.seg", base.0)
+}
+
+fn parse_file_name(name: &Path) -> Option<Offset> {
+    let number = name.to_str()?.strip_suffix(".seg")?;
+    if number.len() != 20 || !number.bytes().all(|c| c.is_ascii_digit()) {
+        return None;
+    }
+    number.parse().ok().map(Offset)
+}
+
+fn dir_name(at: PartitionRef) -> String {
+    format!("{}-{}", at.resource, at.partition)
+}
+
+fn parse_dir_name(name: &Path) -> Option<PartitionRef> {
+    let (resource, partition) = name.to_str()?.split_once('-')?;
+    let at =
+        PartitionRef { resource: ResourceId(resource.parse().ok()?), partition: partition.parse().ok()? };
+    (Path::new(&dir_name(at)) == name).then_some(at)
+}
+
+impl<D: Disk> StreamFiles<D> {
+    /// Opens the files under `streams` in the shard's directory. `ends` says how far the index knows each partition's
+    /// files; files of any other partition are removed.
+    pub async fn open(
+        disk: D,
+        shard_dir: &Path,
+        config: StreamFilesConfig,
+        ends: impl IntoIterator<Item = (PartitionRef, Offset)>,
+    ) -> Result<Self, SegmentError> {
+        let partitions: HashMap<_, _> =
+            ends.into_iter().map(|(at, next)| (at, Partition::new(next))).collect();
+        let (partitions, dirty) = (RefCell::new(partitions), RefCell::default());
+        let inner = Inner { disk, root: shard_dir.join("streams"), config, partitions, dirty };
+        let files = Self { inner: Rc::new(inner) };
+        let nowhere = PartitionRef { resource: ResourceId(0), partition: 0 };
+        let names = files.inner.disk.list(&files.inner.root).await;
+        let names = names.map_err(|error| io_error(nowhere, "list", &files.inner.root, error))?;
+        for at in names.iter().filter_map(|name| parse_dir_name(name)) {
+            if !files.inner.partitions.borrow().contains_key(&at) {
+                files.delete(at).await?;
+            }
+        }
+        Ok(files)
+    }
+
+    /// Behind the last record of a partition's files.
+    pub fn next_offset(&self, at: PartitionRef) -> Offset {
+        self.inner.partitions.borrow().get(&at).map_or(Offset(0), |partition| partition.next)
+    }
+
+    /// Removes a partition's files.
+    pub async fn delete(&self, at: PartitionRef) -> Result<(), SegmentError> {
+        self.inner.partitions.borrow_mut().remove(&at);
+        self.inner.dirty.borrow_mut().retain(|dirty| dirty.at != at);
+        let inner = &self.inner;
+        let dir = inner.dir(at);
+        let names = inner.disk.list(&dir).await.map_err(|error| io_error(at, "list", &dir, error))?;
+        for name in names {
+            let file = dir.join(name);
+            inner.disk.remove(&file).await.map_err(|error| io_error(at, "remove", &file, error))?;
+        }
+        match inner.disk.remove_dir(&dir).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(io_error(at, "remove", &dir, error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<D: Disk> Partition<D> {
+    pub fn new(next: Offset) -> Self {
+        Self { next, bases: None, tail: 0, open: Vec::new() }
+    }
+
+    /// Forgets all but `next`: the files are listed, and cut to it, before they are used again.
+    pub fn forget(&mut self, next: Offset) {
+        *self = Self::new(next);
+    }
+
+    /// The file that holds `offset`, if there is one.
+    pub fn file_of(&self, offset: Offset) -> Option<Offset> {
+        self.bases.as_ref()?.range(..=offset).next_back().copied()
+    }
+
+    /// The last file.
+    pub fn last_file(&self) -> Option<Offset> {
+        self.bases.as_ref()?.last().copied()
+    }
+}
+
+impl<D: Disk> Inner<D> {
+    pub fn dir(&self, at: PartitionRef) -> PathBuf {
+        self.root.join(dir_name(at))
+    }
+
+    pub fn path(&self, at: PartitionRef, base: Offset) -> PathBuf {
+        self.dir(at).join(file_name(base))
+    }
+
+    pub fn damaged(&self, at: PartitionRef, base: Offset, offset: u64, what: SegmentDamage) -> SegmentError {
+        SegmentError::Damaged { at, file: self.path(at, base), offset, what }
+    }
+
+    pub fn missing(&self, at: PartitionRef, record: Offset) -> SegmentError {
+        SegmentError::Missing { at, dir: self.dir(at), record }
+    }
+
+    /// Lists a partition's files and cuts them to its `next`, unless that was done.
+    pub async fn make_ready(&self, at: PartitionRef) -> Result<(), SegmentError> {
+        let next = {
+            let mut partitions = self.partitions.borrow_mut();
+            let partition = partitions.entry(at).or_insert_with(|| Partition::new(Offset(0)));
+            if partition.bases.is_some() {
+                return Ok(());
+            }
+            partition.next
+        };
+        let dir = self.dir(at);
+        let names = self.disk.list(&dir).await.map_err(|error| io_error(at, "list", &dir, error))?;
+        let mut bases: BTreeSet<Offset> = names.iter().filter_map(|name| parse_file_name(name)).collect();
+        for base in bases.split_off(&next) {
+            let file = self.path(at, base);
+            self.disk.remove(&file).await.map_err(|error| io_error(at, "remove", &file, error))?;
+        }
+        let tail = match bases.last() {
+            Some(&base) => self.cut(at, base, next).await?,
+            None if next > Offset(0) => return Err(self.missing(at, Offset(0))),
+            None => 0,
+        };
+        if let Some(partition) = self.partitions.borrow_mut().get_mut(&at)
+            && partition.next == next
+        {
+            partition.bases = Some(bases);
+            partition.tail = tail;
+        }
+        Ok(())
+    }
+
+    /// Cuts a file behind the block that ends at `next`; returns where.
+    async fn cut(&self, at: PartitionRef, base: Offset, next: Offset) -> Result<u64, SegmentError> {
+        let opened = self.open_file(at, base).await?;
+        let path = self.path(at, base);
+        let size = opened.file.size().await.map_err(|error| io_error(at, "read", &path, error))?;
+        let mut window = Window::new(Rc::clone(&opened.file), size).with_reads_of(HOP_BYTES);
+        let (mut expected, mut position) = (base, FILE_HEADER_BYTES as u64);
+        while expected < next {
+            let header = self.block_header((at, base), &mut window, position, expected).await?;
+            opened.index.borrow_mut().note(header.base, position);
+            expected = header.next;
+            position += header.disk_bytes() as u64;
+        }
+        if expected > next {
+            return Err(self.damaged(at, base, position, SegmentDamage::Shape));
+        }
+        if position > size {
+            return Err(self.damaged(at, base, size, SegmentDamage::BlockLength));
+        }
+        if position < size {
+            opened.file.truncate(position).await.map_err(|error| io_error(at, "cut", &path, error))?;
+        }
+        self.keep_open(at, opened);
+        Ok(position)
+    }
+
+    /// The header of the block at `position`, which must start with `expected`.
+    pub async fn block_header(
+        &self,
+        (at, base): (PartitionRef, Offset),
+        window: &mut Window<D::File>,
+        position: u64,
+        expected: Offset,
+    ) -> Result<BlockHeader, SegmentError> {
+        let filled = window.fill(position, ALIGN).await;
+        let damaged = |what| self.damaged(at, base, position, what);
+        if !filled.map_err(|error| io_error(at, "read", &self.path(at, base), error))? {
+            return Err(damaged(SegmentDamage::Gap));
+        }
+        let header = BlockHeader::decode(window.bytes()).map_err(damaged)?;
+        if header.base == expected { Ok(header) } else { Err(damaged(SegmentDamage::Gap)) }
+    }
+
+    /// Opens a file and checks its header; an open one is used again.
+    pub async fn open_file(&self, at: PartitionRef, base: Offset) -> Result<OpenFile<D>, SegmentError> {
+        if let Some(partition) = self.partitions.borrow().get(&at)
+            && let Some(open) = partition.open.iter().find(|open| open.base == base)
+        {
+            return Ok(open.clone());
+        }
+        let path = self.path(at, base);
+        let file = self.disk.open(&path).await.map_err(|error| io_error(at, "open", &path, error))?;
+        let page = file.read_at(0, ALIGN).await.map_err(|error| io_error(at, "read", &path, error))?;
+        match FileHeader::decode(page.as_ref()) {
+            Ok(header) if header == (FileHeader { at, base }) => {}
+            Ok(FileHeader { at: found, base }) => {
+                return Err(SegmentError::Misplaced { at, file: path, found, base });
+            }
+            Err(FileHeaderFault::Damaged) => {
+                return Err(self.damaged(at, base, 0, SegmentDamage::FileHeader));
+            }
+            Err(FileHeaderFault::Newer(version)) => {
+                return Err(SegmentError::NewerFormat { at, file: path, version, known: VERSION });
+            }
+        }
+        let index = Rc::new(RefCell::new(SparseIndex::new(base)));
+        Ok(OpenFile { base, file: Rc::new(file), index })
+    }
+
+    /// Keeps a file open, and closes those that were not used for longest.
+    pub fn keep_open(&self, at: PartitionRef, file: OpenFile<D>) {
+        if let Some(partition) = self.partitions.borrow_mut().get_mut(&at) {
+            partition.open.retain(|open| open.base != file.base);
+            partition.open.push(file);
+            let excess = partition.open.len().saturating_sub(self.config.open_max);
+            partition.open.drain(..excess);
+        }
+    }
+}
+
+pub(super) fn io_error(
+    at: PartitionRef,
+    action: &'static str,
+    file: &Path,
+    source: std::io::Error,
+) -> SegmentError {
+    SegmentError::Io { at, action, file: file.to_path_buf(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        let at = PartitionRef { resource: ResourceId(12), partition: 3 };
+        assert_eq!(parse_dir_name(Path::new("12-3")), Some(at));
+        assert_eq!(parse_dir_name(Path::new(&dir_name(at))), Some(at));
+        for other in ["012-3", "12", "12-", "a-b", "12-3-4", "+1-2"] {
+            assert_eq!(parse_dir_name(Path::new(other)), None, "{other}");
+        }
+        assert_eq!(parse_file_name(Path::new(&file_name(Offset(7)))), Some(Offset(7)));
+        for other in ["7.seg", "00000000000000000007.log", "x"] {
+            assert_eq!(parse_file_name(Path::new(other)), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Reading records back: find the block, check what is handed out, stop at the limits.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use flowmesh_model::record::prefix_len;
+use flowmesh_model::reply::RecordRun;
+use flowmesh_model::{Offset, PartitionRef};
+
+use super::error::{SegmentDamage, SegmentError};
+use super::files::{Inner, StreamFiles, io_error};
+use super::format::{BLOCK_HEADER_BYTES, UncheckedRun};
+use crate::disk::{Disk, DiskFile};
+use crate::window::Window;
+
+/// How much is read at once; a read of a few records needs no more than a block.
+const READ_BYTES: usize = 256 * 1024;
+
+impl<D: Disk> StreamFiles<D> {
+    /// Records from `from` on, in order and without a gap, every checksum verified: at most `records_max`, and no more
+    /// than `bytes_max` packed bytes except for the first record, which always comes. Empty at the end of the files.
+    ///
+    /// # Errors
+    /// [`SegmentError`]: `Missing` if no file holds `from` although the partition reaches beyond it.
+    pub async fn read(
+        &self,
+        at: PartitionRef,
+        from: Offset,
+        records_max: u32,
+        bytes_max: u32,
+    ) -> Result<Vec<RecordRun>, SegmentError> {
+        let mut wanted =
+            Wanted { from, records: records_max, bytes: bytes_max as usize, runs: Vec::new(), done: false };
+        self.inner.make_ready(at).await?;
+        while !wanted.done && wanted.from < self.next_offset(at) {
+            self.inner.read_file(at, &mut wanted).await?;
+        }
+        Ok(wanted.runs)
+    }
+}
+
+/// What is still to be read, and what was.
+struct Wanted {
+    from: Offset,
+    records: u32,
+    bytes: usize,
+    runs: Vec<RecordRun>,
+    done: bool,
+}
+
+impl Wanted {
+    /// Takes as much of a run as is wanted; the run holds `from`.
+    fn take(&mut self, run: RecordRun) {
+        let run = behind(run, self.from);
+        let mut count = run.count.min(self.records);
+        let mut len = if count == run.count { run.records.len() } else { prefix_len(&run.records, count) };
+        if len > self.bytes {
+            (count, len) = within(&run.records, self.bytes);
+            if count == 0 && self.runs.is_empty() {
+                (count, len) = (1, prefix_len(&run.records, 1));
+            }
+        }
+        self.records -= count;
+        self.bytes = self.bytes.saturating_sub(len);
+        self.done = count < run.count || self.records == 0 || self.bytes == 0;
+        if count > 0 {
+            self.from = run.base.plus(u64::from(count));
+            let records: Bytes = run.records.slice(..len);
+            self.runs.push(RecordRun { count, records, ..run });
+        }
+    }
+}
+
+/// The part of a run from `from` on.
+fn behind(run: RecordRun, from: Offset) -> RecordRun {
+    let skip = u32::try_from(from.0 - run.base.0).unwrap_or(run.count).min(run.count);
+    let records = run.records.slice(prefix_len(&run.records, skip)..);
+    RecordRun { base: run.base.plus(u64::from(skip)), count: run.count - skip, records, ..run }
+}
+
+/// How many records of a packed batch fit into `bytes_max`, and how many bytes they take.
+fn within(records: &[u8], bytes_max: usize) -> (u32, usize) {
+    let mut slices = flowmesh_model::record::RecordSlices::new(records);
+    let (mut count, mut len) = (0, 0);
+    while let Some(Ok(_)) = slices.next() {
+        let end = records.len() - slices.rest().len();
+        if end > bytes_max {
+            break;
+        }
+        (count, len) = (count + 1, end);
+    }
+    (count, len)
+}
+
+impl<D: Disk> Inner<D> {
+    /// Reads what is wanted from the file that holds `wanted.from`, to the file's end at most.
+    async fn read_file(&self, at: PartitionRef, wanted: &mut Wanted) -> Result<(), SegmentError> {
+        let (base, end) = {
+            let partitions = self.partitions.borrow();
+            let partition = partitions.get(&at).ok_or_else(|| self.missing(at, wanted.from))?;
+            let base = partition.file_of(wanted.from).ok_or_else(|| self.missing(at, wanted.from))?;
+            let bases = partition.bases.as_ref();
+            let later = bases.and_then(|bases| bases.range(base..).nth(1)).copied();
+            (base, later.unwrap_or(partition.next))
+        };
+        let open = self.open_file(at, base).await?;
+        let path = self.path(at, base);
+        let failed = |error| io_error(at, "read", &path, error);
+        let size = open.file.size().await.map_err(failed)?;
+        let mut window = Window::new(Rc::clone(&open.file), size).with_reads_of(READ_BYTES);
+        let (mut expected, mut position) = open.index.borrow().before(wanted.from);
+        while expected < end && !wanted.done {
+            let header = self.block_header((at, base), &mut window, position, expected).await?;
+            open.index.borrow_mut().note(header.base, position);
+            if header.next > wanted.from {
+                if !window.fill(position, header.disk_bytes()).await.map_err(failed)? {
+                    return Err(self.damaged(at, base, position, SegmentDamage::BlockLength));
+                }
+                let block = window.take(header.disk_bytes());
+                let body = block.slice(BLOCK_HEADER_BYTES..BLOCK_HEADER_BYTES + header.body_bytes as usize);
+                take_runs(body, header.runs, expected, header.next, wanted)
+                    .map_err(|what| self.damaged(at, base, position, what))?;
+            }
+            expected = header.next;
+            position += header.disk_bytes() as u64;
+        }
+        self.keep_open(at, open);
+        if !wanted.done && wanted.from < end {
+            return Err(self.missing(at, wanted.from));
+        }
+        Ok(())
+    }
+}
+
+/// Takes what is wanted out of a block's body.
+fn take_runs(
+    mut body: Bytes,
+    runs: u32,
+    mut expected: Offset,
+    next: Offset,
+    wanted: &mut Wanted,
+) -> Result<(), SegmentDamage> {
+    for _ in 0..runs {
+        let run = UncheckedRun::take(&mut body)?;
+        if run.base != expected || run.count == 0 {
+            return Err(SegmentDamage::Shape);
+        }
+        expected = run.next();
+        if expected > wanted.from {
+            wanted.take(run.check()?);
+            if wanted.done {
+                return Ok(());
+            }
+        }
+    }
+    if expected == next && body.is_empty() { Ok(()) } else { Err(SegmentDamage::Shape) }
+}
