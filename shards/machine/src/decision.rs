@@ -1,0 +1,120 @@
+//! What goes into the machine besides commands and facts, and what comes out.
+
+use flowmesh_model::reply::RecordRun;
+use flowmesh_model::{Batch, Fact, Lsn, Millis, Offset, PartitionRef, Reply, ResourceId, ShardId};
+
+/// What a machine is told once.
+#[derive(Clone, Copy, Debug)]
+pub struct MachineConfig {
+    /// Whose state it is.
+    pub shard: ShardId,
+    /// Whether it owns the catalog: shard 0 does.
+    pub catalog_owner: bool,
+    /// The key of the hash of what clients choose. Secret, drawn once for a data directory or a process; never
+    /// visible in replies, facts or checkpoints.
+    pub hash_seed: u64,
+    /// Whether checkpoints are made. Without them nothing is remembered about what changed.
+    pub checkpoints: bool,
+}
+
+/// The entry a fact is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryContext {
+    /// Its place in the log; the version of what it changes.
+    pub lsn: Lsn,
+    /// Its time; never before that of an earlier entry (see [`crate::Machine::clamp`]).
+    pub time: Millis,
+}
+
+/// What a command that found nothing waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum WaitKey {
+    /// A record in this partition.
+    Stream(PartitionRef),
+    /// A ready job in this queue.
+    Queue(ResourceId),
+}
+
+/// A read of records that are only in segment files. Where it starts exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ColdRead {
+    /// Where.
+    pub at: PartitionRef,
+    /// The first record wanted.
+    pub from: Offset,
+    /// At most so many records.
+    pub records_max: u32,
+    /// Stop before more packed bytes than this; the first record always comes.
+    pub bytes_max: u32,
+    /// For the reply: the first record there is.
+    pub earliest: Offset,
+    /// For the reply: the offset of the next record to come.
+    pub high_watermark: Offset,
+}
+
+/// What becomes of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The facts become true as one entry; the reply may be shown once the entry is durable.
+    Change {
+        /// At least one.
+        facts: Batch<Fact>,
+        /// What the client gets.
+        reply: Reply,
+    },
+    /// Nothing changes.
+    Answer {
+        /// What the client gets.
+        reply: Reply,
+        /// All that the reply shows became true in this entry or before.
+        seen: Lsn,
+    },
+    /// Nothing is there yet and the command may wait: decide again when the key is woken, or at `wait_until`.
+    /// Before the command is put away it goes through [`crate::Machine::pin`].
+    Wait(WaitKey),
+    /// The records are in segment files.
+    Fetch(ColdRead),
+}
+
+/// What is due.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tick {
+    /// To be logged and applied now. What is not stays due.
+    pub facts: Vec<Fact>,
+    /// When to tick again, `now` if there is more at once, `None` if nothing is due ever.
+    pub next: Option<Millis>,
+}
+
+/// Records of one partition that are not in segment files yet, in order and without a gap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamFlush {
+    /// Where.
+    pub at: PartitionRef,
+    /// The records.
+    pub runs: Vec<RecordRun>,
+}
+
+/// Counts for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MachineStats {
+    /// Partitions of streams with at least one record ever.
+    pub partitions: u64,
+    /// Bytes of packed records in memory.
+    pub tail_bytes: u64,
+    /// Queues with at least one job ever.
+    pub queues: u64,
+    /// Jobs to be had.
+    pub jobs_ready: u64,
+    /// Jobs that wait for their time.
+    pub jobs_delayed: u64,
+    /// Jobs with a worker.
+    pub jobs_leased: u64,
+    /// Dead jobs.
+    pub jobs_dead: u64,
+    /// Key-value stores with at least one key ever.
+    pub stores: u64,
+    /// Keys.
+    pub keys: u64,
+    /// What the machine keeps in memory, as [`crate::Machine::memory_bytes`].
+    pub memory_bytes: u64,
+}
