@@ -1,0 +1,204 @@
+//! Phase 7, checkpoint: the state as of one LSN goes to the index and the segment files; the log behind it is trimmed.
+//!
+//! 1. **seal** at LSN L: the machine remembers its state as of now and goes on.
+//! 2. records not yet in segment files are appended to them and synced,
+//! 3. what else changed since the last checkpoint is collected in small steps, between commands,
+//! 4. once L is on disk in the log, the index takes it all in one atomic, durable batch tagged with L,
+//! 5. only then the log up to L is given back.
+//!
+//! A crash before 4 leaves the old index and the whole log: segment files longer than the index knows are cut at start.
+//! A crash after 4 leaves a log that starts before L: recovery skips what the index has.
+
+use std::time::Duration;
+
+use flowmesh_machine::StreamFlush;
+use flowmesh_model::{IndexWrite, Lsn};
+use flowmesh_store::disk::Disk;
+use flowmesh_store::index::IndexError;
+use flowmesh_store::log::LogError;
+use flowmesh_store::segments::SegmentError;
+use futures::future::{Either, select};
+use thiserror::Error;
+
+use crate::shard::{Durable, Shard};
+use crate::timer::Timer;
+
+/// Items collected before other tasks run: about 100 µs.
+const COLLECT_STEP: usize = 512;
+
+/// Items handed to the index at once: a few MiB.
+const CHUNK_ITEMS: usize = 16 * 1024;
+
+/// How often a wait is checked, should a signal have gone to someone else.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// After a failure, the wait before the next try.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why a checkpoint did not happen. The log keeps everything, so nothing is lost.
+#[derive(Debug, Error)]
+pub enum CheckpointError {
+    /// The index refused.
+    #[error("{0}")]
+    Index(#[from] IndexError),
+    /// A segment file refused.
+    #[error("{0}")]
+    Segments(#[from] SegmentError),
+    /// Trimming the log failed.
+    #[error("{0}")]
+    Log(#[from] LogError),
+    /// The log failed before it had what the checkpoint would show.
+    #[error("the shard is fenced")]
+    Fenced,
+}
+
+impl<D: Disk, T: Timer> Shard<D, T> {
+    /// Makes checkpoints when the log has grown or time has passed. Runs until it is dropped.
+    pub async fn run_checkpoints(self) {
+        let interval = Duration::from_millis(self.inner.config.checkpoint_interval_ms);
+        loop {
+            let sleep = std::pin::pin!(self.inner.timer.sleep(interval));
+            let wanted = std::pin::pin!(self.inner.signals.checkpoint.wait());
+            match select(sleep, wanted).await {
+                Either::Left(_) | Either::Right(_) => {}
+            }
+            if let Err(error) = self.checkpoint().await {
+                self.inner.state.borrow_mut().stats.checkpoint_failures += 1;
+                tracing::error!(shard = %self.inner.config.shard, %error, "checkpoint failed; the log keeps everything");
+                self.inner.timer.sleep(RETRY).await;
+            }
+        }
+    }
+
+    /// One checkpoint. Does nothing if nothing changed since the last one, or while another one is being made.
+    ///
+    /// # Errors
+    /// [`CheckpointError`]; the state, the log and the last checkpoint are as they were.
+    pub async fn checkpoint(&self) -> Result<(), CheckpointError> {
+        let Some(durable) = &self.inner.durable else { return Ok(()) };
+        let started = self.inner.timer.monotonic_ns();
+        let (lsn, flushes) = {
+            let mut state = self.inner.state.borrow_mut();
+            let lsn = state.last_lsn();
+            if lsn.0 <= state.stats.checkpoint_lsn || state.checkpointing {
+                return Ok(());
+            }
+            if state.fenced.is_some() {
+                return Err(CheckpointError::Fenced);
+            }
+            state.checkpointing = true;
+            (lsn, state.machine.seal())
+        };
+        let done = self.write_checkpoint(durable, lsn, &flushes).await;
+        let mut state = self.inner.state.borrow_mut();
+        state.checkpointing = false;
+        if let Err(error) = done {
+            state.machine.unseal();
+            return Err(error);
+        }
+        for flush in &flushes {
+            if let Some(last) = flush.runs.last() {
+                state.machine.flushed(flush.at, last.base.plus(u64::from(last.count)));
+            }
+        }
+        state.machine.sealed_written();
+        state.machine.evict_tails(self.inner.config.tail_bytes);
+        state.stats.checkpoint_lsn = lsn.0;
+        let dropped = state.machine.take_dropped_streams();
+        let trim = state.log.trim(lsn);
+        drop(state);
+        for at in dropped {
+            durable.streams.delete(at).await?;
+        }
+        if let Some(trim) = trim {
+            let trimmed = trim.run().await?;
+            self.inner.state.borrow_mut().log.trimmed(trimmed);
+        }
+        let mut state = self.inner.state.borrow_mut();
+        state.log_bytes_at_checkpoint = state.log.log_bytes();
+        let elapsed = self.inner.timer.monotonic_ns().saturating_sub(started);
+        state.stats.checkpoint_ns.record(elapsed);
+        drop(state);
+        tracing::debug!(shard = %self.inner.config.shard, %lsn, ms = elapsed / 1_000_000, "checkpoint");
+        self.inner.signals.segment.notify();
+        self.inner.signals.checkpointed.notify();
+        Ok(())
+    }
+
+    async fn write_checkpoint(
+        &self,
+        durable: &Durable<D>,
+        lsn: Lsn,
+        flushes: &[StreamFlush],
+    ) -> Result<(), CheckpointError> {
+        for flush in flushes {
+            durable.streams.append(flush.at, &flush.runs).await?;
+            self.inner.timer.yield_now().await;
+        }
+        durable.streams.sync().await?;
+        let checkpoint = durable.index.checkpoint();
+        let mut all = false;
+        while !all {
+            let mut chunk: Vec<IndexWrite> = Vec::new();
+            while !all && chunk.len() < CHUNK_ITEMS {
+                all = self.inner.state.borrow_mut().machine.collect(COLLECT_STEP, &mut chunk);
+                self.inner.timer.yield_now().await;
+            }
+            if !chunk.is_empty() {
+                checkpoint.add(chunk).await?;
+            }
+        }
+        self.wait_synced(lsn).await?;
+        checkpoint.commit(lsn).await?;
+        Ok(())
+    }
+
+    /// Returns once everything up to `lsn` is on disk.
+    async fn wait_synced(&self, lsn: Lsn) -> Result<(), CheckpointError> {
+        loop {
+            {
+                let mut state = self.inner.state.borrow_mut();
+                if state.parked.synced() >= lsn {
+                    return Ok(());
+                }
+                if state.fenced.is_some() {
+                    return Err(CheckpointError::Fenced);
+                }
+                state.sync_due = true;
+            }
+            self.inner.signals.commit.notify();
+            let landed = std::pin::pin!(self.inner.signals.landed.wait());
+            let look_again = std::pin::pin!(self.inner.timer.sleep(LOOK_AGAIN));
+            drop(select(landed, look_again).await);
+        }
+    }
+
+    /// Stops taking writes, answers everyone, and makes a last checkpoint.
+    pub async fn shut_down(&self) {
+        let waiters = {
+            let mut state = self.inner.state.borrow_mut();
+            state.stopping = true;
+            state.waiting.take_all()
+        };
+        for waiter in waiters {
+            waiter.sink.deliver(Err(flowmesh_model::Reject::ShuttingDown));
+        }
+        let Some(durable) = &self.inner.durable else { return };
+        // Everyone who waits for the disk gets an answer first.
+        let last = self.inner.state.borrow().last_lsn();
+        let drained = self.wait_synced(last).await;
+        while self.inner.state.borrow().checkpointing {
+            self.inner.timer.sleep(LOOK_AGAIN).await;
+        }
+        let done = match drained {
+            Ok(()) => self.checkpoint().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            tracing::warn!(shard = %self.inner.config.shard, %error, "no checkpoint at shutdown; the next start reads more log");
+        }
+        if let Err(error) = durable.index.clone().shutdown().await {
+            tracing::warn!(shard = %self.inner.config.shard, %error, "the index was not closed");
+        }
+    }
+}

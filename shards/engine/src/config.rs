@@ -1,0 +1,35 @@
+//! What a shard is told at start.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use flowmesh_model::{Durability, ShardId};
+
+/// Settings of one shard. Sizes are this shard's share, already divided by the number of shards.
+#[derive(Clone)]
+pub struct ShardConfig {
+    /// Which shard this is. Shard 0 owns the catalog.
+    pub shard: ShardId,
+    /// Its directory, with `log/`, `index/` and `streams/` in it.
+    pub dir: PathBuf,
+    /// When writes are acknowledged, where a resource does not say otherwise.
+    pub durability: Durability,
+    /// Under `interval`: the longest time between two syncs.
+    pub sync_interval_ms: u64,
+    /// Memory for state and buffers. Writes that grow it are refused beyond.
+    pub memory_bytes: u64,
+    /// Of it, how much the newest records of streams may take once they are in segment files.
+    pub tail_bytes: u64,
+    /// The size of a log segment.
+    pub log_segment_bytes: u64,
+    /// Log to keep at most; writes are refused beyond, until a checkpoint has trimmed it.
+    pub log_bytes_max: u64,
+    /// A checkpoint starts after so much log.
+    pub checkpoint_log_bytes: u64,
+    /// And at the latest after so much time, if anything changed.
+    pub checkpoint_interval_ms: u64,
+    /// A number of this directory's own, so that clients cannot choose keys that collide.
+    pub hash_seed: u64,
+    /// Runs first on the storage thread: lets it leave the CPU of the core that started it.
+    pub on_thread_start: Option<Arc<dyn Fn() + Send + Sync>>,
+}

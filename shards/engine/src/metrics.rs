@@ -1,0 +1,264 @@
+//! What a shard counts about itself: plain numbers, written by its core alone, copied out when someone asks.
+
+use flowmesh_model::{Command, KvCommand, QueueCommand, StreamCommand};
+
+/// Operations that are counted and timed, each with its batch forms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Records appended.
+    StreamAppend,
+    /// Records read.
+    StreamRead,
+    /// Jobs enqueued.
+    QueueEnqueue,
+    /// Jobs reserved.
+    QueueReserve,
+    /// Jobs acknowledged.
+    QueueAck,
+    /// Jobs given back.
+    QueueNack,
+    /// Leases extended.
+    QueueExtend,
+    /// Keys set.
+    KvSet,
+    /// Keys read.
+    KvGet,
+    /// Keys deleted.
+    KvDelete,
+    /// Keys looked for.
+    KvExists,
+    /// Keys scanned.
+    KvScan,
+    /// States asked for.
+    Status,
+    /// Catalog changes.
+    Catalog,
+}
+
+impl Operation {
+    /// All operations, in the order of their counters.
+    pub const ALL: [Self; 14] = [
+        Self::StreamAppend,
+        Self::StreamRead,
+        Self::QueueEnqueue,
+        Self::QueueReserve,
+        Self::QueueAck,
+        Self::QueueNack,
+        Self::QueueExtend,
+        Self::KvSet,
+        Self::KvGet,
+        Self::KvDelete,
+        Self::KvExists,
+        Self::KvScan,
+        Self::Status,
+        Self::Catalog,
+    ];
+
+    /// The operation's label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::StreamAppend => "stream_append",
+            Self::StreamRead => "stream_read",
+            Self::QueueEnqueue => "queue_enqueue",
+            Self::QueueReserve => "queue_reserve",
+            Self::QueueAck => "queue_ack",
+            Self::QueueNack => "queue_nack",
+            Self::QueueExtend => "queue_extend",
+            Self::KvSet => "kv_set",
+            Self::KvGet => "kv_get",
+            Self::KvDelete => "kv_delete",
+            Self::KvExists => "kv_exists",
+            Self::KvScan => "kv_scan",
+            Self::Status => "status",
+            Self::Catalog => "catalog",
+        }
+    }
+
+    /// What a command counts as, and how many items it has.
+    pub fn of(command: &Command) -> (Self, u64) {
+        match command {
+            Command::Stream(_, StreamCommand::Append { records }) => {
+                (Self::StreamAppend, u64::from(records.count()))
+            }
+            Command::Stream(_, StreamCommand::Read { .. }) => (Self::StreamRead, 0),
+            Command::Stream(_, StreamCommand::Status) | Command::Queue(_, QueueCommand::Status) => {
+                (Self::Status, 1)
+            }
+            Command::Queue(_, QueueCommand::Enqueue { jobs }) => (Self::QueueEnqueue, jobs.len() as u64),
+            Command::Queue(_, QueueCommand::Reserve { .. }) => (Self::QueueReserve, 0),
+            Command::Queue(_, QueueCommand::Ack { leases }) => (Self::QueueAck, leases.len() as u64),
+            Command::Queue(_, QueueCommand::Nack { nacks }) => (Self::QueueNack, nacks.len() as u64),
+            Command::Queue(_, QueueCommand::Extend { leases, .. }) => {
+                (Self::QueueExtend, leases.len() as u64)
+            }
+            Command::Kv(_, KvCommand::Set { entries }) => (Self::KvSet, entries.len() as u64),
+            Command::Kv(_, KvCommand::Get { keys }) => (Self::KvGet, keys.len() as u64),
+            Command::Kv(_, KvCommand::Delete { keys, .. }) => (Self::KvDelete, keys.len() as u64),
+            Command::Kv(_, KvCommand::Exists { keys }) => (Self::KvExists, keys.len() as u64),
+            Command::Kv(_, KvCommand::Scan { .. }) => (Self::KvScan, 0),
+            Command::Catalog(_) => (Self::Catalog, 1),
+        }
+    }
+}
+
+/// Buckets of a [`Histogram`]: four a power of two, over all of `u64`.
+const BUCKETS: usize = 64 * SUB;
+const SUB: usize = 4;
+
+/// A log-linear histogram: four buckets a power of two, so a quantile is at most 25 % off. Recording is two shifts
+/// and an add.
+#[derive(Clone, Debug)]
+pub struct Histogram {
+    buckets: Box<[u64; BUCKETS]>,
+    count: u64,
+    sum: u64,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { buckets: Box::new([0; BUCKETS]), count: 0, sum: 0 }
+    }
+}
+
+impl Histogram {
+    /// Counts a value.
+    #[inline]
+    pub fn record(&mut self, value: u64) {
+        if let Some(bucket) = self.buckets.get_mut(Self::bucket_of(value)) {
+            *bucket += 1;
+        }
+        self.count += 1;
+        self.sum = self.sum.wrapping_add(value);
+    }
+
+    #[inline]
+    fn bucket_of(value: u64) -> usize {
+        if value < SUB as u64 {
+            return value as usize;
+        }
+        let power = 63 - value.leading_zeros() as usize;
+        (power - 1) * SUB + ((value >> (power - 2)) & 3) as usize
+    }
+
+    /// The largest value of a bucket.
+    fn bucket_max(bucket: usize) -> u64 {
+        if bucket < SUB {
+            return bucket as u64;
+        }
+        let (power, sub) = (bucket / SUB + 1, (bucket % SUB) as u128);
+        let next = ((4 + sub + 1) << (power - 2)) - 1;
+        u64::try_from(next).unwrap_or(u64::MAX)
+    }
+
+    /// How many values were counted.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Their sum.
+    pub fn sum(&self) -> u64 {
+        self.sum
+    }
+
+    /// How many values are at most `bound`, exact where `bound` is a bucket's largest value, else a little low.
+    pub fn at_most(&self, bound: u64) -> u64 {
+        (0..BUCKETS).take_while(|&b| Self::bucket_max(b) <= bound).filter_map(|b| self.buckets.get(b)).sum()
+    }
+
+    /// The value that a share `q` (0 to 1) of all values does not exceed; 0 if there are none.
+    pub fn quantile(&self, q: f64) -> u64 {
+        let wanted = (self.count as f64 * q).ceil() as u64;
+        let mut seen = 0;
+        for (bucket, count) in self.buckets.iter().enumerate() {
+            seen += count;
+            if seen >= wanted && seen > 0 {
+                return Self::bucket_max(bucket);
+            }
+        }
+        0
+    }
+}
+
+/// One operation's counters.
+#[derive(Clone, Debug, Default)]
+pub struct OperationStats {
+    /// Commands, rejected ones included.
+    pub commands: u64,
+    /// Items in them: records, jobs, keys.
+    pub items: u64,
+    /// Commands that were rejected.
+    pub rejected: u64,
+    /// Nanoseconds from arrival on the shard to the release of the reply; long polls include their wait.
+    pub latency_ns: Histogram,
+}
+
+/// A shard's counters since its start, and a few of its sizes now.
+#[derive(Clone, Debug, Default)]
+pub struct ShardStats {
+    /// By [`Operation`], in the order of [`Operation::ALL`].
+    pub operations: [OperationStats; Operation::ALL.len()],
+    /// Log entries a commit carried.
+    pub commit_entries: Histogram,
+    /// Bytes a commit wrote.
+    pub commit_bytes: Histogram,
+    /// Nanoseconds of a commit: write and sync.
+    pub commit_ns: Histogram,
+    /// Nanoseconds of a checkpoint.
+    pub checkpoint_ns: Histogram,
+    /// Checkpoints that failed.
+    pub checkpoint_failures: u64,
+    /// Facts applied by recovery.
+    pub recovered_facts: u64,
+    /// Nanoseconds recovery took.
+    pub recovery_ns: u64,
+    /// The last LSN given.
+    pub last_lsn: u64,
+    /// The last LSN on disk.
+    pub synced_lsn: u64,
+    /// The LSN of the last checkpoint.
+    pub checkpoint_lsn: u64,
+    /// Bytes of log that a restart would read.
+    pub log_bytes: u64,
+    /// Estimated bytes of state in memory.
+    pub memory_bytes: u64,
+    /// Replies that wait for the disk.
+    pub parked_replies: u64,
+    /// Commands that wait for something to arrive.
+    pub waiting_commands: u64,
+    /// 1 if the shard is fenced.
+    pub fenced: u64,
+}
+
+impl ShardStats {
+    /// The counters of one operation.
+    pub fn operation_mut(&mut self, operation: Operation) -> &mut OperationStats {
+        #[expect(clippy::indexing_slicing, reason = "one element for each operation")]
+        &mut self.operations[operation as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_value_lies_in_its_bucket(value: u64) {
+            let bucket = Histogram::bucket_of(value);
+            prop_assert!(bucket < BUCKETS);
+            prop_assert!(value <= Histogram::bucket_max(bucket));
+            prop_assert!(bucket == 0 || value > Histogram::bucket_max(bucket - 1));
+        }
+    }
+
+    #[test]
+    fn quantiles_are_at_most_a_quarter_off() {
+        let mut histogram = Histogram::default();
+        (1..=1000).for_each(|value| histogram.record(value));
+        assert!((500..=640).contains(&histogram.quantile(0.5)));
+        assert!((990..=1279).contains(&histogram.quantile(0.99)));
+        assert_eq!(histogram.count(), 1000);
+        assert_eq!(histogram.at_most(u64::MAX), 1000);
+    }
+}

@@ -1,0 +1,324 @@
+//! Phases 1 to 4 of a command: may it, decide, apply, log; then its reply is parked.
+//!
+//! | the machine says | then |
+//! |---|---|
+//! | change | the facts are logged and applied; the reply waits for their entry |
+//! | answer | the reply waits for the newest entry it shows |
+//! | wait | the command waits for its key, or its time |
+//! | fetch | the records are read from segment files first |
+//! | rejected by the state | as an answer that shows everything so far: a crash must not take the reason back |
+//! | rejected by itself | answered at once |
+
+use flowmesh_machine::{Decision, EntryContext};
+use flowmesh_model::limits::ENTRY_BYTES_MAX;
+use flowmesh_model::{
+    Batch, Code, Command, Durability, Fact, KvCommand, Lsn, Millis, QueueCommand, Reject, Reply, ResourceId,
+    StreamCommand,
+};
+use flowmesh_store::disk::Disk;
+use flowmesh_store::log::LogFull;
+
+use crate::fetch::Fetch;
+use crate::metrics::Operation;
+use crate::release::{Need, Outgoing};
+use crate::shard::{Shard, State};
+use crate::sink::ReplySink;
+use crate::timer::Timer;
+use crate::waiting::Waiter;
+
+/// Long polls of one shard. Each keeps a command and a sink.
+const WAITING_MAX: usize = 65_536;
+
+/// Reads of segment files that wait their turn.
+const FETCHES_MAX: usize = 4096;
+
+/// What a pass over the state leaves to do once the state is no longer borrowed.
+#[derive(Default)]
+pub(crate) struct Effects {
+    pub released: Vec<Outgoing>,
+    pub commit: bool,
+    pub fetch: bool,
+    pub segment: bool,
+    pub checkpoint: bool,
+    pub rearm: bool,
+}
+
+impl<D: Disk, T: Timer> Shard<D, T> {
+    /// Carries a command out. `sink` gets the reply once it may be shown; never from within this call's borrow of the
+    /// state, so a sink may submit again.
+    pub fn submit(&self, command: Command, sink: Box<dyn ReplySink>) {
+        let (now, now_ns) = (self.inner.timer.now(), self.inner.timer.monotonic_ns());
+        let mut effects = Effects::default();
+        {
+            let mut state = self.inner.state.borrow_mut();
+            state.run(command, sink, now, now_ns, now_ns, &mut effects);
+            state.serve_woken(now, now_ns, &mut effects);
+            state.note_times(&mut effects);
+        }
+        self.carry_on(effects);
+    }
+
+    /// Wakes the loops that have something to do, and hands out what was released.
+    pub(crate) fn carry_on(&self, effects: Effects) {
+        let signals = &self.inner.signals;
+        for (wanted, signal) in [
+            (effects.commit, &signals.commit),
+            (effects.fetch, &signals.fetch),
+            (effects.segment, &signals.segment),
+            (effects.checkpoint, &signals.checkpoint),
+            (effects.rearm, &signals.tick),
+        ] {
+            if wanted {
+                signal.notify();
+            }
+        }
+        effects.released.into_iter().for_each(Outgoing::deliver);
+    }
+}
+
+impl<D: Disk> State<D> {
+    /// One command, from gate to park.
+    pub fn run(
+        &mut self,
+        command: Command,
+        sink: Box<dyn ReplySink>,
+        now: Millis,
+        now_ns: u64,
+        started_ns: u64,
+        effects: &mut Effects,
+    ) {
+        let (operation, items) = Operation::of(&command);
+        let mut outgoing = Outgoing { sink, outcome: Err(Reject::Cancelled), operation, started_ns };
+        let decided =
+            self.gate(&command).and_then(|()| self.machine.decide(now, self.log.next_lsn(), &command));
+        let (seen, outcome) = match decided {
+            Err(reject) => (self.seen_by(&reject), Err(reject)),
+            Ok(Decision::Answer { reply, seen }) => (seen, Ok(reply)),
+            Ok(Decision::Change { facts, reply }) if facts.is_empty() => (self.last_lsn(), Ok(reply)),
+            Ok(Decision::Change { facts, reply }) => match self.log_and_apply(now, facts, effects) {
+                Ok(lsn) => (lsn, Ok(reply)),
+                Err(reject) => (Lsn(0), Err(reject)),
+            },
+            Ok(Decision::Wait(key)) => {
+                let until = command_wait(&command).unwrap_or(now);
+                if !self.stopping && self.waiting.len() < WAITING_MAX {
+                    let mut command = command;
+                    self.machine.pin(&mut command);
+                    self.waiting.push(key, command, outgoing.sink, until, started_ns);
+                    effects.rearm |= self.armed.is_none_or(|armed| until < armed);
+                    return;
+                }
+                let reject = if self.stopping {
+                    Reject::ShuttingDown
+                } else {
+                    Reject::Overloaded { what: "waiting commands", retry_after_ms: 1_000 }
+                };
+                (Lsn(0), Err(reject))
+            }
+            Ok(Decision::Fetch(read)) => {
+                if self.fetches.len() < FETCHES_MAX {
+                    self.fetches.push_back(Fetch { read, outgoing });
+                    effects.fetch = true;
+                    return;
+                }
+                (Lsn(0), Err(Reject::Overloaded { what: "cold reads", retry_after_ms: 50 }))
+            }
+        };
+        let need = self.need(&command);
+        let stats = self.stats.operation_mut(operation);
+        stats.commands += 1;
+        stats.items += if items > 0 { items } else { outcome.as_ref().map_or(0, items_of) };
+        stats.rejected += u64::from(outcome.is_err());
+        outgoing.outcome = outcome;
+        self.park_or_release(seen, need, outgoing, now_ns, effects);
+    }
+
+    /// Releases a reply if what it shows is durable, else keeps it until it is.
+    pub fn park_or_release(
+        &mut self,
+        seen: Lsn,
+        need: Need,
+        outgoing: Outgoing,
+        now_ns: u64,
+        effects: &mut Effects,
+    ) {
+        if self.parked.is_released(seen, need) {
+            let latency = now_ns.saturating_sub(outgoing.started_ns);
+            self.stats.operation_mut(outgoing.operation).latency_ns.record(latency);
+            effects.released.push(outgoing);
+        } else if let Some(fenced) = &self.fenced {
+            let reject = fenced.clone();
+            effects.released.push(Outgoing { outcome: Err(reject), ..outgoing });
+        } else {
+            effects.commit |= self.parked.park(seen, need, outgoing);
+        }
+    }
+
+    /// Whether the shard takes such a command now.
+    fn gate(&self, command: &Command) -> Result<(), Reject> {
+        if !command.is_write() {
+            return Ok(());
+        }
+        if let Some(reject) = &self.fenced {
+            return Err(reject.clone());
+        }
+        if self.stopping {
+            return Err(Reject::ShuttingDown);
+        }
+        if self.log.log_bytes() > self.log_bytes_max {
+            return Err(Reject::Overloaded { what: "commit log", retry_after_ms: 100 });
+        }
+        if grows(command) && self.machine.memory_bytes() > self.memory_bytes_max {
+            return Err(Reject::Overloaded { what: "memory budget", retry_after_ms: 1_000 });
+        }
+        Ok(())
+    }
+
+    /// Logs facts as one entry and makes them true. Either both or, with a rejection, neither.
+    pub fn log_and_apply(
+        &mut self,
+        now: Millis,
+        facts: Batch<Fact>,
+        effects: &mut Effects,
+    ) -> Result<Lsn, Reject> {
+        let bytes_max: usize = facts.iter().map(Fact::encoded_len_max).sum();
+        if bytes_max > ENTRY_BYTES_MAX {
+            let (size, max) = (bytes_max as u64, ENTRY_BYTES_MAX as u64);
+            return Err(Reject::TooLarge { what: "batch", size, max });
+        }
+        let time = self.machine.clamp(now);
+        let logged = self.log.append(time, bytes_max, |buffer| {
+            for fact in &facts {
+                fact.encode(buffer);
+            }
+        });
+        let lsn = match logged {
+            Ok(lsn) => lsn,
+            Err(LogFull::Buffers) => {
+                effects.commit = true;
+                return Err(Reject::Overloaded { what: "commit log buffer", retry_after_ms: 5 });
+            }
+            Err(LogFull::NoSegment) => {
+                effects.segment = true;
+                return Err(Reject::Overloaded { what: "commit log segments", retry_after_ms: 20 });
+            }
+            Err(LogFull::DiskFull) => {
+                if !self.disk_full {
+                    tracing::error!("the disk is full: writes are refused until there is space, reads go on");
+                }
+                self.disk_full = true;
+                return Err(Reject::DiskFull);
+            }
+            Err(LogFull::EntryTooLarge { bytes, max }) => {
+                return Err(Reject::TooLarge { what: "batch", size: bytes as u64, max: max as u64 });
+            }
+        };
+        for fact in facts {
+            self.machine.apply(EntryContext { lsn, time }, fact);
+        }
+        if self.memory_only {
+            self.parked.advance(lsn);
+        }
+        effects.commit = true;
+        Ok(lsn)
+    }
+
+    /// Decides again for those whose key was woken, first come first served.
+    pub fn serve_woken(&mut self, now: Millis, now_ns: u64, effects: &mut Effects) {
+        if self.waiting.len() == 0 {
+            self.machine.forget_woken();
+            return;
+        }
+        while let Some(key) = self.machine.take_woken() {
+            let mut waiters = self.waiting.take(key);
+            let mut still = std::collections::VecDeque::new();
+            while let Some(waiter) = waiters.pop_front() {
+                if waiter.sink.is_closed() {
+                    continue;
+                }
+                match self.machine.decide(now, self.log.next_lsn(), &waiter.command) {
+                    Ok(Decision::Wait(_)) => {
+                        still.push_back(waiter);
+                        // Nothing is left in a queue: those behind need not look.
+                        if matches!(key, flowmesh_machine::WaitKey::Queue(_)) {
+                            still.append(&mut waiters);
+                        }
+                    }
+                    _ => self.run_waiter(waiter, now, now_ns, effects),
+                }
+            }
+            self.waiting.put_back(key, still);
+        }
+    }
+
+    /// Runs a command that has waited.
+    pub fn run_waiter(&mut self, waiter: Waiter, now: Millis, now_ns: u64, effects: &mut Effects) {
+        self.run(waiter.command, waiter.sink, now, now_ns, waiter.started_ns, effects);
+    }
+
+    /// Whether the tick loop must be woken because something is due earlier than it thinks.
+    pub fn note_times(&mut self, effects: &mut Effects) {
+        if let Some(due) = self.machine.next_due() {
+            effects.rearm |= self.armed.is_none_or(|armed| due < armed);
+        }
+    }
+
+    /// Up to which entry a rejection shows the state.
+    fn seen_by(&self, reject: &Reject) -> Lsn {
+        match reject.code() {
+            Code::NotFound | Code::AlreadyExists | Code::OutOfRange | Code::FailedPrecondition => {
+                self.last_lsn()
+            }
+            _ => Lsn(0),
+        }
+    }
+
+    /// How durable the replies about a command's resource must be.
+    pub fn need(&self, command: &Command) -> Need {
+        let resource = match command {
+            Command::Stream(at, _) => Some(at.resource),
+            Command::Queue(id, _) | Command::Kv(id, _) => Some(*id),
+            Command::Catalog(_) => None,
+        };
+        resource.map_or(Need::Synced, |id| self.need_of(id))
+    }
+
+    /// How durable replies about a resource must be.
+    pub fn need_of(&self, id: ResourceId) -> Need {
+        let durability = if self.durability_of.is_empty() {
+            self.default_durability
+        } else {
+            self.durability_of.get(&id).copied().unwrap_or(self.default_durability)
+        };
+        if durability == Durability::Always { Need::Synced } else { Need::Written }
+    }
+}
+
+fn command_wait(command: &Command) -> Option<Millis> {
+    match command {
+        Command::Stream(_, StreamCommand::Read { wait_until, .. })
+        | Command::Queue(_, QueueCommand::Reserve { wait_until, .. }) => *wait_until,
+        _ => None,
+    }
+}
+
+/// Whether a command adds to the state.
+fn grows(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Stream(_, StreamCommand::Append { .. })
+            | Command::Queue(_, QueueCommand::Enqueue { .. })
+            | Command::Kv(_, KvCommand::Set { .. })
+            | Command::Catalog(flowmesh_model::CatalogCommand::Create { .. })
+    )
+}
+
+/// Items in a reply, for commands whose request does not say.
+fn items_of(reply: &Reply) -> u64 {
+    match reply {
+        Reply::Records(records) => records.runs.iter().map(|run| u64::from(run.count)).sum(),
+        Reply::Reserved(jobs) => jobs.len() as u64,
+        Reply::Scanned { entries, .. } => entries.len() as u64,
+        _ => 0,
+    }
+}

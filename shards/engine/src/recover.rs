@@ -1,0 +1,131 @@
+//! Start: the index as of its LSN, segment files cut to what it knows, then the log from there.
+//!
+//! | state | from |
+//! |---|---|
+//! | everything up to LSN L | the index, tagged with L; records up to the offsets it knows from segment files |
+//! | L+1 … the end | the log, applied fact by fact, by the same code as when they were new |
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use flowmesh_machine::{EntryContext, Machine, MachineConfig};
+use flowmesh_model::codec::Malformed;
+use flowmesh_model::{Durability, Lsn, ShardId, Space, fact};
+use flowmesh_store::disk::Disk;
+use flowmesh_store::index::{Index, IndexConfig, IndexError};
+use flowmesh_store::log::{Log, LogConfig, LogError, recover};
+use flowmesh_store::segments::{SegmentError, StreamFiles, StreamFilesConfig};
+use thiserror::Error;
+
+use crate::config::ShardConfig;
+use crate::metrics::ShardStats;
+use crate::release::Parked;
+use crate::shard::{Durable, Inner, Shard, Signals, State};
+use crate::timer::Timer;
+
+/// Why a shard cannot be opened. Its data is left as it is.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The log cannot be read to its end.
+    #[error("{0}")]
+    Log(#[from] LogError),
+    /// The index cannot be opened.
+    #[error("{0}")]
+    Index(#[from] IndexError),
+    /// Segment files do not fit the index.
+    #[error("{0}")]
+    Segments(#[from] SegmentError),
+    /// The index's entries do not fit together.
+    #[error("shard {shard}: the index does not fit together: {error}; was it written by a newer server?")]
+    Restore {
+        /// Whose index.
+        shard: ShardId,
+        /// What is wrong.
+        error: Malformed,
+    },
+}
+
+impl<D: Disk, T: Timer> Shard<D, T> {
+    /// Opens a shard: reads what its directory holds, or makes a new one.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing on disk was changed that a later, better try would need.
+    pub async fn open(config: ShardConfig, disk: D, timer: T) -> Result<Self, OpenError> {
+        let started_ns = timer.monotonic_ns();
+        let mut machine = Machine::new(MachineConfig {
+            shard: config.shard,
+            catalog_owner: config.shard.0 == 0,
+            hash_seed: config.hash_seed,
+            checkpoints: config.durability != Durability::Memory,
+        });
+        let mut stats = ShardStats::default();
+        let (log, durable) = if config.durability == Durability::Memory {
+            (Log::in_memory(), None)
+        } else {
+            let (durable, applied) = restore(&config, &disk, &mut machine).await?;
+            let mut log_config = LogConfig::new(&config.dir, config.shard);
+            log_config.segment_bytes = config.log_segment_bytes;
+            let mut facts = 0;
+            let (log, recovered) = recover(&disk, log_config, applied, |entry| {
+                for fact in fact::decode_all(entry.body)? {
+                    facts += 1;
+                    machine.apply(EntryContext { lsn: entry.lsn, time: entry.time }, fact);
+                }
+                Ok(())
+            })
+            .await?;
+            if let Some(cut) = &recovered.cut {
+                tracing::info!(shard = %config.shard, ?cut, "cut the unfinished end of the log: none of it was acknowledged");
+            }
+            stats.recovered_facts = facts;
+            stats.checkpoint_lsn = applied.0;
+            (log, Some(durable))
+        };
+        machine.forget_woken();
+        stats.recovery_ns = timer.monotonic_ns().saturating_sub(started_ns);
+        let last = Lsn(log.next_lsn().0 - 1);
+        let state = State {
+            machine,
+            parked: Parked::new(last),
+            waiting: crate::waiting::Waiting::default(),
+            fetches: VecDeque::new(),
+            stats,
+            default_durability: config.durability,
+            durability_of: HashMap::new(),
+            disk_full: false,
+            segment_failures: 0,
+            memory_only: config.durability == Durability::Memory,
+            log_bytes_at_checkpoint: 0,
+            checkpointing: false,
+            fenced: None,
+            stopping: false,
+            log_bytes_max: config.log_bytes_max,
+            memory_bytes_max: config.memory_bytes,
+            armed: None,
+            sync_due: false,
+            log,
+        };
+        let signals = Signals::default();
+        Ok(Self { inner: Rc::new(Inner { config, timer, state: RefCell::new(state), durable, signals }) })
+    }
+}
+
+/// Opens index and segment files, and brings the machine to the LSN they are at.
+async fn restore<D: Disk>(
+    config: &ShardConfig,
+    disk: &D,
+    machine: &mut Machine,
+) -> Result<(Durable<D>, Lsn), OpenError> {
+    let mut index_config = IndexConfig::new(&config.dir, config.shard);
+    index_config.on_thread_start.clone_from(&config.on_thread_start);
+    let (index, applied) = Index::open(index_config).await?;
+    for space in Space::ALL {
+        index.scan_all(space, |key, value| machine.restore(space, &key, value)).await?;
+    }
+    machine.finish_restore().map_err(|error| OpenError::Restore { shard: config.shard, error })?;
+    let streams =
+        StreamFiles::open(disk.clone(), &config.dir, StreamFilesConfig::default(), machine.stream_ends())
+            .await?;
+    Ok((Durable { index, streams }, applied))
+}

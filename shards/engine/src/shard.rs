@@ -1,0 +1,169 @@
+//! The shard's handle and its state.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use flowmesh_machine::Machine;
+use flowmesh_model::{Catalog, Durability, Millis, Reject, ResourceId};
+use flowmesh_store::disk::Disk;
+use flowmesh_store::index::Index;
+use flowmesh_store::log::Log;
+use flowmesh_store::segments::StreamFiles;
+
+use crate::config::ShardConfig;
+use crate::fetch::Fetch;
+use crate::metrics::ShardStats;
+use crate::release::Parked;
+use crate::signal::Signal;
+use crate::timer::Timer;
+use crate::waiting::Waiting;
+
+/// Whether a shard takes work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Reads and writes.
+    Ready,
+    /// Reads; writes are refused until there is space.
+    DiskFull,
+    /// Reads; writes are refused until a restart. With the reason.
+    Fenced(String),
+    /// Draining.
+    Stopping,
+}
+
+/// A shard. Cheap to clone; stays on its core.
+pub struct Shard<D: Disk, T: Timer> {
+    pub(crate) inner: Rc<Inner<D, T>>,
+}
+
+impl<D: Disk, T: Timer> Clone for Shard<D, T> {
+    fn clone(&self) -> Self {
+        Self { inner: Rc::clone(&self.inner) }
+    }
+}
+
+pub(crate) struct Inner<D: Disk, T: Timer> {
+    pub config: ShardConfig,
+    pub timer: T,
+    pub state: RefCell<State<D>>,
+    /// Where checkpoints go; `None` in memory mode.
+    pub durable: Option<Durable<D>>,
+    pub signals: Signals,
+}
+
+/// What is behind the log.
+pub(crate) struct Durable<D: Disk> {
+    pub index: Index,
+    pub streams: StreamFiles<D>,
+}
+
+/// Who waits for what.
+#[derive(Default)]
+pub(crate) struct Signals {
+    /// The log has something to commit.
+    pub commit: Signal,
+    /// Time is due earlier than thought.
+    pub tick: Signal,
+    /// A checkpoint should start.
+    pub checkpoint: Signal,
+    /// The log wants a segment.
+    pub segment: Signal,
+    /// Records are wanted from segment files.
+    pub fetch: Signal,
+    /// A flight landed or the log was given up: whoever waits for an LSN looks again.
+    pub landed: Signal,
+    /// A checkpoint gave space back.
+    pub checkpointed: Signal,
+}
+
+pub(crate) struct State<D: Disk> {
+    pub machine: Machine,
+    pub log: Log<D>,
+    pub parked: Parked,
+    pub waiting: Waiting,
+    pub fetches: VecDeque<Fetch>,
+    pub stats: ShardStats,
+    pub default_durability: Durability,
+    /// Resources with a durability of their own.
+    pub durability_of: HashMap<ResourceId, Durability>,
+    pub disk_full: bool,
+    /// Log segments that could not be prepared.
+    pub segment_failures: u64,
+    /// Policy `memory`: nothing is ever written.
+    pub memory_only: bool,
+    /// Bytes of log right after the last checkpoint.
+    pub log_bytes_at_checkpoint: u64,
+    /// A checkpoint is being made.
+    pub checkpointing: bool,
+    pub fenced: Option<Reject>,
+    pub stopping: bool,
+    pub log_bytes_max: u64,
+    pub memory_bytes_max: u64,
+    /// When the tick loop will wake by itself.
+    pub armed: Option<Millis>,
+    /// An `interval` sync is due.
+    pub sync_due: bool,
+}
+
+impl<D: Disk, T: Timer> Shard<D, T> {
+    /// The time now.
+    pub fn now(&self) -> Millis {
+        self.inner.timer.now()
+    }
+
+    /// Whether the shard takes work.
+    pub fn health(&self) -> Health {
+        let state = self.inner.state.borrow();
+        match &state.fenced {
+            Some(Reject::Fenced { reason }) => Health::Fenced(reason.clone()),
+            Some(other) => Health::Fenced(other.to_string()),
+            None if state.stopping => Health::Stopping,
+            None if state.disk_full => Health::DiskFull,
+            None => Health::Ready,
+        }
+    }
+
+    /// Shard 0: the catalog as its facts say, durable or not.
+    pub fn catalog_snapshot(&self) -> Arc<Catalog> {
+        self.inner.state.borrow_mut().machine.catalog_snapshot()
+    }
+
+    /// Uses a newer catalog from now on.
+    pub fn set_catalog(&self, catalog: Arc<Catalog>) {
+        {
+            let mut state = self.inner.state.borrow_mut();
+            state.durability_of = catalog
+                .iter()
+                .filter_map(|info| info.settings.durability().map(|own| (info.id, own)))
+                .collect();
+            state.machine.set_catalog(catalog);
+        }
+        // What was deleted is dropped by a tick.
+        self.inner.signals.tick.notify();
+    }
+
+    /// A copy of the shard's counters.
+    pub fn stats(&self) -> ShardStats {
+        let mut state = self.inner.state.borrow_mut();
+        let last_lsn = state.last_lsn();
+        let (log_bytes, memory_bytes) = (state.log.log_bytes(), state.machine.memory_bytes());
+        let (parked, waiting, synced) = (state.parked.len(), state.waiting.len(), state.parked.synced());
+        let fenced = u64::from(state.fenced.is_some());
+        let stats = &mut state.stats;
+        stats.last_lsn = last_lsn.0;
+        stats.synced_lsn = synced.0;
+        stats.log_bytes = log_bytes;
+        stats.memory_bytes = memory_bytes;
+        stats.parked_replies = parked as u64;
+        stats.waiting_commands = waiting as u64;
+        stats.fenced = fenced;
+        stats.clone()
+    }
+
+    /// Drops long polls whose client has gone.
+    pub fn drop_closed_waiters(&self) {
+        self.inner.state.borrow_mut().waiting.drop_closed();
+    }
+}

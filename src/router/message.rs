@@ -1,0 +1,72 @@
+//! What travels between cores.
+
+use std::sync::Arc;
+
+use flowmesh_engine::metrics::ShardStats;
+use flowmesh_model::{Catalog, CatalogVersion, Command, Reject, Reply};
+
+/// One message from core to core. Every request is answered exactly once, so the channels stay bounded by the
+/// requests in flight.
+pub enum Message {
+    /// A command for a shard of the receiving core.
+    Request {
+        /// The sender's number for it.
+        id: u32,
+        /// The catalog it was checked against.
+        catalog: CatalogVersion,
+        /// What to do.
+        command: Command,
+    },
+    /// The answer to a request.
+    Response {
+        /// The number in the request.
+        id: u32,
+        /// The answer.
+        outcome: Result<Reply, Reject>,
+    },
+    /// Nobody wants the answer to that request any more. Best effort: the answer may be on its way.
+    Cancel {
+        /// The number in the request.
+        id: u32,
+    },
+    /// A newer catalog, from shard 0.
+    Catalog(Arc<Catalog>),
+    /// Send me your counters.
+    StatsRequest {
+        /// The sender's number for it.
+        id: u32,
+    },
+    /// The counters asked for.
+    StatsResponse {
+        /// The number in the request.
+        id: u32,
+        /// The counters.
+        stats: Box<CoreStats>,
+    },
+}
+
+/// What a core counts: its shard, and its side of the channels.
+#[derive(Clone, Debug, Default)]
+pub struct CoreStats {
+    /// The shard's counters.
+    pub shard: ShardStats,
+    /// Requests this core sent to others.
+    pub hops_out: u64,
+    /// Requests of other cores it carried out.
+    pub hops_in: u64,
+    /// Requests of this core that others have not answered yet.
+    pub hops_pending: u64,
+    /// Counters of the edges.
+    pub edge: EdgeStats,
+}
+
+/// What the edges of a core count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EdgeStats {
+    /// Connections accepted since the start.
+    pub connections_total: u64,
+    /// Connections open now.
+    pub connections_open: u64,
+    /// Calls by method and gRPC status.
+    pub calls: Vec<(&'static str, &'static str, u64)>,
+}
