@@ -214,7 +214,7 @@ impl Config {
     fn settle_ports(&mut self) -> Result<(), (&'static str, String)> {
         let grpc = self.grpc_addr.port();
         if self.core_ports == Some(0) {
-            self.core_ports = Some(grpc.checked_add(1).unwrap_or(u16::MAX));
+            self.core_ports = Some(grpc.saturating_add(1));
         }
         let overlap = self.grpc_addr.ip() == self.http_addr.ip()
             || self.grpc_addr.ip().is_unspecified()

@@ -127,14 +127,11 @@ fn read_file(path: &Path) -> (FromFile, Vec<ConfigError>) {
         let line = text.get(..key.span().start).unwrap_or_default().matches('\n').count() + 1;
         let origin = Origin::File { path: path.to_owned(), line };
         let key = key.into_inner();
-        match SETTINGS.iter().find(|setting| setting.name == key) {
-            Some(setting) => {
-                found.insert(setting.name, (value_text(value.get_ref()), origin));
-            }
-            None => {
-                let nearest = nearest(&key);
-                errors.push(ConfigError::UnknownKey { key: key.into_owned(), origin, nearest });
-            }
+        if let Some(setting) = SETTINGS.iter().find(|setting| setting.name == key) {
+            found.insert(setting.name, (value_text(value.get_ref()), origin));
+        } else {
+            let nearest = nearest(&key);
+            errors.push(ConfigError::UnknownKey { key: key.into_owned(), origin, nearest });
         }
     }
     (found, errors)

@@ -81,7 +81,7 @@ fn span(text: &str, unit_us: u64) -> Option<u64> {
         total_us = total_us.checked_add(scaled(number, part_us)?)?;
         rest = next;
     }
-    (!text.is_empty() && total_us % unit_us == 0).then_some(total_us / unit_us)
+    (!text.is_empty() && total_us.is_multiple_of(unit_us)).then_some(total_us / unit_us)
 }
 
 /// A decimal number times `unit`, exactly; `None` if it has a fraction of a unit left.
@@ -95,7 +95,7 @@ fn scaled(number: &str, unit: u64) -> Option<u64> {
     if !fraction.is_empty() {
         let places = 10u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
         let scaled = u128::from(digits(fraction)?).checked_mul(u128::from(unit))?;
-        if scaled % places != 0 {
+        if !scaled.is_multiple_of(places) {
             return None;
         }
         total += scaled / places;

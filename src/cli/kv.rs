@@ -1,0 +1,370 @@
+//! `flowmesh kv`: set, get, delete, exists, scan.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::{Args, Subcommand};
+use flowmesh_proto::v1::{self, set_entry};
+use serde::Serialize;
+
+use super::args::{Format, Output, Server, ValueFormat, duration, millis};
+use super::connection::client;
+use super::failure::{Failure, Refusal};
+use super::input::Source;
+use super::output::{Out, base64_text, text};
+
+/// Commands on key-value stores.
+#[derive(Subcommand, Debug)]
+pub enum KvCommand {
+    /// Set a key
+    Set(SetArgs),
+    /// Write a key's value to standard output; exit 3 if there is no such key
+    Get(GetArgs),
+    /// Delete keys; exit 3 if none of them was there
+    Delete(DeleteArgs),
+    /// Say whether keys are there; exit 3 if one is not
+    Exists(ExistsArgs),
+    /// List keys in byte order, all pages
+    Scan(ScanArgs),
+}
+
+/// Arguments of `kv set`.
+#[derive(Args, Debug)]
+#[command(group(clap::ArgGroup::new("source").required(true).args(["value", "file"])))]
+#[command(group(clap::ArgGroup::new("condition").args(["if_absent", "if_present", "if_version"])))]
+pub struct SetArgs {
+    /// The store
+    store: String,
+    /// The key
+    key: String,
+    /// The value; - reads standard input
+    #[arg(allow_negative_numbers = true)]
+    value: Option<String>,
+    /// Read the value from a file
+    #[arg(short, long, value_name = "PATH")]
+    file: Option<PathBuf>,
+    /// How long the value lives; else as the store's default_ttl_ms says, else for ever
+    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "keep_ttl")]
+    ttl: Option<Duration>,
+    /// Let it live as long as the value before it
+    #[arg(long)]
+    keep_ttl: bool,
+    /// Only if there is no such key
+    #[arg(long)]
+    if_absent: bool,
+    /// Only if the key is there
+    #[arg(long)]
+    if_present: bool,
+    /// Only if the key has this version
+    #[arg(long, value_name = "VERSION")]
+    if_version: Option<u64>,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Arguments of `kv get`.
+#[derive(Args, Debug)]
+pub struct GetArgs {
+    /// The store
+    store: String,
+    /// The key
+    key: String,
+    /// How it is written; value: the bytes as they are, without a line break
+    #[arg(short, long, default_value = "value", value_name = "FORMAT")]
+    output: ValueFormat,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Arguments of `kv delete`.
+#[derive(Args, Debug)]
+pub struct DeleteArgs {
+    /// The store
+    store: String,
+    /// The keys
+    #[arg(required = true, value_name = "KEY")]
+    keys: Vec<String>,
+    /// Only if the key (exactly one) has this version
+    #[arg(long, value_name = "VERSION")]
+    if_version: Option<u64>,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Arguments of `kv exists`.
+#[derive(Args, Debug)]
+pub struct ExistsArgs {
+    /// The store
+    store: String,
+    /// The keys
+    #[arg(required = true, value_name = "KEY")]
+    keys: Vec<String>,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Arguments of `kv scan`.
+#[derive(Args, Debug)]
+pub struct ScanArgs {
+    /// The store
+    store: String,
+    /// Only keys that start with this
+    #[arg(short, long, default_value = "")]
+    prefix: String,
+    /// Only keys after this one
+    #[arg(long, value_name = "KEY")]
+    after: Option<String>,
+    /// At most so many keys
+    #[arg(short = 'n', long)]
+    limit: Option<u64>,
+    /// Leave the values out
+    #[arg(short, long)]
+    keys_only: bool,
+    /// How they are written; value: KEY, a tab, and the value
+    #[arg(short, long, default_value = "value", value_name = "FORMAT")]
+    output: ValueFormat,
+    #[command(flatten)]
+    server: Server,
+}
+
+#[derive(Serialize)]
+struct EntryJson<'a> {
+    key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value_base64: Option<String>,
+    version: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at_ms: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct KeyJson<'a> {
+    key: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deleted: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exists: Option<bool>,
+}
+
+impl KvCommand {
+    /// Runs it.
+    pub async fn run(self) -> Result<(), Failure> {
+        match self {
+            Self::Set(args) => args.run().await,
+            Self::Get(args) => args.run().await,
+            Self::Delete(args) => args.run().await,
+            Self::Exists(args) => args.run().await,
+            Self::Scan(args) => args.run().await,
+        }
+    }
+}
+
+impl SetArgs {
+    fn entry(&self) -> Result<v1::SetEntry, Failure> {
+        let value = match (&self.file, self.value.as_deref()) {
+            (Some(path), _) => Source::of_path(path).read_whole()?,
+            (None, Some("-")) => Source::Stdin.read_whole()?,
+            (None, value) => Bytes::copy_from_slice(value.unwrap_or_default().as_bytes()),
+        };
+        let ttl = if self.keep_ttl {
+            Some(set_entry::Ttl::KeepTtl(true))
+        } else {
+            self.ttl.map(|ttl| set_entry::Ttl::TtlMs(millis(ttl)))
+        };
+        let condition = match (self.if_absent, self.if_present, self.if_version) {
+            (true, ..) => Some(set_entry::Condition::IfAbsent(true)),
+            (_, true, _) => Some(set_entry::Condition::IfPresent(true)),
+            (.., version) => version.map(set_entry::Condition::IfVersion),
+        };
+        Ok(v1::SetEntry { key: Bytes::copy_from_slice(self.key.as_bytes()), value, ttl, condition })
+    }
+
+    async fn run(self) -> Result<(), Failure> {
+        let entry = self.entry()?;
+        let mut kv = client!(kv_client::KvClient, self.server.connect().await?);
+        let request = v1::SetRequest { store: self.store, entries: vec![entry] };
+        let response = kv.set(self.server.request(request)).await?.into_inner();
+        let outcome = response.outcomes.into_iter().next().unwrap_or_default();
+        if let Some(error) = &outcome.error {
+            return Err(Failure::Refused(Refusal::of_item(error)));
+        }
+        let mut out = Out::new();
+        match self.output.format {
+            Format::Table => {
+                out.line(format!("{} is set, version {}", self.key, outcome.version).as_bytes())?;
+            }
+            Format::Json => out.json(&KeyJson {
+                key: &self.key,
+                version: Some(outcome.version),
+                deleted: None,
+                exists: None,
+            })?,
+        }
+        out.flush()
+    }
+}
+
+impl GetArgs {
+    async fn run(self) -> Result<(), Failure> {
+        let mut kv = client!(kv_client::KvClient, self.server.connect().await?);
+        let key = Bytes::copy_from_slice(self.key.as_bytes());
+        let request = v1::GetRequest { store: self.store, keys: vec![key.clone()] };
+        let response = kv.get(self.server.request(request)).await?.into_inner();
+        let entry = response.entries.into_iter().next().filter(|entry| entry.found).ok_or(Failure::Absent)?;
+        let entry = v1::ScanEntry {
+            key,
+            value: entry.value,
+            version: entry.version,
+            expires_at_ms: entry.expires_at_ms,
+        };
+        let mut out = Out::new();
+        match self.output {
+            ValueFormat::Value => out.raw(&entry.value)?,
+            ValueFormat::Table => out.table(&COLUMNS, vec![row(&entry)])?,
+            ValueFormat::Json => out.json(&entry_json(&entry, true))?,
+        }
+        out.flush()
+    }
+}
+
+impl DeleteArgs {
+    async fn run(self) -> Result<(), Failure> {
+        if self.if_version.is_some() && self.keys.len() != 1 {
+            return Err(Failure::Usage("--if-version takes exactly one key".to_owned()));
+        }
+        let mut kv = client!(kv_client::KvClient, self.server.connect().await?);
+        let request =
+            v1::DeleteRequest { store: self.store, keys: as_bytes(&self.keys), if_version: self.if_version };
+        let deleted = kv.delete(self.server.request(request)).await?.into_inner().deleted;
+        write_flags(self.output.format, &self.keys, &deleted, "deleted", |key, flag| KeyJson {
+            key,
+            version: None,
+            deleted: Some(flag),
+            exists: None,
+        })?;
+        if deleted.contains(&true) { Ok(()) } else { Err(Failure::Absent) }
+    }
+}
+
+impl ExistsArgs {
+    async fn run(self) -> Result<(), Failure> {
+        let mut kv = client!(kv_client::KvClient, self.server.connect().await?);
+        let request = v1::ExistsRequest { store: self.store, keys: as_bytes(&self.keys) };
+        let exists = kv.exists(self.server.request(request)).await?.into_inner().exists;
+        write_flags(self.output.format, &self.keys, &exists, "there", |key, flag| KeyJson {
+            key,
+            version: None,
+            deleted: None,
+            exists: Some(flag),
+        })?;
+        if exists.contains(&false) { Err(Failure::Absent) } else { Ok(()) }
+    }
+}
+
+/// One answer a key: `KEY deleted`, `KEY not there`.
+fn write_flags<'a>(
+    format: Format,
+    keys: &'a [String],
+    flags: &[bool],
+    word: &str,
+    json: impl Fn(&'a str, bool) -> KeyJson<'a>,
+) -> Result<(), Failure> {
+    let mut out = Out::new();
+    for (key, &flag) in keys.iter().zip(flags) {
+        match format {
+            Format::Table => {
+                out.line(format!("{key} {}", if flag { word } else { "not there" }).as_bytes())?;
+            }
+            Format::Json => out.json(&json(key, flag))?,
+        }
+    }
+    out.flush()
+}
+
+fn as_bytes(keys: &[String]) -> Vec<Bytes> {
+    keys.iter().map(|key| Bytes::copy_from_slice(key.as_bytes())).collect()
+}
+
+const COLUMNS: [&str; 4] = ["KEY", "VERSION", "EXPIRES", "VALUE"];
+
+fn row(entry: &v1::ScanEntry) -> Vec<String> {
+    vec![
+        super::output::readable(&entry.key),
+        entry.version.to_string(),
+        entry.expires_at_ms.map_or_else(|| "never".to_owned(), super::output::time),
+        super::output::readable(&entry.value),
+    ]
+}
+
+fn entry_json(entry: &v1::ScanEntry, with_value: bool) -> EntryJson<'_> {
+    EntryJson {
+        key: text(&entry.key),
+        key_base64: base64_text(&entry.key),
+        value: text(&entry.value).filter(|_| with_value),
+        value_base64: base64_text(&entry.value).filter(|_| with_value),
+        version: entry.version,
+        expires_at_ms: entry.expires_at_ms,
+    }
+}
+
+impl ScanArgs {
+    async fn run(self) -> Result<(), Failure> {
+        const PAGE: u64 = 1_000;
+        let mut kv = client!(kv_client::KvClient, self.server.connect().await?);
+        let mut out = Out::new();
+        let mut left = self.limit.unwrap_or(u64::MAX);
+        let mut after = self.after.as_ref().map(|key| Bytes::copy_from_slice(key.as_bytes()));
+        while left > 0 {
+            let request = v1::ScanRequest {
+                store: self.store.clone(),
+                prefix: Bytes::copy_from_slice(self.prefix.as_bytes()),
+                after,
+                limit: u32::try_from(left.min(PAGE)).unwrap_or(u32::MAX),
+                keys_only: self.keys_only,
+            };
+            let page = kv.scan(self.server.request(request)).await?.into_inner();
+            self.write(&mut out, &page.entries)?;
+            left = left.saturating_sub(page.entries.len() as u64);
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        out.flush()
+    }
+
+    fn write(&self, out: &mut Out, entries: &[v1::ScanEntry]) -> Result<(), Failure> {
+        match self.output {
+            ValueFormat::Table => return out.table(&COLUMNS, entries.iter().map(row).collect()),
+            ValueFormat::Json => {
+                for entry in entries {
+                    out.json(&entry_json(entry, !self.keys_only))?;
+                }
+            }
+            ValueFormat::Value => {
+                for entry in entries {
+                    out.raw(&entry.key)?;
+                    if !self.keys_only {
+                        out.raw(b"\t")?;
+                        out.raw(&entry.value)?;
+                    }
+                    out.raw(b"\n")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,336 @@
+//! `flowmesh queue`: enqueue; reserve, ack, nack and extend one by one; or work, which does all four around a command.
+
+mod enqueue;
+mod job;
+mod settle;
+mod work;
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use flowmesh_proto::v1;
+use serde::Serialize;
+
+use super::args::{Format, Output, Server, duration, lease, millis};
+use super::connection::client;
+use super::failure::{Failure, Refusal};
+use super::output::{Headers, Out, base64_text, readable, text, time};
+
+/// Commands on queues.
+#[derive(Subcommand, Debug)]
+pub enum QueueCommand {
+    /// Enqueue jobs: payloads, or one job a line of a file or of standard input
+    Enqueue(enqueue::EnqueueArgs),
+    /// Lease ready jobs; exit 3 if there is none
+    Reserve(ReserveArgs),
+    /// Say that leased jobs are done
+    Ack(AckArgs),
+    /// Give leased jobs back
+    Nack(NackArgs),
+    /// Make leases last longer
+    Extend(ExtendArgs),
+    /// Count the jobs by state
+    Status(StatusArgs),
+    /// Run a command for each job: ack on exit 0, nack otherwise
+    Work(work::WorkArgs),
+}
+
+/// Arguments of `queue reserve`.
+#[derive(Args, Debug)]
+pub struct ReserveArgs {
+    /// The queue
+    queue: String,
+    /// At most so many jobs
+    #[arg(short = 'n', long, default_value_t = 1, value_name = "N")]
+    max: u32,
+    /// How long the leases last; else as the queue is set
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    visibility: Option<Duration>,
+    /// Wait so long for a job if none is ready; at most 60s
+    #[arg(short, long, value_name = "TIME", value_parser = duration, default_value = "0")]
+    wait: Duration,
+    /// A name for whoever works on it
+    #[arg(long, default_value = "")]
+    worker: String,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Arguments of `queue ack`.
+#[derive(Args, Debug)]
+pub struct AckArgs {
+    /// The queue
+    queue: String,
+    /// Leases, as `queue reserve` prints them
+    #[arg(required = true, value_name = "JOB:TOKEN", value_parser = lease)]
+    leases: Vec<v1::Lease>,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Arguments of `queue nack`.
+#[derive(Args, Debug)]
+pub struct NackArgs {
+    /// The queue
+    queue: String,
+    /// Leases, as `queue reserve` prints them
+    #[arg(required = true, value_name = "JOB:TOKEN", value_parser = lease)]
+    leases: Vec<v1::Lease>,
+    /// Ready again after so long; else by the queue's backoff
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    delay: Option<Duration>,
+    /// What went wrong, kept with the job
+    #[arg(long, default_value = "")]
+    error: String,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Arguments of `queue extend`.
+#[derive(Args, Debug)]
+pub struct ExtendArgs {
+    /// The queue
+    queue: String,
+    /// Leases, as `queue reserve` prints them
+    #[arg(required = true, value_name = "JOB:TOKEN", value_parser = lease)]
+    leases: Vec<v1::Lease>,
+    /// How long from now; else as the queue is set
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    visibility: Option<Duration>,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Arguments of `queue status`.
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// The queue
+    queue: String,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    server: Server,
+}
+
+#[derive(Serialize)]
+struct JobJson<'a> {
+    lease: String,
+    job_id: u64,
+    token: u64,
+    attempt: u32,
+    priority: u32,
+    leased_until_ms: u64,
+    enqueued_at_ms: u64,
+    headers: Headers<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    payload_base64: Option<String>,
+}
+
+#[derive(Serialize)]
+struct StatusJson {
+    ready: u64,
+    delayed: u64,
+    leased: u64,
+    dead: u64,
+    done_total: u64,
+    enqueued_total: u64,
+    oldest_ready_ms: u64,
+}
+
+impl QueueCommand {
+    /// Runs it.
+    pub async fn run(self) -> Result<(), Failure> {
+        match self {
+            Self::Enqueue(args) => args.run().await,
+            Self::Reserve(args) => args.run().await,
+            Self::Ack(args) => args.run().await,
+            Self::Nack(args) => args.run().await,
+            Self::Extend(args) => args.run().await,
+            Self::Status(args) => args.run().await,
+            Self::Work(args) => args.run().await,
+        }
+    }
+}
+
+impl ReserveArgs {
+    async fn run(self) -> Result<(), Failure> {
+        let mut queue = client!(queue_client::QueueClient, self.server.connect().await?);
+        let request = v1::ReserveRequest {
+            queue: self.queue,
+            max_jobs: self.max,
+            visibility_timeout_ms: self.visibility.map(millis),
+            wait_ms: millis(self.wait),
+            worker: self.worker,
+        };
+        let request = self.server.waiting_request(request, self.wait);
+        let jobs = queue.reserve(request).await?.into_inner().jobs;
+        let mut out = Out::new();
+        match self.output.format {
+            Format::Json => jobs.iter().try_for_each(|job| out.json(&job_json(job)))?,
+            Format::Table => {
+                let names = ["LEASE", "ATTEMPT", "PRIORITY", "UNTIL", "PAYLOAD"];
+                out.table(&names, jobs.iter().map(job_row).collect())?;
+            }
+        }
+        out.flush()?;
+        if jobs.is_empty() { Err(Failure::Absent) } else { Ok(()) }
+    }
+}
+
+fn lease_text(job_id: u64, token: u64) -> String {
+    format!("{job_id}:{token}")
+}
+
+fn job_row(job: &v1::LeasedJob) -> Vec<String> {
+    vec![
+        lease_text(job.job_id, job.token),
+        job.attempt.to_string(),
+        job.priority.to_string(),
+        time(job.leased_until_ms),
+        readable(&job.payload),
+    ]
+}
+
+fn job_json(job: &v1::LeasedJob) -> JobJson<'_> {
+    JobJson {
+        lease: lease_text(job.job_id, job.token),
+        job_id: job.job_id,
+        token: job.token,
+        attempt: job.attempt,
+        priority: job.priority,
+        leased_until_ms: job.leased_until_ms,
+        enqueued_at_ms: job.enqueued_at_ms,
+        headers: Headers(&job.headers),
+        payload: text(&job.payload),
+        payload_base64: base64_text(&job.payload),
+    }
+}
+
+impl AckArgs {
+    async fn run(self) -> Result<(), Failure> {
+        let mut queue = client!(queue_client::QueueClient, self.server.connect().await?);
+        let request = v1::AckRequest { queue: self.queue, leases: self.leases.clone() };
+        let outcomes = queue.ack(self.server.request(request)).await?.into_inner().outcomes;
+        let errors = outcomes.into_iter().map(|outcome| outcome.error);
+        write_outcomes(self.output.format, "done", &self.leases, errors, |_| None)
+    }
+}
+
+impl NackArgs {
+    async fn run(self) -> Result<(), Failure> {
+        let mut queue = client!(queue_client::QueueClient, self.server.connect().await?);
+        let item = |lease: &v1::Lease| v1::NackItem {
+            job_id: lease.job_id,
+            token: lease.token,
+            delay_ms: self.delay.map(millis),
+            error: self.error.clone(),
+        };
+        let request =
+            v1::NackRequest { queue: self.queue.clone(), nacks: self.leases.iter().map(item).collect() };
+        let outcomes = queue.nack(self.server.request(request)).await?.into_inner().outcomes;
+        let errors = outcomes.into_iter().map(|outcome| outcome.error);
+        write_outcomes(self.output.format, "given back", &self.leases, errors, |_| None)
+    }
+}
+
+impl ExtendArgs {
+    async fn run(self) -> Result<(), Failure> {
+        let mut queue = client!(queue_client::QueueClient, self.server.connect().await?);
+        let request = v1::ExtendRequest {
+            queue: self.queue,
+            leases: self.leases.clone(),
+            visibility_timeout_ms: self.visibility.map(millis),
+        };
+        let outcomes = queue.extend(self.server.request(request)).await?.into_inner().outcomes;
+        let ends: Vec<u64> = outcomes.iter().map(|outcome| outcome.leased_until_ms).collect();
+        let errors = outcomes.into_iter().map(|outcome| outcome.error);
+        write_outcomes(self.output.format, "extended", &self.leases, errors, |index| ends.get(index).copied())
+    }
+}
+
+#[derive(Serialize)]
+struct OutcomeJson {
+    lease: String,
+    job_id: u64,
+    ok: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leased_until_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+}
+
+/// One line a lease. The failure is that of the first lease that was refused.
+fn write_outcomes(
+    format: Format,
+    done: &str,
+    leases: &[v1::Lease],
+    errors: impl Iterator<Item = Option<v1::Error>>,
+    until: impl Fn(usize) -> Option<u64>,
+) -> Result<(), Failure> {
+    let (mut out, mut failure) = (Out::new(), None);
+    for (index, (lease, error)) in leases.iter().zip(errors).enumerate() {
+        let refusal = error.as_ref().map(Refusal::of_item);
+        let name = lease_text(lease.job_id, lease.token);
+        match format {
+            Format::Json => out.json(&OutcomeJson {
+                lease: name,
+                job_id: lease.job_id,
+                ok: refusal.is_none(),
+                leased_until_ms: until(index).filter(|_| refusal.is_none()),
+                reason: refusal.as_ref().map(|refusal| refusal.reason.clone()),
+                message: refusal.as_ref().map(|refusal| refusal.message.clone()),
+            })?,
+            Format::Table => match (&refusal, until(index)) {
+                (Some(refusal), _) => eprintln!("flowmesh: {name}: {refusal}"),
+                (None, Some(end)) => out.line(format!("{name} {done} until {}", time(end)).as_bytes())?,
+                (None, None) => out.line(format!("{name} {done}").as_bytes())?,
+            },
+        }
+        if let (None, Some(refusal)) = (&failure, refusal) {
+            let report = format!("not every lease could be settled: {refusal}");
+            failure = Some(Failure::Partly { report, code: refusal.exit_code() });
+        }
+    }
+    out.flush()?;
+    failure.map_or(Ok(()), Err)
+}
+
+impl StatusArgs {
+    async fn run(self) -> Result<(), Failure> {
+        let mut queue = client!(queue_client::QueueClient, self.server.connect().await?);
+        let request = v1::QueueStatusRequest { queue: self.queue };
+        let s = queue.status(self.server.request(request)).await?.into_inner();
+        let mut out = Out::new();
+        match self.output.format {
+            Format::Json => out.json(&StatusJson {
+                ready: s.ready,
+                delayed: s.delayed,
+                leased: s.leased,
+                dead: s.dead,
+                done_total: s.done_total,
+                enqueued_total: s.enqueued_total,
+                oldest_ready_ms: s.oldest_ready_ms,
+            })?,
+            Format::Table => {
+                let names = ["READY", "DELAYED", "LEASED", "DEAD", "DONE", "ENQUEUED", "OLDEST READY"];
+                let counts = [s.ready, s.delayed, s.leased, s.dead, s.done_total, s.enqueued_total];
+                let mut row: Vec<String> = counts.iter().map(u64::to_string).collect();
+                row.push(format!("{} ms", s.oldest_ready_ms));
+                out.table(&names, vec![row])?;
+            }
+        }
+        out.flush()
+    }
+}

@@ -1,0 +1,423 @@
+//! `flowmesh resources`: list, describe, create, update, delete.
+
+use std::io::{self, IsTerminal, Write};
+
+use clap::{Args, Subcommand};
+use flowmesh::config::value;
+use flowmesh_model::limits;
+use flowmesh_proto::v1::{self, settings};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::args::{Format, KindWord, Output, Server, Target};
+use super::connection::client;
+use super::failure::Failure;
+use super::output::{Out, time};
+use super::topology::{PLACE_COLUMNS, PlaceJson, place_rows};
+
+/// Commands on resources.
+#[derive(Subcommand, Debug)]
+pub enum ResourcesCommand {
+    /// List resources, all pages
+    List(ListArgs),
+    /// Show one resource, its settings and where it is
+    Describe(DescribeArgs),
+    /// Create a resource; exit 5 if it exists
+    Create(CreateArgs),
+    /// Change settings; those not named stay as they are
+    Update(UpdateArgs),
+    /// Delete a resource with everything in it
+    Delete(DeleteArgs),
+}
+
+/// Arguments of `resources list`.
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    /// Only of this kind
+    kind: Option<KindWord>,
+    /// Only those whose name or full path starts with this
+    #[arg(short, long, default_value = "")]
+    prefix: String,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Arguments of `resources describe`.
+#[derive(Args, Debug)]
+pub struct DescribeArgs {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Arguments of `resources create`.
+#[derive(Args, Debug)]
+pub struct CreateArgs {
+    #[command(flatten)]
+    target: Target,
+    /// Of a stream: how many partitions; fixed at creation
+    #[arg(short, long, value_name = "N")]
+    partitions: Option<u32>,
+    /// A setting; may be repeated. See docs/cli.md for those of each kind
+    #[arg(short, long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// If it exists, show it as it is instead of failing
+    #[arg(long)]
+    or_existing: bool,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Arguments of `resources update`.
+#[derive(Args, Debug)]
+pub struct UpdateArgs {
+    #[command(flatten)]
+    target: Target,
+    /// A setting; may be repeated
+    #[arg(short, long = "set", value_name = "KEY=VALUE", required = true)]
+    settings: Vec<String>,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Arguments of `resources delete`.
+#[derive(Args, Debug)]
+pub struct DeleteArgs {
+    #[command(flatten)]
+    target: Target,
+    /// Do not ask, where standard input is a terminal
+    #[arg(short, long)]
+    yes: bool,
+    #[command(flatten)]
+    output: Output,
+    #[command(flatten)]
+    server: Server,
+}
+
+#[derive(Serialize)]
+struct ResourceJson<'a> {
+    kind: &'a str,
+    path: &'a str,
+    id: u64,
+    created_at_ms: u64,
+    settings: Map<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created: Option<bool>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    places: Vec<PlaceJson>,
+}
+
+impl ResourcesCommand {
+    /// Runs it.
+    pub async fn run(self) -> Result<(), Failure> {
+        match self {
+            Self::List(args) => args.run().await,
+            Self::Describe(args) => args.run().await,
+            Self::Create(args) => args.run().await,
+            Self::Update(args) => args.run().await,
+            Self::Delete(args) => args.run().await,
+        }
+    }
+}
+
+const COLUMNS: [&str; 4] = ["KIND", "NAME", "SETTINGS", "CREATED"];
+
+/// The name alone where tenant and namespace are the defaults.
+fn short_name(resource: &v1::Resource) -> &str {
+    let prefix = format!("default/default/{}/", KindWord::text(resource.kind()));
+    resource.path.strip_prefix(&prefix).unwrap_or(&resource.path)
+}
+
+fn row(resource: &v1::Resource) -> Vec<String> {
+    let settings = settings_map(resource.settings.as_ref());
+    let text = |(name, value): (&String, &Value)| match value {
+        Value::String(text) => format!("{name}={text}"),
+        other => format!("{name}={other}"),
+    };
+    vec![
+        KindWord::text(resource.kind()).to_owned(),
+        short_name(resource).to_owned(),
+        settings.iter().map(text).collect::<Vec<_>>().join(" "),
+        time(resource.created_at_ms),
+    ]
+}
+
+fn json<'a>(resource: &'a v1::Resource, created: Option<bool>, places: &[v1::Place]) -> ResourceJson<'a> {
+    ResourceJson {
+        kind: KindWord::text(resource.kind()),
+        path: &resource.path,
+        id: resource.id,
+        created_at_ms: resource.created_at_ms,
+        settings: settings_map(resource.settings.as_ref()),
+        created,
+        places: places.iter().map(PlaceJson::from).collect(),
+    }
+}
+
+fn write_one(
+    format: Format,
+    resource: Option<v1::Resource>,
+    created: Option<bool>,
+    places: &[v1::Place],
+) -> Result<(), Failure> {
+    let resource = resource.unwrap_or_default();
+    let mut out = Out::new();
+    match format {
+        Format::Json => out.json(&json(&resource, created, places))?,
+        Format::Table => {
+            out.table(&COLUMNS, vec![row(&resource)])?;
+            out.table(&PLACE_COLUMNS, place_rows(places))?;
+        }
+    }
+    out.flush()
+}
+
+impl ListArgs {
+    async fn run(self) -> Result<(), Failure> {
+        let mut admin = client!(admin_client::AdminClient, self.server.connect().await?);
+        let (mut out, mut rows, mut page_token) = (Out::new(), Vec::new(), String::new());
+        loop {
+            let request = v1::ListResourcesRequest {
+                kind: self.kind.map_or(v1::Kind::Unspecified, KindWord::kind).into(),
+                prefix: self.prefix.clone(),
+                page_size: 1_000,
+                page_token,
+            };
+            let page = admin.list_resources(self.server.request(request)).await?.into_inner();
+            for resource in &page.resources {
+                match self.output.format {
+                    Format::Json => out.json(&json(resource, None, &[]))?,
+                    Format::Table => rows.push(row(resource)),
+                }
+            }
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        out.table(&COLUMNS, rows)?;
+        out.flush()
+    }
+}
+
+impl DescribeArgs {
+    async fn run(self) -> Result<(), Failure> {
+        let (kind, name) = self.target.resolve().map_err(Failure::Usage)?;
+        let mut admin = client!(admin_client::AdminClient, self.server.connect().await?);
+        let request = v1::DescribeResourceRequest { kind: kind.into(), name };
+        let found = admin.describe_resource(self.server.request(request)).await?.into_inner();
+        write_one(self.output.format, found.resource, None, &found.places)
+    }
+}
+
+impl CreateArgs {
+    async fn run(self) -> Result<(), Failure> {
+        let (kind, name) = self.target.resolve().map_err(Failure::Usage)?;
+        let mut pairs = self.settings;
+        pairs.extend(self.partitions.map(|n| format!("partitions={n}")));
+        let settings = parse_settings(kind, &pairs).map_err(Failure::Usage)?;
+        let mut admin = client!(admin_client::AdminClient, self.server.connect().await?);
+        let request = v1::CreateResourceRequest {
+            kind: kind.into(),
+            name,
+            settings: Some(settings),
+            or_existing: self.or_existing,
+        };
+        let made = admin.create_resource(self.server.request(request)).await?.into_inner();
+        write_one(self.output.format, made.resource, Some(made.created), &[])
+    }
+}
+
+impl UpdateArgs {
+    async fn run(self) -> Result<(), Failure> {
+        let (kind, name) = self.target.resolve().map_err(Failure::Usage)?;
+        let settings = parse_settings(kind, &self.settings).map_err(Failure::Usage)?;
+        let mut admin = client!(admin_client::AdminClient, self.server.connect().await?);
+        let request = v1::UpdateResourceRequest { kind: kind.into(), name, settings: Some(settings) };
+        let changed = admin.update_resource(self.server.request(request)).await?.into_inner();
+        write_one(self.output.format, changed.resource, None, &[])
+    }
+}
+
+impl DeleteArgs {
+    async fn run(self) -> Result<(), Failure> {
+        let (kind, name) = self.target.resolve().map_err(Failure::Usage)?;
+        if !self.yes && io::stdin().is_terminal() && io::stderr().is_terminal() {
+            confirm(KindWord::text(kind), &name)?;
+        }
+        let mut admin = client!(admin_client::AdminClient, self.server.connect().await?);
+        let request = v1::DeleteResourceRequest { kind: kind.into(), name };
+        let deleted = admin.delete_resource(self.server.request(request)).await?.into_inner();
+        let resource = deleted.resource.unwrap_or_default();
+        let mut out = Out::new();
+        match self.output.format {
+            Format::Json => out.json(&json(&resource, None, &[]))?,
+            Format::Table => out.line(format!("{} is deleted", resource.path).as_bytes())?,
+        }
+        out.flush()
+    }
+}
+
+fn confirm(kind: &str, name: &str) -> Result<(), Failure> {
+    eprint!("Delete {kind} {name} with everything in it? [y/N] ");
+    let _ = io::stderr().flush();
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(Failure::io("read the answer"))?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        Ok(())
+    } else {
+        Err(Failure::Usage("not deleted".to_owned()))
+    }
+}
+
+/// The word of a durability.
+pub fn durability_text(durability: v1::Durability) -> &'static str {
+    match durability {
+        v1::Durability::ServerDefault => "server",
+        v1::Durability::Always => "always",
+        v1::Durability::Interval => "interval",
+        v1::Durability::Never => "never",
+        v1::Durability::Memory => "memory",
+    }
+}
+
+/// The settings that are there, by name.
+fn settings_map(settings: Option<&v1::Settings>) -> Map<String, Value> {
+    let mut map = Map::new();
+    let mut put = |name: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            map.insert(name.to_owned(), value);
+        }
+    };
+    let durability = |value: Option<i32>| {
+        let value = v1::Durability::try_from(value?).ok().filter(|d| *d != v1::Durability::ServerDefault)?;
+        Some(Value::from(durability_text(value)))
+    };
+    match settings.and_then(|settings| settings.kind.as_ref()) {
+        Some(settings::Kind::Stream(s)) => {
+            put("partitions", s.partitions.map(Value::from));
+            put("durability", durability(s.durability));
+        }
+        Some(settings::Kind::Queue(s)) => {
+            put("visibility_timeout_ms", s.visibility_timeout_ms.map(Value::from));
+            put("max_attempts", s.max_attempts.map(Value::from));
+            put("backoff_initial_ms", s.backoff_initial_ms.map(Value::from));
+            put("backoff_max_ms", s.backoff_max_ms.map(Value::from));
+            put("durability", durability(s.durability));
+        }
+        Some(settings::Kind::Kv(s)) => {
+            put("default_ttl_ms", s.default_ttl_ms.filter(|ttl| *ttl > 0).map(Value::from));
+            put("durability", durability(s.durability));
+        }
+        None => {}
+    }
+    map
+}
+
+/// `KEY=VALUE` pairs as settings of that kind. Ranges are the server's to check.
+fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, String> {
+    let (mut stream, mut queue, mut kv) =
+        (v1::StreamSettings::default(), v1::QueueSettings::default(), v1::KvSettings::default());
+    for pair in pairs {
+        let (key, text) =
+            pair.split_once('=').ok_or_else(|| format!("--set `{pair}`; allowed: KEY=VALUE"))?;
+        let wrong = |allowed: String| format!("setting {key}: `{text}` is not allowed; allowed: {allowed}");
+        let count =
+            || value::number(text, 0, u64::from(u32::MAX)).map(|n| u32::try_from(n).ok()).map_err(wrong);
+        let time = || value::millis(text, 0, limits::DELAY_MS_MAX).map(Some).map_err(wrong);
+        let durability = || parse_durability(text).map(|d| Some(d.into())).map_err(wrong);
+        match (kind, key) {
+            (v1::Kind::Stream, "partitions") => stream.partitions = count()?,
+            (v1::Kind::Stream, "durability") => stream.durability = durability()?,
+            (v1::Kind::Queue, "visibility_timeout_ms") => queue.visibility_timeout_ms = time()?,
+            (v1::Kind::Queue, "max_attempts") => queue.max_attempts = count()?,
+            (v1::Kind::Queue, "backoff_initial_ms") => queue.backoff_initial_ms = time()?,
+            (v1::Kind::Queue, "backoff_max_ms") => queue.backoff_max_ms = time()?,
+            (v1::Kind::Queue, "durability") => queue.durability = durability()?,
+            (v1::Kind::Kv, "default_ttl_ms") => kv.default_ttl_ms = time()?,
+            (v1::Kind::Kv, "durability") => kv.durability = durability()?,
+            _ => {
+                return Err(format!(
+                    "a {} has no setting `{key}`; allowed: {}",
+                    KindWord::text(kind),
+                    setting_names(kind)
+                ));
+            }
+        }
+    }
+    let kind = match kind {
+        v1::Kind::Stream => Some(settings::Kind::Stream(stream)),
+        v1::Kind::Queue => Some(settings::Kind::Queue(queue)),
+        v1::Kind::Kv => Some(settings::Kind::Kv(kv)),
+        v1::Kind::Unspecified => None,
+    };
+    Ok(v1::Settings { kind })
+}
+
+fn parse_durability(text: &str) -> Result<v1::Durability, String> {
+    [v1::Durability::ServerDefault, v1::Durability::Always, v1::Durability::Interval, v1::Durability::Never]
+        .into_iter()
+        .find(|durability| durability_text(*durability) == text)
+        .ok_or_else(|| "always, interval, never; or server for the server's".to_owned())
+}
+
+fn setting_names(kind: v1::Kind) -> &'static str {
+    match kind {
+        v1::Kind::Stream => "partitions, durability",
+        v1::Kind::Queue => {
+            "visibility_timeout_ms, max_attempts, backoff_initial_ms, backoff_max_ms, durability"
+        }
+        v1::Kind::Kv => "default_ttl_ms, durability",
+        v1::Kind::Unspecified => "none",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(kind: v1::Kind, pairs: &[&str]) -> Result<Map<String, Value>, String> {
+        let pairs: Vec<String> = pairs.iter().map(|pair| (*pair).to_owned()).collect();
+        parse_settings(kind, &pairs).map(|settings| settings_map(Some(&settings)))
+    }
+
+    #[test]
+    fn settings_are_read_by_kind() {
+        let queue =
+            parse(v1::Kind::Queue, &["visibility_timeout_ms=1m", "max_attempts=5", "durability=never"]);
+        assert_eq!(
+            Value::Object(queue.unwrap()),
+            serde_json::json!({"visibility_timeout_ms": 60_000, "max_attempts": 5, "durability": "never"})
+        );
+        let stream = parse(v1::Kind::Stream, &["partitions=4", "durability=server"]).unwrap();
+        assert_eq!(Value::Object(stream), serde_json::json!({"partitions": 4}));
+    }
+
+    #[test]
+    fn a_wrong_setting_is_refused_by_name() {
+        for (kind, pair, part) in [
+            (
+                v1::Kind::Stream,
+                "partition=4",
+                "a stream has no setting `partition`; allowed: partitions, durability",
+            ),
+            (v1::Kind::Kv, "partitions=4", "a kv has no setting `partitions`; allowed: default_ttl_ms"),
+            (v1::Kind::Queue, "max_attempts=x", "setting max_attempts: `x` is not allowed"),
+            (v1::Kind::Queue, "backoff_max_ms=1 fortnight", "setting backoff_max_ms"),
+            (v1::Kind::Queue, "durability=memory", "always, interval, never"),
+            (v1::Kind::Queue, "durability", "allowed: KEY=VALUE"),
+        ] {
+            let message = parse(kind, &[pair]).unwrap_err();
+            assert!(message.contains(part), "`{part}` is missing from: {message}");
+        }
+    }
+}

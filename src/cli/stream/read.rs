@@ -1,0 +1,259 @@
+//! `flowmesh stream read`: records in order, one value a line, resumed where it was after a loss.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use clap::Args;
+use flowmesh_proto::v1::{self, stream_client::StreamClient, subscribe_request::Start};
+use serde::Serialize;
+use tonic::Request;
+use tonic::transport::Channel;
+
+use crate::cli::args::{Server, ValueFormat, duration};
+use crate::cli::connection::{Backoff, client};
+use crate::cli::failure::{Failure, Refusal};
+use crate::cli::output::{Headers, Out, base64_text, readable, text, time};
+
+/// Arguments of `stream read`.
+#[derive(Args, Debug)]
+pub struct ReadArgs {
+    /// The stream
+    stream: String,
+
+    /// Where to start: earliest, latest, or an offset
+    #[arg(long, default_value = "earliest", value_name = "WHERE", value_parser = parse_from)]
+    from: From,
+
+    /// Only this partition; may be repeated
+    #[arg(short, long = "partition", value_name = "N")]
+    partitions: Vec<u32>,
+
+    /// Stop after so many records
+    #[arg(short = 'n', long)]
+    limit: Option<u64>,
+
+    /// At the end wait for more; go on after a restart of the server
+    #[arg(short, long)]
+    follow: bool,
+
+    /// How long to look for a server that went away; with --follow for ever unless given
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    give_up_after: Option<Duration>,
+
+    /// How records are written; value: the value alone, one a line
+    #[arg(short, long, default_value = "value", value_name = "FORMAT")]
+    output: ValueFormat,
+
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Where a read starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// The first record there is.
+    Earliest,
+    /// The next one to come.
+    Latest,
+    /// The record with this offset.
+    Offset(u64),
+}
+
+fn parse_from(text: &str) -> Result<From, String> {
+    match text {
+        "earliest" => Ok(From::Earliest),
+        "latest" => Ok(From::Latest),
+        _ => text.parse().map(From::Offset).map_err(|_| "allowed: earliest, latest, or an offset".to_owned()),
+    }
+}
+
+/// How long a read that is to end looks for a server that went away.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+#[derive(Serialize)]
+struct RecordJson<'a> {
+    partition: u32,
+    offset: u64,
+    appended_at_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value_base64: Option<String>,
+    #[serde(skip_serializing_if = "no_headers")]
+    headers: Headers<'a>,
+}
+
+fn no_headers(headers: &Headers<'_>) -> bool {
+    headers.0.is_empty()
+}
+
+/// A read that knows where it is.
+struct Reader {
+    args: ReadArgs,
+    out: Out,
+    /// The next offset of each partition that was read from.
+    next: BTreeMap<u32, u64>,
+    left: u64,
+}
+
+impl ReadArgs {
+    /// Runs it.
+    pub async fn run(self) -> Result<(), Failure> {
+        let client = client!(stream_client::StreamClient, self.server.connect().await?);
+        let patience = self.give_up_after.or_else(|| (!self.follow).then_some(PATIENCE));
+        let mut backoff = Backoff::new(patience);
+        let left = self.limit.unwrap_or(u64::MAX);
+        let mut reader = Reader { args: self, out: Out::new(), next: BTreeMap::new(), left };
+        if reader.left == 0 {
+            return Ok(());
+        }
+        reader.pin_latest(client.clone()).await?;
+        loop {
+            match reader.subscribe(client.clone(), &mut backoff).await? {
+                None => return reader.out.flush(),
+                Some(refusal) => backoff.wait(refusal).await?,
+            }
+        }
+    }
+}
+
+impl Reader {
+    /// Turns `latest` into offsets, so that nothing is passed over if the connection is lost before the first record.
+    async fn pin_latest(&mut self, mut client: StreamClient<Channel>) -> Result<(), Failure> {
+        if self.args.from == From::Latest {
+            let request = v1::StreamStatusRequest {
+                stream: self.args.stream.clone(),
+                partitions: self.args.partitions.clone(),
+            };
+            let status = client.status(self.args.server.request(request)).await?.into_inner();
+            self.next = status.partitions.iter().map(|p| (p.partition, p.next_offset)).collect();
+        }
+        Ok(())
+    }
+
+    fn request(&self) -> v1::SubscribeRequest {
+        v1::SubscribeRequest {
+            stream: self.args.stream.clone(),
+            partitions: self.args.partitions.clone(),
+            start: Some(match self.args.from {
+                From::Earliest => Start::Earliest(true),
+                From::Latest => Start::Latest(true),
+                From::Offset(offset) => Start::Offset(offset),
+            }),
+            from: self
+                .next
+                .iter()
+                .map(|(&partition, &offset)| v1::PartitionOffset { partition, offset })
+                .collect(),
+            max_batch_bytes: 0,
+            stop_at_end: !self.args.follow,
+        }
+    }
+
+    /// One Subscribe call. `None`: everything was read. A refusal: it broke off, and may go on later.
+    async fn subscribe(
+        &mut self,
+        mut client: StreamClient<Channel>,
+        backoff: &mut Backoff,
+    ) -> Result<Option<Refusal>, Failure> {
+        let mut batches = match client.subscribe(Request::new(self.request())).await {
+            Ok(response) => response.into_inner(),
+            Err(status) => return Ok(Some(Refusal::of_status(&status))),
+        };
+        loop {
+            match batches.message().await {
+                Ok(Some(batch)) => {
+                    backoff.succeeded();
+                    self.write(&batch)?;
+                    self.out.flush()?;
+                    if self.left == 0 {
+                        return Ok(None);
+                    }
+                }
+                Ok(None) if self.args.follow => {
+                    let status = tonic::Status::unavailable("the server ended the call");
+                    return Ok(Some(Refusal::of_status(&status)));
+                }
+                Ok(None) => return Ok(None),
+                Err(status) => return Ok(Some(Refusal::of_status(&status))),
+            }
+        }
+    }
+
+    fn write(&mut self, batch: &v1::RecordBatch) -> Result<(), Failure> {
+        for (offset, record) in (batch.base_offset..).zip(&batch.records) {
+            // After a loss the first batch may start with records that were written before it.
+            if self.next.get(&batch.partition).is_some_and(|next| offset < *next) {
+                continue;
+            }
+            match self.args.output {
+                ValueFormat::Value => self.out.line(&record.value)?,
+                ValueFormat::Table => self.out.line(row(batch, offset, record).as_bytes())?,
+                ValueFormat::Json => self.out.json(&json(batch, offset, record))?,
+            }
+            self.next.insert(batch.partition, offset + 1);
+            self.left -= 1;
+            if self.left == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Columns of a fixed width, since the rows are not known beforehand: partition, offset, time, key, value.
+fn row(batch: &v1::RecordBatch, offset: u64, record: &v1::Record) -> String {
+    let key = record.key.as_deref().map_or_else(|| "-".to_owned(), readable);
+    format!(
+        "{:>4} {offset:>10}  {}  {key:<16}  {}",
+        batch.partition,
+        time(batch.appended_at_ms),
+        readable(&record.value)
+    )
+}
+
+fn json<'a>(batch: &v1::RecordBatch, offset: u64, record: &'a v1::Record) -> RecordJson<'a> {
+    RecordJson {
+        partition: batch.partition,
+        offset,
+        appended_at_ms: batch.appended_at_ms,
+        timestamp_ms: record.timestamp_ms,
+        key: record.key.as_deref().and_then(text),
+        key_base64: record.key.as_deref().and_then(base64_text),
+        value: text(&record.value),
+        value_base64: base64_text(&record.value),
+        headers: Headers(&record.headers),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::json_lines;
+
+    #[test]
+    fn a_start_is_a_word_or_an_offset() {
+        assert_eq!(parse_from("latest"), Ok(From::Latest));
+        assert_eq!(parse_from("17"), Ok(From::Offset(17)));
+        assert!(parse_from("-1").is_err() && parse_from("first").is_err());
+    }
+
+    #[test]
+    fn what_is_read_as_json_can_be_appended_again() {
+        let record = v1::Record {
+            key: Some(vec![0xFF].into()),
+            value: "a\"b\n".into(),
+            headers: vec![v1::Header { name: "n".to_owned(), value: "v".into() }],
+            timestamp_ms: Some(3),
+        };
+        let batch = v1::RecordBatch { base_offset: 5, partition: 1, ..Default::default() };
+        let line = serde_json::to_vec(&json(&batch, 5, &record)).unwrap();
+        assert_eq!(json_lines::record(&line).unwrap(), record);
+    }
+}

@@ -1,0 +1,106 @@
+//! That the command line is understood as documented.
+
+use clap::error::ErrorKind;
+
+use super::*;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split_whitespace())
+}
+
+#[test]
+fn the_tree_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn documented_commands_are_accepted() {
+    for line in [
+        "flowmesh serve --grpc-addr :50051 --shards 2 --auto-create",
+        "flowmesh serve --auto-create=false -c x.toml --check",
+        "flowmesh dev",
+        "flowmesh stream append logs --file /var/log/dpkg.log",
+        "flowmesh stream append logs a b -k key -H n=v -p 1 -o json",
+        "flowmesh stream append logs - --json-lines --retry --batch 100",
+        "flowmesh stream read logs --from earliest --follow",
+        "flowmesh stream read logs --from 17 -n 5 -o table -p 0 -p 1",
+        "flowmesh stream status logs -o json",
+        "flowmesh queue enqueue mail x --priority 5 --delay 10s --max-attempts 2",
+        "flowmesh queue reserve mail -n 10 --wait 5s --visibility 1m",
+        "flowmesh queue ack mail 1:2 3:4",
+        "flowmesh queue nack mail 1:2 --delay 1s --error why",
+        "flowmesh queue extend mail 1:2 --visibility 1m",
+        "flowmesh queue status mail",
+        "flowmesh queue work mail --exec ./handler.sh -c 4 --until-empty --job-timeout 5m",
+        "flowmesh kv set sessions user:1 x --ttl 60s --if-absent",
+        "flowmesh kv set sessions user:1 --file - --keep-ttl --if-version 7",
+        "flowmesh kv get sessions user:1",
+        "flowmesh kv delete sessions a b",
+        "flowmesh kv exists sessions a",
+        "flowmesh kv scan sessions --prefix user: --limit 10 --keys-only",
+        "flowmesh resources list",
+        "flowmesh resources list queue --prefix m -o json",
+        "flowmesh resources describe stream logs",
+        "flowmesh resources create stream logs --partitions 4 --set durability=never",
+        "flowmesh resources update default/default/queue/mail --set max_attempts=5",
+        "flowmesh resources delete kv sessions --yes",
+        "flowmesh topology stream logs -a localhost:50051",
+        "flowmesh completions bash",
+    ] {
+        parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    for (line, kind) in [
+        ("flowmesh", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),
+        ("flowmesh steam", ErrorKind::InvalidSubcommand),
+        ("flowmesh stream append", ErrorKind::MissingRequiredArgument),
+        ("flowmesh stream append logs x --file y", ErrorKind::ArgumentConflict),
+        ("flowmesh stream append logs --batch 0", ErrorKind::ValueValidation),
+        ("flowmesh stream append logs -H novalue", ErrorKind::ValueValidation),
+        ("flowmesh stream read logs --from first", ErrorKind::ValueValidation),
+        ("flowmesh stream read logs --output xml", ErrorKind::InvalidValue),
+        ("flowmesh queue enqueue mail x --priority 256", ErrorKind::ValueValidation),
+        ("flowmesh queue enqueue mail x --delay tomorrow", ErrorKind::ValueValidation),
+        ("flowmesh queue ack mail 17", ErrorKind::ValueValidation),
+        ("flowmesh queue work mail", ErrorKind::MissingRequiredArgument),
+        ("flowmesh queue work mail -e x -c 0", ErrorKind::ValueValidation),
+        ("flowmesh kv set s k", ErrorKind::MissingRequiredArgument),
+        ("flowmesh kv set s k v --if-absent --if-present", ErrorKind::ArgumentConflict),
+        ("flowmesh kv set s k v --ttl 1s --keep-ttl", ErrorKind::ArgumentConflict),
+        ("flowmesh serve --grpc-adr :1", ErrorKind::UnknownArgument),
+        ("flowmesh serve --shards 1 --shards 2", ErrorKind::ArgumentConflict),
+    ] {
+        let error = parse(line).unwrap_err();
+        assert_eq!(error.kind(), kind, "{line}: {error}");
+        assert_eq!(error.exit_code(), 2, "{line}");
+    }
+}
+
+#[test]
+fn flags_may_follow_values_and_negative_numbers_are_values() {
+    let parsed = format!("{:?}", parse("flowmesh queue enqueue mail x -5 --priority 7").unwrap());
+    assert!(parsed.contains(r#"payloads: ["x", "-5"]"#) && parsed.contains("priority: 7"), "{parsed}");
+    let parsed = format!("{:?}", parse("flowmesh stream append logs -k a b -- --flag -k").unwrap());
+    assert!(parsed.contains(r#"values: ["b", "--flag", "-k"]"#), "{parsed}");
+    let parsed = format!("{:?}", parse("flowmesh kv set s k -1 --ttl 5s").unwrap());
+    assert!(parsed.contains(r#"value: Some("-1")"#) && parsed.contains("ttl: Some(5s)"), "{parsed}");
+}
+
+#[test]
+fn every_setting_has_a_flag_in_the_help_of_both() {
+    for name in ["serve", "dev"] {
+        let mut command = Cli::command();
+        let help = command.find_subcommand_mut(name).unwrap().render_long_help().to_string();
+        for setting in flowmesh::config::SETTINGS {
+            assert!(
+                help.contains(&format!("--{}", setting.flag())),
+                "--{} is not in {name} --help",
+                setting.flag()
+            );
+            assert!(help.contains(&setting.env()), "{} is not in {name} --help", setting.env());
+        }
+    }
+}
