@@ -35,6 +35,7 @@ impl ResourceInfo {
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     version: CatalogVersion,
+    last_id: ResourceId,
     by_id: BTreeMap<ResourceId, Arc<ResourceInfo>>,
     by_name: [HashMap<String, Arc<ResourceInfo>>; 3],
 }
@@ -49,6 +50,20 @@ impl Catalog {
         catalog
     }
 
+    /// The same snapshot, which also knows that numbers up to `last_id` were given out: what is missing up to there
+    /// was deleted.
+    #[must_use]
+    pub fn with_last_id(mut self, last_id: ResourceId) -> Self {
+        self.last_id = self.last_id.max(last_id);
+        self
+    }
+
+    /// The largest number given out to a resource, deleted ones included. What lies beyond may be newer than this
+    /// snapshot.
+    pub fn last_id(&self) -> ResourceId {
+        self.last_id
+    }
+
     fn insert(&mut self, info: &Arc<ResourceInfo>) {
         let path = &info.path;
         let Some(names) = self.by_name.get_mut(path.kind() as usize) else { return };
@@ -57,6 +72,7 @@ impl Catalog {
         if path.is_default_scope() {
             names.insert(path.name().to_owned(), Arc::clone(info));
         }
+        self.last_id = self.last_id.max(info.id);
         self.by_id.insert(info.id, Arc::clone(info));
     }
 

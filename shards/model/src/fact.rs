@@ -10,6 +10,7 @@
 //! | 2 | `ResourceUpdated` | id, settings (JSON) |
 //! | 3 | `ResourceDeleted` | id |
 //! | 4 | `ResourceDropped` | id |
+//! | 5 | `ResourceHeld` | id, path |
 //! | 16 | `RecordsAppended` | stream, partition, base offset, count, packed records |
 //! | 32 | `JobEnqueued` | queue, job, ready at, max attempts, priority, headers, payload |
 //! | 33 | `JobLeased` | queue, job, token, until, worker |
@@ -67,6 +68,14 @@ pub enum Fact {
     ResourceDropped {
         /// Which.
         id: ResourceId,
+    },
+    /// Any shard, before its first fact about a resource: what follows belongs to this path. So a log says by itself
+    /// of what kind a resource is and into which slot its parts belong.
+    ResourceHeld {
+        /// Its number.
+        id: ResourceId,
+        /// Its path.
+        path: ResourcePath,
     },
     /// Records `base..base + count` exist.
     RecordsAppended {
@@ -180,6 +189,7 @@ const RESOURCE_CREATED: u8 = 1;
 const RESOURCE_UPDATED: u8 = 2;
 const RESOURCE_DELETED: u8 = 3;
 const RESOURCE_DROPPED: u8 = 4;
+const RESOURCE_HELD: u8 = 5;
 const RECORDS_APPENDED: u8 = 16;
 const JOB_ENQUEUED: u8 = 32;
 const JOB_LEASED: u8 = 33;
@@ -206,6 +216,10 @@ impl Fact {
             }
             Self::ResourceDeleted { id } => put_head(out, RESOURCE_DELETED, *id),
             Self::ResourceDropped { id } => put_head(out, RESOURCE_DROPPED, *id),
+            Self::ResourceHeld { id, path } => {
+                put_head(out, RESOURCE_HELD, *id);
+                put_bytes(out, path.to_string().as_bytes());
+            }
             Self::RecordsAppended { at, base, count, records } => {
                 put_head(out, RECORDS_APPENDED, at.resource);
                 put_varint(out, u64::from(at.partition));
@@ -279,6 +293,7 @@ impl Fact {
                     path.to_string().len() + settings_json(settings).len()
                 }
                 Self::ResourceUpdated { settings, .. } => settings_json(settings).len(),
+                Self::ResourceHeld { path, .. } => path.to_string().len(),
                 Self::RecordsAppended { records, .. } => records.len(),
                 Self::JobEnqueued { headers, payload, .. } => headers.len() + payload.len(),
                 Self::JobLeased { worker, .. } => worker.len(),
@@ -307,6 +322,7 @@ impl Fact {
             RESOURCE_UPDATED => Self::ResourceUpdated { id, settings: read_settings(reader)? },
             RESOURCE_DELETED => Self::ResourceDeleted { id },
             RESOURCE_DROPPED => Self::ResourceDropped { id },
+            RESOURCE_HELD => Self::ResourceHeld { id, path: read_path(&reader.text()?)? },
             RECORDS_APPENDED => Self::RecordsAppended {
                 at: PartitionRef { resource: id, partition: reader.varint_u32()? },
                 base: Offset(reader.varint()?),
@@ -450,6 +466,10 @@ mod tests {
             }),
             any::<u64>().prop_map(|id| Fact::ResourceDeleted { id: ResourceId(id) }),
             any::<u64>().prop_map(|id| Fact::ResourceDropped { id: ResourceId(id) }),
+            any::<u64>().prop_map(|id| Fact::ResourceHeld {
+                id: ResourceId(id),
+                path: ResourcePath::new("a", "b", Kind::Kv, "cart").unwrap(),
+            }),
             (ids(), any::<u32>(), any::<u32>(), bytes()).prop_map(
                 |((id, _, base, _), partition, count, records)| {
                     Fact::RecordsAppended {

@@ -90,14 +90,30 @@ fn check_record(record: &[u8]) -> Result<(), Reject> {
             Field::Time(_) => {}
         }
     }
+    check_header_count("headers of a record", headers)
+}
+
+fn check_header_count(what: &'static str, headers: usize) -> Result<(), Reject> {
     if headers > HEADERS_MAX {
-        return Err(Reject::TooLarge {
-            what: "headers of a record",
-            size: headers as u64,
-            max: HEADERS_MAX as u64,
-        });
+        return Err(Reject::TooLarge { what, size: headers as u64, max: HEADERS_MAX as u64 });
     }
     Ok(())
+}
+
+/// Checks packed headers that stand alone, as jobs have them: (0x1A, length, header)*.
+///
+/// # Errors
+/// [`Reject::InvalidArgument`] if malformed, [`Reject::TooLarge`] on a breach of a limit.
+pub fn check_headers(packed: &[u8]) -> Result<(), Reject> {
+    let mut headers = 0;
+    for header in RecordSlices::new(packed) {
+        header.map_err(malformed).and_then(check_header).map_err(|reject| match reject {
+            Reject::InvalidArgument { reason, .. } => Reject::InvalidArgument { field: "headers", reason },
+            other => other,
+        })?;
+        headers += 1;
+    }
+    check_header_count("headers of a job", headers)
 }
 
 fn check_header(header: &[u8]) -> Result<(), Reject> {
