@@ -1,0 +1,551 @@
+//! A file system in memory behind the store's `Disk` trait.
+//!
+//! The faults it makes are those a real disk, kernel or person may make, and no others:
+//!
+//! | fault | how it is had |
+//! |---|---|
+//! | a crash: of every 512-byte sector any version since the last sync survives (torn, lost and reordered writes) | [`SimDisk::crash`] |
+//! | a crash: of names made, changed or removed since the last directory sync any part survives | [`SimDisk::crash`] |
+//! | a crash: a file has its synced or its latest length | [`SimDisk::crash`] |
+//! | power fails at the n-th operation, which may still have an effect; none after it is carried out | [`SimDisk::power_cut_after`] |
+//! | the n-th operation of a kind fails, without effect (a sync: with an unknown effect) | [`SimDisk::fail`] |
+//! | no space for more than so many bytes | [`SimDisk::set_space`] |
+//! | a bit decays | [`SimDisk::flip_bit`] |
+//! | a file is copied, moved, cut, overwritten or removed by hand | [`SimDisk::put_file`], [`SimDisk::remove_file`] |
+//! | every operation takes a while, and others overtake it | always: a seeded number of polls |
+//!
+//! A future that is dropped may have had its effect, as with io_uring: effects come with the first poll (a sync's with
+//! the last).
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::task::Poll;
+
+use flowmesh_store::disk::{ALIGN, Disk, DiskFile, IoBuf};
+
+use crate::file::FileBytes;
+use crate::names::{Names, Node};
+use crate::random::Random;
+
+/// Aligned memory, or what stands for it.
+#[derive(Debug)]
+pub struct SimBuf(Vec<u8>);
+
+impl AsRef<[u8]> for SimBuf {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl AsMut<[u8]> for SimBuf {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+impl IoBuf for SimBuf {}
+
+/// A kind of operation that can fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// Creating a file.
+    Create,
+    /// Opening a file.
+    Open,
+    /// Reading.
+    Read,
+    /// Writing.
+    Write,
+    /// Syncing a file.
+    Sync,
+    /// Cutting or growing a file.
+    Truncate,
+    /// Renaming, removing, listing, making directories.
+    Names,
+    /// Syncing a directory.
+    SyncDir,
+}
+
+/// A file system in memory. Clones are the same one.
+#[derive(Clone)]
+pub struct SimDisk {
+    world: Rc<RefCell<World>>,
+}
+
+/// An open file.
+pub struct SimFile {
+    world: Rc<RefCell<World>>,
+    id: u64,
+}
+
+struct World {
+    random: Random,
+    polls_max: u64,
+    names: Names,
+    files: HashMap<u64, FileBytes>,
+    next_id: u64,
+    /// Counts writes.
+    stamp: u64,
+    operations: u64,
+    cut_at: Option<u64>,
+    space: Option<u64>,
+    planned: Vec<(Operation, u64, io::ErrorKind)>,
+}
+
+/// What becomes of an operation.
+struct Fate {
+    polls: u64,
+    error: Option<io::Error>,
+    /// Whether it has an effect nevertheless.
+    takes_effect: bool,
+}
+
+impl World {
+    fn begin(&mut self, operation: Operation) -> Fate {
+        self.operations += 1;
+        let polls = self.random.below(self.polls_max + 1);
+        if let Some(cut_at) = self.cut_at
+            && self.operations >= cut_at
+        {
+            let error = Some(io::Error::other("simulated power cut"));
+            return Fate { polls, error, takes_effect: self.operations == cut_at && self.random.coin() };
+        }
+        let mut error = None;
+        for (_, left, kind) in self.planned.iter_mut().filter(|planned| planned.0 == operation) {
+            *left -= 1;
+            if *left == 0 {
+                error = Some(io::Error::from(*kind));
+            }
+        }
+        self.planned.retain(|planned| planned.1 > 0);
+        Fate { polls, takes_effect: error.is_none(), error }
+    }
+
+    fn has_space_for(&self, more: u64) -> bool {
+        let used: u64 = self.names.files().map(|(_, id)| self.files[&id].len() as u64).sum();
+        self.space.is_none_or(|space| used + more <= space)
+    }
+
+    fn file(&mut self, id: u64) -> &mut FileBytes {
+        self.files.get_mut(&id).expect("an open file exists")
+    }
+
+    fn find(&self, path: &Path) -> io::Result<u64> {
+        match self.names.get(path) {
+            Some(Node::File(id)) => Ok(id),
+            Some(Node::Dir) => Err(io::ErrorKind::IsADirectory.into()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn create(&mut self, path: &Path, content: FileBytes) -> io::Result<u64> {
+        if self.names.get(path).is_some() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        if path.parent().and_then(|dir| self.names.get(dir)) != Some(Node::Dir) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        self.files.insert(id, content);
+        self.names.add(path, Node::File(id));
+        Ok(id)
+    }
+}
+
+impl SimDisk {
+    /// An empty file system.
+    pub fn new(seed: u64) -> Self {
+        let world = World {
+            random: Random::new(seed),
+            polls_max: 2,
+            names: Names::default(),
+            files: HashMap::new(),
+            next_id: 1,
+            stamp: 0,
+            operations: 0,
+            cut_at: None,
+            space: None,
+            planned: Vec::new(),
+        };
+        Self { world: Rc::new(RefCell::new(world)) }
+    }
+
+    /// Lets operations take up to `polls` polls more than one.
+    #[must_use]
+    pub fn with_polls_max(self, polls: u64) -> Self {
+        self.world.borrow_mut().polls_max = polls;
+        self
+    }
+
+    /// The disk after a crash at this moment. The old one goes on by itself.
+    #[must_use]
+    pub fn crash(&self) -> Self {
+        let mut world = self.world.borrow_mut();
+        let mut random = Random::new(world.random.next_u64());
+        let names = world.names.after_crash(&mut random);
+        let mut ids: Vec<u64> = names.files().map(|(_, id)| id).collect();
+        ids.sort_unstable();
+        let files = ids.into_iter().map(|id| (id, world.files[&id].after_crash(&mut random))).collect();
+        let after = World {
+            random,
+            names,
+            files,
+            planned: Vec::new(),
+            cut_at: None,
+            operations: 0,
+            stamp: 0,
+            polls_max: world.polls_max,
+            next_id: world.next_id,
+            space: world.space,
+        };
+        Self { world: Rc::new(RefCell::new(after)) }
+    }
+
+    /// Lets the power fail at the `nth` operation from now, 1 being the next.
+    pub fn power_cut_after(&self, nth: u64) {
+        let mut world = self.world.borrow_mut();
+        world.cut_at = Some(world.operations + nth);
+    }
+
+    /// Lets the `nth` operation of a kind from now fail, 1 being the next.
+    pub fn fail(&self, operation: Operation, nth: u64, kind: io::ErrorKind) {
+        assert!(nth > 0, "operations are counted from 1");
+        self.world.borrow_mut().planned.push((operation, nth, kind));
+    }
+
+    /// Bounds the bytes of all files; `None`: no bound.
+    pub fn set_space(&self, bytes: Option<u64>) {
+        self.world.borrow_mut().space = bytes;
+    }
+
+    /// Bytes of all files.
+    pub fn used_bytes(&self) -> u64 {
+        let world = self.world.borrow();
+        world.names.files().map(|(_, id)| world.files[&id].len() as u64).sum()
+    }
+
+    /// How many operations there were.
+    pub fn operations(&self) -> u64 {
+        self.world.borrow().operations
+    }
+
+    /// Flips a bit of a file, on the disk itself.
+    pub fn flip_bit(&self, path: &Path, byte: u64, bit: u8) {
+        let mut world = self.world.borrow_mut();
+        let id = world.find(path).expect("the file is there");
+        let byte = usize::try_from(byte).expect("files fit memory");
+        world.file(id).data_mut()[byte] ^= 1 << bit;
+    }
+
+    /// All files, sorted.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.world.borrow().names.files().map(|(path, _)| path.clone()).collect()
+    }
+
+    /// A file's bytes as reads see them.
+    pub fn file(&self, path: &Path) -> Option<Vec<u8>> {
+        let world = self.world.borrow();
+        let id = world.find(path).ok()?;
+        Some(world.files[&id].data().to_vec())
+    }
+
+    /// Puts a file there, durably, in place of any other; directories above it are made.
+    pub fn put_file(&self, path: &Path, bytes: Vec<u8>) {
+        let mut world = self.world.borrow_mut();
+        make_dirs(&mut world, path.parent().expect("a file is in a directory"));
+        let id = world.next_id;
+        world.next_id += 1;
+        world.files.insert(id, FileBytes::durable(bytes));
+        world.names.add(path, Node::File(id));
+        world.names.sync_all();
+    }
+
+    /// Makes a directory, durably.
+    pub fn put_dir(&self, path: &Path) {
+        let mut world = self.world.borrow_mut();
+        make_dirs(&mut world, path);
+        world.names.sync_all();
+    }
+
+    /// Removes a file, durably.
+    pub fn remove_file(&self, path: &Path) {
+        let mut world = self.world.borrow_mut();
+        world.names.remove(path);
+        world.names.sync_all();
+    }
+
+    /// An operation: waits, then has its effect or fails.
+    async fn act<T>(
+        &self,
+        operation: Operation,
+        effect: impl FnOnce(&mut World) -> io::Result<T>,
+    ) -> io::Result<T> {
+        act(&self.world, operation, effect).await
+    }
+}
+
+async fn act<T>(
+    world: &Rc<RefCell<World>>,
+    operation: Operation,
+    effect: impl FnOnce(&mut World) -> io::Result<T>,
+) -> io::Result<T> {
+    let (fate, outcome) = {
+        let mut world = world.borrow_mut();
+        let fate = world.begin(operation);
+        let outcome = fate.takes_effect.then(|| effect(&mut world));
+        (fate, outcome)
+    };
+    polls(fate.polls).await;
+    match (fate.error, outcome) {
+        (Some(error), _) => Err(error),
+        (None, Some(outcome)) => outcome,
+        (None, None) => Err(io::Error::other("an operation without a fate")),
+    }
+}
+
+/// Completes at the poll after so many.
+async fn polls(count: u64) {
+    let left = Cell::new(count);
+    poll_fn(|context| {
+        if left.get() == 0 {
+            return Poll::Ready(());
+        }
+        left.set(left.get() - 1);
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+fn make_dirs(world: &mut World, dir: &Path) {
+    let mut missing: Vec<&Path> = dir.ancestors().filter(|above| world.names.get(above).is_none()).collect();
+    while let Some(above) = missing.pop() {
+        world.names.add(above, Node::Dir);
+    }
+}
+
+impl Disk for SimDisk {
+    type Buf = SimBuf;
+    type File = SimFile;
+
+    fn alloc(&self, bytes: usize) -> SimBuf {
+        assert!(bytes.is_multiple_of(ALIGN) && bytes > 0, "memory for I/O is made of whole pages");
+        SimBuf(vec![0; bytes])
+    }
+
+    async fn create_zeroed(&self, path: &Path, bytes: u64) -> io::Result<SimFile> {
+        let id = self.act(Operation::Create, |world| {
+            if !world.has_space_for(bytes) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            world.create(path, FileBytes::durable(vec![0; bytes as usize]))
+        });
+        Ok(SimFile { world: Rc::clone(&self.world), id: id.await? })
+    }
+
+    async fn create(&self, path: &Path) -> io::Result<SimFile> {
+        let id = self.act(Operation::Create, |world| world.create(path, FileBytes::default())).await?;
+        Ok(SimFile { world: Rc::clone(&self.world), id })
+    }
+
+    async fn open(&self, path: &Path) -> io::Result<SimFile> {
+        let id = self.act(Operation::Open, |world| world.find(path)).await?;
+        Ok(SimFile { world: Rc::clone(&self.world), id })
+    }
+
+    async fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
+        self.act(Operation::Names, |world| Ok(world.names.list(dir))).await
+    }
+
+    async fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        self.act(Operation::Names, |world| {
+            make_dirs(world, dir);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.act(Operation::Names, |world| {
+            world.find(from)?;
+            world.names.rename(from, to);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn remove(&self, path: &Path) -> io::Result<()> {
+        self.act(Operation::Names, |world| {
+            world.find(path)?;
+            world.names.remove(path);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn remove_dir(&self, dir: &Path) -> io::Result<()> {
+        self.act(Operation::Names, |world| {
+            if world.names.get(dir) != Some(Node::Dir) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            if !world.names.list(dir).is_empty() {
+                return Err(io::ErrorKind::DirectoryNotEmpty.into());
+            }
+            world.names.remove(dir);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.act(Operation::SyncDir, |world| {
+            if world.names.get(dir) != Some(Node::Dir) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            world.names.sync(dir);
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl DiskFile for SimFile {
+    type Buf = SimBuf;
+
+    async fn write_at(&self, buf: SimBuf, bytes: usize, position: u64) -> io::Result<SimBuf> {
+        assert!(bytes.is_multiple_of(ALIGN) && bytes > 0 && bytes <= buf.0.len(), "writes are whole pages");
+        assert!(position.is_multiple_of(ALIGN as u64), "writes are at whole pages");
+        let start = usize::try_from(position).expect("files fit memory");
+        act(&self.world, Operation::Write, |world| {
+            let growth = (start + bytes).saturating_sub(world.file(self.id).len());
+            if growth > 0 && !world.has_space_for(growth as u64) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            world.stamp += 1;
+            let stamp = world.stamp;
+            world.file(self.id).write(start, &buf.0[..bytes], stamp);
+            Ok(())
+        })
+        .await?;
+        Ok(buf)
+    }
+
+    async fn read_at(&self, position: u64, bytes: usize) -> io::Result<SimBuf> {
+        assert!(
+            bytes.is_multiple_of(ALIGN) && position.is_multiple_of(ALIGN as u64),
+            "reads are whole pages"
+        );
+        let start = usize::try_from(position).expect("files fit memory");
+        let read = |world: &mut World| Ok(SimBuf(world.file(self.id).read(start, bytes).to_vec()));
+        act(&self.world, Operation::Read, read).await
+    }
+
+    async fn sync(&self) -> io::Result<()> {
+        let (fate, stamp, len) = {
+            let mut world = self.world.borrow_mut();
+            let fate = world.begin(Operation::Sync);
+            (fate, world.stamp, world.file(self.id).len())
+        };
+        polls(fate.polls).await;
+        if fate.takes_effect {
+            self.world.borrow_mut().file(self.id).synced(stamp, len);
+        }
+        fate.error.map_or(Ok(()), Err)
+    }
+
+    async fn truncate(&self, bytes: u64) -> io::Result<()> {
+        act(&self.world, Operation::Truncate, |world| {
+            world.stamp += 1;
+            let stamp = world.stamp;
+            world.file(self.id).truncate(bytes as usize, stamp);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn size(&self) -> io::Result<u64> {
+        Ok(self.world.borrow_mut().file(self.id).len() as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::executor::block_on;
+
+    fn page(disk: &SimDisk, fill: u8) -> SimBuf {
+        let mut page = disk.alloc(ALIGN);
+        page.as_mut().fill(fill);
+        page
+    }
+
+    #[test]
+    fn a_name_that_was_not_synced_may_be_gone_and_one_that_was_never_is() {
+        let dir = Path::new("/d");
+        let (mut kept, mut gone) = (false, false);
+        for seed in 0..32 {
+            let disk = SimDisk::new(seed);
+            block_on(async {
+                disk.create_dir_all(dir).await.unwrap();
+                disk.sync_dir(Path::new("/")).await.unwrap();
+                let file = disk.create(&dir.join("a")).await.unwrap();
+                file.write_at(page(&disk, 7), ALIGN, 0).await.unwrap();
+                file.sync().await.unwrap();
+                disk.sync_dir(dir).await.unwrap();
+                disk.rename(&dir.join("a"), &dir.join("b")).await.unwrap();
+            });
+            let after = disk.crash();
+            let (a, b) = (after.file(&dir.join("a")), after.file(&dir.join("b")));
+            assert_eq!(a.clone().or(b), Some(vec![7; ALIGN]));
+            *(if a.is_some() { &mut kept } else { &mut gone }) = true;
+        }
+        assert!(kept && gone);
+    }
+
+    #[test]
+    fn the_same_seed_is_the_same_run() {
+        let run = |seed| {
+            let disk = SimDisk::new(seed);
+            block_on(async {
+                disk.create_dir_all(Path::new("/d")).await.unwrap();
+                disk.sync_dir(Path::new("/")).await.unwrap();
+                let file = disk.create_zeroed(Path::new("/d/a"), 1 << 16).await.unwrap();
+                disk.sync_dir(Path::new("/d")).await.unwrap();
+                for position in 0..16 {
+                    file.write_at(page(&disk, position + 1), ALIGN, u64::from(position) * 4096)
+                        .await
+                        .unwrap();
+                }
+            });
+            disk.crash().file(Path::new("/d/a"))
+        };
+        assert_eq!(run(5), run(5));
+        assert_ne!(run(5), run(6));
+    }
+
+    #[test]
+    fn faults_come_when_they_are_planned() {
+        let disk = SimDisk::new(1);
+        block_on(async {
+            disk.create_dir_all(Path::new("/d")).await.unwrap();
+            disk.set_space(Some(8192));
+            let file = disk.create(Path::new("/d/a")).await.unwrap();
+            disk.fail(Operation::Write, 2, io::ErrorKind::TimedOut);
+            file.write_at(page(&disk, 1), ALIGN, 0).await.unwrap();
+            let failed = file.write_at(page(&disk, 2), ALIGN, 4096).await.unwrap_err();
+            assert_eq!(failed.kind(), io::ErrorKind::TimedOut);
+            file.write_at(page(&disk, 2), ALIGN, 4096).await.unwrap();
+            let full = file.write_at(page(&disk, 3), ALIGN, 8192).await.unwrap_err();
+            assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+            let full = disk.create_zeroed(Path::new("/d/b"), 4096).await.err().unwrap();
+            assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+            disk.power_cut_after(1);
+            assert!(file.sync().await.is_err() && file.sync().await.is_err());
+        });
+    }
+}
