@@ -72,6 +72,7 @@ impl Router {
     pub(super) fn take_catalog(&self, catalog: Arc<Catalog>) {
         self.inner.shard.set_catalog(Arc::clone(&catalog));
         *self.inner.catalog.borrow_mut() = catalog;
+        self.inner.has_catalog.set(true);
         let early = std::mem::take(&mut *self.inner.early.borrow_mut());
         for (from, message) in early {
             self.receive(from, message);

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use flowmesh_engine::metrics::ShardStats;
 use flowmesh_model::{Catalog, CatalogVersion, Command, Reject, Reply};
 
+use crate::edge::grpc::CounterSnapshot;
+
 /// One message from core to core. Every request is answered exactly once, so the channels stay bounded by the
 /// requests in flight.
 pub enum Message {
@@ -57,16 +59,5 @@ pub struct CoreStats {
     /// Requests of this core that others have not answered yet.
     pub hops_pending: u64,
     /// Counters of the edges.
-    pub edge: EdgeStats,
-}
-
-/// What the edges of a core count.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct EdgeStats {
-    /// Connections accepted since the start.
-    pub connections_total: u64,
-    /// Connections open now.
-    pub connections_open: u64,
-    /// Calls by method and gRPC status.
-    pub calls: Vec<(&'static str, &'static str, u64)>,
+    pub edge: CounterSnapshot,
 }

@@ -6,6 +6,7 @@
 //! - `catalog_gate`: on core 0, catalog changes one at a time; each is made known to all cores once it is durable.
 //! - `pending`, `oneshot`: who waits for an answer.
 
+mod backend;
 mod catalog_gate;
 mod hop;
 pub mod message;
@@ -25,8 +26,9 @@ use flowmesh_model::{
 use flowmesh_rt::disk::RtDisk;
 
 use crate::boot::RtTimer;
+use crate::edge::grpc::CounterSnapshot;
 use catalog_gate::CatalogGate;
-use message::{CoreStats, EdgeStats, Message};
+use message::{CoreStats, Message};
 use oneshot::reply_channel;
 use pending::Pending;
 
@@ -69,11 +71,13 @@ struct Inner {
     next_stats_id: Cell<u32>,
     /// Requests that were checked against a catalog this core has not got yet.
     early: RefCell<Vec<(ShardId, Message)>>,
+    /// Whether this core has got a catalog yet.
+    has_catalog: Cell<bool>,
     /// Waiting requests of other cores, so that they can be cancelled.
     cancels: RefCell<HashMap<(ShardId, u32), Rc<Cell<bool>>>>,
     hops_in: Cell<u64>,
     hops_out: Cell<u64>,
-    edge_stats: RefCell<Box<dyn Fn() -> EdgeStats>>,
+    edge_stats: RefCell<Box<dyn Fn() -> CounterSnapshot>>,
 }
 
 impl Router {
@@ -90,10 +94,11 @@ impl Router {
                 stats_pending: RefCell::default(),
                 next_stats_id: Cell::new(0),
                 early: RefCell::default(),
+                has_catalog: Cell::new(false),
                 cancels: RefCell::default(),
                 hops_in: Cell::new(0),
                 hops_out: Cell::new(0),
-                edge_stats: RefCell::new(Box::new(EdgeStats::default)),
+                edge_stats: RefCell::new(Box::new(CounterSnapshot::default)),
             }),
         }
     }
@@ -178,8 +183,13 @@ impl Router {
         receiver.await
     }
 
+    /// Whether this core has got a catalog yet; before it must not serve.
+    pub fn has_catalog(&self) -> bool {
+        self.inner.has_catalog.get()
+    }
+
     /// Where the edges' counters come from.
-    pub fn set_edge_stats(&self, source: Box<dyn Fn() -> EdgeStats>) {
+    pub fn set_edge_stats(&self, source: Box<dyn Fn() -> CounterSnapshot>) {
         *self.inner.edge_stats.borrow_mut() = source;
     }
 }

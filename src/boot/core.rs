@@ -1,0 +1,234 @@
+//! The life of one core: recover its shard, wait for the others, serve, drain, make a last checkpoint.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use flowmesh_engine::{Shard, ShardConfig};
+use flowmesh_model::{Durability, ShardId};
+use flowmesh_rt::core::{spawn_local, unpin_this_thread};
+use flowmesh_rt::disk::RtDisk;
+use flowmesh_rt::mesh::Mesh;
+use flowmesh_rt::net::{Listener, TcpStream};
+use flowmesh_rt::time;
+
+use super::{Plan, RtTimer};
+use crate::edge::backend::ServerFacts;
+use crate::edge::grpc::{Edge, GrpcConfig, serve_connection};
+use crate::router::{LocalShard, Router, RouterConfig};
+use crate::router::message::Message;
+
+/// How often a core looks for long polls whose client has gone.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// How often a draining core looks whether all connections are gone.
+const DRAIN_LOOK: Duration = Duration::from_millis(5);
+
+/// After a failed accept, most often for want of descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// Runs core `core` from start to stop.
+pub(super) async fn live(core: usize, plan: Arc<Plan>) -> anyhow::Result<()> {
+    let id = ShardId(u16::try_from(core)?);
+    let lived = recover_and_serve(id, &plan).await;
+    if lived.is_err() {
+        plan.stage.fail();
+        plan.stage.stop();
+    }
+    lived
+}
+
+async fn recover_and_serve(id: ShardId, plan: &Arc<Plan>) -> anyhow::Result<()> {
+    let mesh = Rc::new(plan.mesh.take(usize::from(id.0)));
+    let shard = Shard::open(shard_config(id, plan), RtDisk::new(), RtTimer).await?;
+    let (facts, ms) = { let stats = shard.stats(); (stats.recovered_facts, stats.recovery_ns / 1_000_000) };
+    tracing::info!(shard = %id, facts, ms, "recovered");
+    let router = route(id, plan, &shard, &mesh);
+    run_loops(&shard, plan.config.durability);
+    if id.0 == 0 {
+        router.publish_catalog();
+    }
+    while !router.has_catalog() {
+        time::sleep(Duration::from_millis(1)).await;
+    }
+    if !plan.stage.recovered().await {
+        return Ok(());
+    }
+    serve(id, plan, &router).await?;
+    plan.stage.drained().await;
+    shard.shut_down().await;
+    Ok(())
+}
+
+fn shard_config(id: ShardId, plan: &Plan) -> ShardConfig {
+    let config = &plan.config;
+    let memory_bytes = config.memory_bytes / u64::from(plan.shards);
+    ShardConfig {
+        shard: id,
+        dir: plan.data.as_ref().map(|data| data.shard_dir(id)).unwrap_or_default(),
+        durability: config.durability,
+        sync_interval_ms: config.sync_interval_ms,
+        memory_bytes,
+        tail_bytes: memory_bytes / 4,
+        log_segment_bytes: config.log_segment_bytes,
+        log_bytes_max: config.log_bytes_max,
+        checkpoint_log_bytes: (config.log_bytes_max / 4).min(memory_bytes / 4),
+        checkpoint_interval_ms: config.checkpoint_interval_ms,
+        hash_seed: plan.hash_seed,
+        on_thread_start: Some(Arc::new(unpin_this_thread)),
+    }
+}
+
+fn route(id: ShardId, plan: &Arc<Plan>, shard: &LocalShard, mesh: &Rc<Mesh<Message>>) -> Router {
+    let config = RouterConfig {
+        shard: id,
+        shards: plan.shards,
+        slots: Arc::clone(&plan.slots),
+        auto_create: plan.config.auto_create,
+    };
+    let out = Rc::clone(mesh);
+    let send = Box::new(move |to: ShardId, message| out.send(usize::from(to.0), message));
+    let router = Router::new(config, shard.clone(), send);
+    let (inbox, receiver) = (Rc::clone(mesh), router.clone());
+    spawn_local(async move {
+        inbox.run(|from, message| receiver.receive(ShardId(from as u16), message)).await;
+    })
+    .detach();
+    let sweeper = router.clone();
+    spawn_local(async move {
+        loop {
+            time::sleep(SWEEP).await;
+            sweeper.sweep();
+        }
+    })
+    .detach();
+    router
+}
+
+fn run_loops(shard: &LocalShard, durability: Durability) {
+    spawn_local(shard.clone().run_ticks()).detach();
+    if durability == Durability::Memory {
+        return;
+    }
+    spawn_local(shard.clone().run_commits()).detach();
+    spawn_local(shard.clone().run_segments()).detach();
+    spawn_local(shard.clone().run_fetches()).detach();
+    spawn_local(shard.clone().run_checkpoints()).detach();
+    if durability == Durability::Interval {
+        spawn_local(shard.clone().run_interval_syncs()).detach();
+    }
+}
+
+/// Serves until a stop is asked for and all connections have ended, or the time for that is over.
+async fn serve(id: ShardId, plan: &Arc<Plan>, router: &Router) -> anyhow::Result<()> {
+    let config = &plan.config;
+    let edge = Edge::new(router.clone(), grpc_config(plan), server_facts(plan));
+    let counted = Rc::clone(&edge);
+    router.set_edge_stats(Box::new(move || counted.counters()));
+    let open = Rc::new(Cell::new(0u32));
+    let mut addresses = vec![config.grpc_addr];
+    addresses.extend(core_address(config.core_ports, config.grpc_addr, id));
+    for address in addresses {
+        let listener = Listener::bind(address).context("setting grpc_addr")?;
+        spawn_local(accept(listener, Rc::clone(&edge), Rc::clone(&open), Arc::clone(plan))).detach();
+    }
+    if id.0 == 0 {
+        tracing::info!(grpc = %config.grpc_addr, http = %config.http_addr, "ready");
+        let signals = plan.signals.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut signals) = signals {
+            let stopping = Arc::clone(plan);
+            spawn_local(async move {
+                let signal = signals.next().await;
+                tracing::info!(?signal, "stopping: draining connections; a second signal ends at once");
+                stopping.stage.stop();
+                signals.next().await;
+                std::process::exit(130);
+            })
+            .detach();
+        }
+    }
+    plan.stage.stop_asked().await;
+    let deadline = time::now_ms() + config.shutdown_timeout_ms;
+    while open.get() > 0 && time::now_ms() < deadline {
+        time::sleep(DRAIN_LOOK).await;
+    }
+    Ok(())
+}
+
+fn core_address(core_ports: Option<u16>, shared: SocketAddr, id: ShardId) -> Option<SocketAddr> {
+    let mut address = shared;
+    address.set_port(core_ports?.checked_add(id.0)?);
+    Some(address)
+}
+
+fn grpc_config(plan: &Plan) -> GrpcConfig {
+    let config = &plan.config;
+    let mut grpc = GrpcConfig {
+        streams_max: config.connection_streams_max,
+        handshake_timeout: Duration::from_millis(config.handshake_timeout_ms),
+        keepalive_timeout: Duration::from_millis(config.keepalive_timeout_ms),
+        drain_timeout: Duration::from_millis(config.shutdown_timeout_ms),
+        ..GrpcConfig::default()
+    };
+    if config.keepalive_ms > 0 {
+        grpc.keepalive_interval = Duration::from_millis(config.keepalive_ms);
+    }
+    grpc
+}
+
+fn server_facts(plan: &Plan) -> ServerFacts {
+    let shard_addresses = (0..plan.shards).map(ShardId).map(|id| {
+        core_address(plan.config.core_ports, plan.config.grpc_addr, id).map_or_else(String::new, |a| a.to_string())
+    });
+    ServerFacts {
+        version: env!("CARGO_PKG_VERSION"),
+        started_at: plan.started_at,
+        durability: plan.config.durability,
+        auto_create: plan.config.auto_create,
+        shared_address: plan.config.grpc_addr.to_string(),
+        shard_addresses: shard_addresses.collect(),
+        slots: Arc::clone(&plan.slots),
+        slot_map_version: 1,
+    }
+}
+
+async fn accept(listener: Listener, edge: Rc<Edge<Router>>, open: Rc<Cell<u32>>, plan: Arc<Plan>) {
+    let limit = (plan.config.connections_max / u32::from(plan.shards)).max(1);
+    let stopped = futures::FutureExt::shared(futures::FutureExt::boxed_local({
+        let plan = Arc::clone(&plan);
+        async move { plan.stage.stop_asked().await }
+    }));
+    loop {
+        let accepted = std::pin::pin!(listener.accept());
+        let socket = match futures::future::select(accepted, stopped.clone()).await {
+            futures::future::Either::Left((Ok(socket), _)) => socket,
+            futures::future::Either::Left((Err(error), _)) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+            futures::future::Either::Right(_) => return,
+        };
+        if open.get() >= limit {
+            tracing::warn!(limit, setting = "connections_max", "too many connections: one was closed");
+            continue;
+        }
+        open.set(open.get() + 1);
+        spawn_local(connection(socket, Rc::clone(&edge), Rc::clone(&open), stopped.clone())).detach();
+    }
+}
+
+async fn connection(
+    socket: TcpStream,
+    edge: Rc<Edge<Router>>,
+    open: Rc<Cell<u32>>,
+    stopped: impl Future<Output = ()> + 'static,
+) {
+    if let Err(panic) = flowmesh_rt::core::catch_unwind(serve_connection(socket, edge, stopped)).await {
+        tracing::error!(%panic, "a connection panicked and was closed");
+    }
+    open.set(open.get() - 1);
+}
