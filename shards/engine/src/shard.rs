@@ -162,6 +162,14 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         stats.clone()
     }
 
+    /// Checks every invariant of the state; for tests and simulation.
+    ///
+    /// # Panics
+    /// If one does not hold.
+    pub fn check_all(&self) {
+        self.inner.state.borrow().machine.check_all();
+    }
+
     /// Drops long polls whose client has gone.
     pub fn drop_closed_waiters(&self) {
         self.inner.state.borrow_mut().waiting.drop_closed();
