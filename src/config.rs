@@ -81,7 +81,7 @@ pub struct Config {
     pub connections_max: u32,
     /// Calls and streams one connection may have open at a time.
     pub connection_streams_max: u32,
-    /// A connection without traffic for this long is asked for a sign of life. 0: never.
+    /// A connection without traffic for this long is asked for a sign of life.
     pub keepalive_ms: u64,
     /// A connection that gives no sign of life for this long after being asked is closed.
     pub keepalive_timeout_ms: u64,

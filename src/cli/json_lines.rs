@@ -84,7 +84,11 @@ pub fn job(line: &[u8], base: &v1::NewJob) -> Result<v1::NewJob, String> {
 }
 
 fn parse<'a, T: Deserialize<'a>>(line: &'a [u8], names: &str) -> Result<T, String> {
-    serde_json::from_slice(line).map_err(|error| format!("is not a JSON object with {names}: {error}"))
+    serde_json::from_slice(line).map_err(|error| {
+        // A line of its own: that the error is in serde's line 1 says nothing.
+        let problem = error.to_string().replace(" at line 1 column ", " at column ");
+        format!("is not a JSON object with {names}: {problem}")
+    })
 }
 
 /// A string's text, or any other value's JSON; `null` is nothing.

@@ -202,11 +202,11 @@ pub static SETTINGS: &[Setting] = &[
     },
     Setting {
         name: "keepalive_ms",
-        value: "TIME|off",
+        value: "TIME",
         default: "60s",
         default_dev: None,
         help: "A connection without traffic for this long is asked for a sign of life.",
-        set: |c, text, _| put(&mut c.keepalive_ms, off_or_millis(text, 1_000, 24 * HOUR_MS)),
+        set: |c, text, _| put(&mut c.keepalive_ms, value::millis(text, 1_000, 24 * HOUR_MS)),
     },
     Setting {
         name: "keepalive_timeout_ms",
@@ -354,11 +354,4 @@ fn memory(text: &str, machine: &Machine) -> Result<u64, Refusal> {
 fn segment(text: &str) -> Result<u64, Refusal> {
     let bytes = value::bytes(text, SEGMENT_BYTES_MIN, 4 * GIB)?;
     if bytes.is_multiple_of(4096) { Ok(bytes) } else { Err("a multiple of 4KiB, like 64MiB".to_owned()) }
-}
-
-fn off_or_millis(text: &str, min: u64, max: u64) -> Result<u64, Refusal> {
-    if text == "off" {
-        return Ok(0);
-    }
-    value::millis(text, min, max).map_err(|range| format!("{range}; or off"))
 }

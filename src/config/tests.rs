@@ -202,3 +202,34 @@ fn a_misspelt_variable_is_noticed() {
     ]));
     assert_eq!(found, [("FLOWMESH_GRPC_ADR".to_owned(), "FLOWMESH_GRPC_ADDR".to_owned())]);
 }
+
+/// The table of settings as it stands in `docs/cli.md`.
+fn settings_table() -> String {
+    let mut table = "| setting | value | default | meaning |\n|---|---|---|---|\n".to_owned();
+    for setting in SETTINGS {
+        let default = match setting.default_dev {
+            Some(dev) => format!("`{}`; `dev`: `{dev}`", setting.default),
+            None => format!("`{}`", setting.default),
+        };
+        let value = setting.value.replace('|', "\\|");
+        table += &format!("| `{}` | `{value}` | {default} | {} |\n", setting.name, setting.help);
+    }
+    table
+}
+
+/// `UPDATE_DOCS=1 cargo test -p flowmesh --lib config` rewrites it.
+#[test]
+fn the_settings_table_of_the_documentation_is_in_step() {
+    const BEGIN: &str = "<!-- settings: begin -->\n";
+    const END: &str = "<!-- settings: end -->";
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/cli.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = text.split_once(BEGIN).unwrap();
+    let (found, after) = rest.split_once(END).unwrap();
+    let wanted = settings_table();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, format!("{before}{BEGIN}{wanted}{END}{after}")).unwrap();
+    } else {
+        assert_eq!(found, wanted, "docs/cli.md is out of step; UPDATE_DOCS=1 rewrites its table");
+    }
+}
