@@ -5,6 +5,8 @@
 //! - A stream's or queue's partition `p` is in slot `xxh3_64(text, seed = p) mod 4096`.
 //! - A key of a store is in slot `xxh3_64(key, seed = xxh3_64(text))  mod 4096`, or, if the key holds a `{tag}`,
 //!   in slot `xxh3_64("tenant/namespace/{tag}", seed = 0) mod 4096`: where a queue or stream of that tag is.
+//! - A record whose request names no partition is in partition `xxh3_64(key) mod partitions` of its stream. Not part of
+//!   the disk format, but of the API: clients and older records rely on it.
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -53,6 +55,12 @@ impl PlacementHash {
             }
         }
     }
+}
+
+/// The partition of a record with that key, where its request names none.
+#[must_use]
+pub fn key_partition(key: &[u8], partitions: u32) -> u32 {
+    (xxh3_64(key) % u64::from(partitions.max(1))) as u32
 }
 
 fn to_slot(hash: u64) -> SlotId {
@@ -120,6 +128,13 @@ mod tests {
     }
 
     const GOLDEN: [u16; 6] = [3300, 589, 61, 1183, 4003, 4003];
+
+    #[test]
+    fn the_partition_of_a_key_never_changes() {
+        let partitions = [&b""[..], b"k", b"user:1", b"user:2"].map(|key| key_partition(key, 16));
+        assert_eq!(partitions, [2, 13, 1, 2]);
+        assert_eq!(key_partition(b"k", 1), 0);
+    }
 
     #[test]
     fn what_shares_a_tag_shares_a_slot() {
