@@ -1,0 +1,100 @@
+//! Every method there is, by path.
+
+macro_rules! methods {
+    ($($variant:ident = $path:literal),+ $(,)?) => {
+        /// A method of a service here.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(missing_docs, reason = "the paths say it")]
+        pub enum Method { $($variant),+ }
+
+        impl Method {
+            /// All methods.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+            /// How many there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The method of a request's path.
+            pub fn of(path: &str) -> Option<Self> {
+                match path {
+                    $(concat!("/", $path) => Some(Self::$variant),)+
+                    _ => None,
+                }
+            }
+
+            /// Service and method, as in metrics.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $path),+ }
+            }
+        }
+    };
+}
+
+methods! {
+    StreamAppend = "flowmesh.v1.Stream/Append",
+    StreamRead = "flowmesh.v1.Stream/Read",
+    StreamStatus = "flowmesh.v1.Stream/Status",
+    StreamAppendStream = "flowmesh.v1.Stream/AppendStream",
+    StreamSubscribe = "flowmesh.v1.Stream/Subscribe",
+    QueueEnqueue = "flowmesh.v1.Queue/Enqueue",
+    QueueReserve = "flowmesh.v1.Queue/Reserve",
+    QueueAck = "flowmesh.v1.Queue/Ack",
+    QueueNack = "flowmesh.v1.Queue/Nack",
+    QueueExtend = "flowmesh.v1.Queue/Extend",
+    QueueStatus = "flowmesh.v1.Queue/Status",
+    QueueWork = "flowmesh.v1.Queue/Work",
+    KvSet = "flowmesh.v1.Kv/Set",
+    KvGet = "flowmesh.v1.Kv/Get",
+    KvDelete = "flowmesh.v1.Kv/Delete",
+    KvExists = "flowmesh.v1.Kv/Exists",
+    KvScan = "flowmesh.v1.Kv/Scan",
+    AdminCreateResource = "flowmesh.v1.Admin/CreateResource",
+    AdminUpdateResource = "flowmesh.v1.Admin/UpdateResource",
+    AdminDescribeResource = "flowmesh.v1.Admin/DescribeResource",
+    AdminListResources = "flowmesh.v1.Admin/ListResources",
+    AdminDeleteResource = "flowmesh.v1.Admin/DeleteResource",
+    AdminTopology = "flowmesh.v1.Admin/Topology",
+    AdminServerInfo = "flowmesh.v1.Admin/ServerInfo",
+    HealthCheck = "grpc.health.v1.Health/Check",
+    HealthWatch = "grpc.health.v1.Health/Watch",
+    ReflectionInfo = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+}
+
+impl Method {
+    /// Whether the client may send, or gets, more than one message.
+    pub const fn is_streaming(self) -> bool {
+        matches!(
+            self,
+            Self::StreamAppendStream
+                | Self::StreamSubscribe
+                | Self::QueueWork
+                | Self::HealthWatch
+                | Self::ReflectionInfo
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message;
+
+    /// The table has exactly the methods that the .proto files declare, and streams where they do.
+    #[test]
+    fn the_table_is_that_of_the_proto_files() {
+        let set = prost_types::FileDescriptorSet::decode(flowmesh_proto::FILE_DESCRIPTOR_SET).unwrap();
+        let mut declared = 0;
+        for file in &set.file {
+            for service in &file.service {
+                for method in &service.method {
+                    let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                    let known = Method::of(&path).unwrap_or_else(|| panic!("{path} is not served"));
+                    assert_eq!(known.is_streaming(), method.client_streaming() || method.server_streaming());
+                    assert_eq!(format!("/{}", known.name()), path);
+                    declared += 1;
+                }
+            }
+        }
+        assert_eq!(declared, Method::COUNT);
+        assert_eq!(Method::of("/flowmesh.v1.Kv/Nothing"), None);
+    }
+}

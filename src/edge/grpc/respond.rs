@@ -1,0 +1,219 @@
+//! The answer of a unary call: headers, one message and trailers, or trailers alone.
+//!
+//! An answer is sent from wherever it becomes known, usually from the shard's release of a reply: no task and no waker
+//! per call. h2 wakes the connection, which writes all answers of a pass at once.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::thread;
+
+use bytes::{Bytes, BytesMut};
+use flowmesh_engine::ReplySink;
+use flowmesh_model::{Millis, Reject, Reply};
+use h2::server::SendResponse;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, Response};
+
+use super::message::put_message;
+use super::method::Method;
+use super::outbound::Outbound;
+use super::shared::{ConnShared, GRPC_CONTENT_TYPE};
+use super::status::Status;
+use crate::edge::error_map::GrpcCode;
+
+/// Larger answers are sent as the client's window allows, smaller ones are handed to h2 at once.
+const LARGE_REPLY_BYTES: usize = 64 * 1024;
+
+/// The right and duty to answer one unary call. Dropped without an answer, it answers with an error.
+pub struct Responder {
+    send: RefCell<Option<SendResponse<Bytes>>>,
+    method: Method,
+    deadline: Option<Millis>,
+    conn: Rc<ConnShared>,
+}
+
+impl Responder {
+    /// For a call on that connection.
+    pub fn new(send: SendResponse<Bytes>, method: Method, deadline: Option<Millis>, conn: Rc<ConnShared>) -> Self {
+        Self { send: RefCell::new(Some(send)), method, deadline, conn }
+    }
+
+    /// When the client stops waiting.
+    pub fn deadline(&self) -> Option<Millis> {
+        self.deadline
+    }
+
+    /// Answers with the message that `encode` writes; `bytes_expected` sizes the buffer.
+    pub fn answer(self, bytes_expected: usize, encode: impl FnOnce(&mut BytesMut)) {
+        let mut out = BytesMut::with_capacity(bytes_expected + super::message::PREFIX_BYTES);
+        put_message(&mut out, encode);
+        self.send(out.freeze());
+    }
+
+    /// Answers with a message that has its prefix.
+    pub fn send(mut self, message: Bytes) {
+        let Some(mut send) = self.send.get_mut().take() else { return };
+        self.conn.common.counters.call(Some(self.method), GrpcCode::Ok);
+        if message.len() > LARGE_REPLY_BYTES {
+            return send_large(send, message, &self.conn);
+        }
+        // Each of these fails only where the client is gone; then there is nobody to tell.
+        let common = &self.conn.common;
+        if let Ok(mut stream) = send.send_response(common.response(), false)
+            && stream.send_data(message, false).is_ok()
+        {
+            let _ = stream.send_trailers(common.ok_trailers());
+        }
+    }
+
+    /// Answers with an error.
+    pub fn fail(mut self, status: impl Into<Status>) {
+        self.fail_with(&status.into());
+    }
+
+    fn fail_with(&mut self, status: &Status) {
+        if let Some(mut send) = self.send.get_mut().take() {
+            self.conn.common.counters.call(Some(self.method), status.code());
+            // Fails only where the client is gone.
+            let _ = send.send_response(trailers_only(status), true);
+        }
+    }
+
+    /// Whether the client reset the call or disconnected.
+    pub fn is_cancelled(&self) -> bool {
+        self.poll_cancelled(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    /// Ready once the client reset the call or disconnected.
+    pub fn poll_cancelled(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.send.borrow_mut().as_mut() {
+            Some(send) => send.poll_reset(cx).map(drop),
+            None => Poll::Ready(()),
+        }
+    }
+
+    /// Returns once the connection is closing.
+    pub fn closing(&self) -> impl Future<Output = ()> {
+        self.conn.closing()
+    }
+
+    /// What the calls of the connection share.
+    pub fn conn_rc(&self) -> Rc<ConnShared> {
+        Rc::clone(&self.conn)
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        if self.send.get_mut().is_some() {
+            let reject = if thread::panicking() {
+                Reject::Internal("the call panicked")
+            } else if self.is_cancelled() {
+                Reject::Cancelled
+            } else {
+                Reject::ShuttingDown
+            };
+            self.fail_with(&Status::from(&reject));
+        }
+    }
+}
+
+fn send_large(mut send: SendResponse<Bytes>, message: Bytes, conn: &Rc<ConnShared>) {
+    let Ok(stream) = send.send_response(conn.common.response(), false) else { return };
+    let bytes = message.len();
+    conn.charge(bytes);
+    let refund = Refund { conn: Rc::clone(conn), bytes };
+    conn.adopt(Box::pin(async move {
+        let mut out = Outbound::new(stream);
+        if out.send(message).await.is_ok() {
+            out.end(refund.conn.common.ok_trailers());
+        }
+    }));
+}
+
+struct Refund {
+    conn: Rc<ConnShared>,
+    bytes: usize,
+}
+
+impl Drop for Refund {
+    fn drop(&mut self) {
+        self.conn.refund(self.bytes);
+    }
+}
+
+/// The answer of a call that failed before it sent anything.
+pub fn trailers_only(status: &Status) -> Response<()> {
+    let mut headers = HeaderMap::with_capacity(4);
+    headers.insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);
+    status.write(&mut headers);
+    let mut response = Response::new(());
+    *response.headers_mut() = headers;
+    response
+}
+
+/// Answers a call with a shard's reply, as `encode` puts it.
+pub struct UnarySink<F> {
+    responder: Responder,
+    encode: F,
+}
+
+impl<F: FnOnce(Reply, &mut BytesMut) -> Result<(), Reject> + 'static> UnarySink<F> {
+    /// A sink for [`crate::edge::backend::Backend::dispatch`].
+    pub fn boxed(responder: Responder, encode: F) -> Box<dyn ReplySink> {
+        Box::new(Self { responder, encode })
+    }
+}
+
+impl<F: FnOnce(Reply, &mut BytesMut) -> Result<(), Reject> + 'static> ReplySink for UnarySink<F> {
+    fn deliver(self: Box<Self>, outcome: Result<Reply, Reject>) {
+        let Self { responder, encode } = *self;
+        let mut out = BytesMut::with_capacity(outcome.as_ref().map_or(0, reply_bytes));
+        let encoded = outcome.and_then(|reply| {
+            let mut encoded = Ok(());
+            put_message(&mut out, |out| encoded = encode(reply, out));
+            encoded
+        });
+        match encoded {
+            Ok(()) => responder.send(out.freeze()),
+            Err(reject) => responder.fail(reject),
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.responder.is_cancelled()
+    }
+}
+
+/// About how many bytes a reply takes, so that its buffer need not grow.
+fn reply_bytes(reply: &Reply) -> usize {
+    const SMALL: usize = 64;
+    SMALL
+        + match reply {
+            Reply::Records(records) => records.runs.iter().map(|run| run.records.len() + SMALL).sum(),
+            Reply::Reserved(jobs) => {
+                jobs.iter().map(|job| job.payload.len() + job.headers.len() + SMALL).sum()
+            }
+            Reply::Values(values) => {
+                values.iter().map(|value| value.as_ref().map_or(2, |v| v.value.len() + 40)).sum()
+            }
+            Reply::Scanned { entries, .. } => {
+                entries.iter().map(|(key, value)| key.len() + value.value.len() + 40).sum()
+            }
+            Reply::Enqueued(jobs) => jobs.len() * 10,
+            Reply::Settled(outcomes) => outcomes.len() * 2,
+            Reply::Extended(outcomes) => outcomes.len() * 10,
+            Reply::Written(outcomes) => outcomes.len() * 13,
+            Reply::Flags(flags) => flags.len(),
+            Reply::Appended { .. }
+            | Reply::StreamStatus { .. }
+            | Reply::QueueStatus(_)
+            | Reply::Resource { .. } => 0,
+        }
+}
+
+/// What a call gets that was answered with the reply of another command: a bug.
+pub fn wrong_reply() -> Reject {
+    Reject::Internal("a command was answered with another command's reply")
+}

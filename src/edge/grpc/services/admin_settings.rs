@@ -1,0 +1,171 @@
+//! Settings and resources between the API's messages and the model.
+
+use flowmesh_model::{
+    Durability, Kind, KvSettings, QueueSettings, Reject, ResourceInfo, ResourcePath, Settings, StreamSettings,
+};
+use flowmesh_proto::v1;
+use flowmesh_proto::v1::settings::Kind as Message;
+
+/// A resource as a message.
+pub fn resource(info: &ResourceInfo) -> v1::Resource {
+    v1::Resource {
+        kind: kind_number(info.path.kind()),
+        path: info.path.to_string(),
+        id: info.id.get(),
+        created_at_ms: info.created_at.get(),
+        settings: Some(to_message(&info.settings)),
+    }
+}
+
+/// A kind as a message has it.
+pub fn kind_number(kind: Kind) -> i32 {
+    match kind {
+        Kind::Stream => v1::Kind::Stream.into(),
+        Kind::Queue => v1::Kind::Queue.into(),
+        Kind::Kv => v1::Kind::Kv.into(),
+    }
+}
+
+/// The kind a message gives, `None` if it gives none.
+pub fn kind_of(number: i32) -> Result<Option<Kind>, Reject> {
+    match v1::Kind::try_from(number) {
+        Ok(v1::Kind::Unspecified) => Ok(None),
+        Ok(v1::Kind::Stream) => Ok(Some(Kind::Stream)),
+        Ok(v1::Kind::Queue) => Ok(Some(Kind::Queue)),
+        Ok(v1::Kind::Kv) => Ok(Some(Kind::Kv)),
+        Err(_) => Err(Reject::invalid("kind", format!("{number} is no kind; use stream, queue or kv"))),
+    }
+}
+
+/// The path of a resource whose kind is given, follows from its settings, or is in its name.
+pub fn path_of(kind: i32, name: &str, settings: Option<&v1::Settings>) -> Result<ResourcePath, Reject> {
+    let by_settings = settings.and_then(|settings| settings.kind.as_ref()).map(|settings| match settings {
+        Message::Stream(_) => Kind::Stream,
+        Message::Queue(_) => Kind::Queue,
+        Message::Kv(_) => Kind::Kv,
+    });
+    let by_name = || name.split('/').nth(2).filter(|_| name.split('/').count() == 4).and_then(Kind::parse);
+    let kind = kind_of(kind)?
+        .or(by_settings)
+        .or_else(by_name)
+        .ok_or_else(|| Reject::invalid("kind", "is missing; set it, or name the resource by its full path"))?;
+    if let Some(actual) = by_settings.filter(|&of| of != kind) {
+        return Err(Reject::invalid("settings", format!("are of a {actual}; this is a {kind}")));
+    }
+    ResourcePath::parse(kind, name)
+}
+
+/// Changes `base` by what the message gives.
+pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings, Reject> {
+    let changes = message.and_then(|settings| settings.kind);
+    match (base, changes) {
+        (base, None) => Ok(base),
+        (Settings::Stream(base), Some(Message::Stream(changes))) => {
+            Ok(Settings::Stream(StreamSettings {
+                partitions: changes.partitions.unwrap_or(base.partitions),
+                durability: durability(changes.durability, base.durability)?,
+            }))
+        }
+        (Settings::Queue(base), Some(Message::Queue(changes))) => Ok(Settings::Queue(QueueSettings {
+            visibility_timeout_ms: changes.visibility_timeout_ms.unwrap_or(base.visibility_timeout_ms),
+            max_attempts: changes.max_attempts.unwrap_or(base.max_attempts),
+            backoff_initial_ms: changes.backoff_initial_ms.unwrap_or(base.backoff_initial_ms),
+            backoff_max_ms: changes.backoff_max_ms.unwrap_or(base.backoff_max_ms),
+            durability: durability(changes.durability, base.durability)?,
+        })),
+        (Settings::Kv(base), Some(Message::Kv(changes))) => Ok(Settings::Kv(KvSettings {
+            default_ttl_ms: match changes.default_ttl_ms {
+                None => base.default_ttl_ms,
+                Some(0) => None,
+                ttl => ttl,
+            },
+            durability: durability(changes.durability, base.durability)?,
+        })),
+        (base, Some(_)) => {
+            Err(Reject::invalid("settings", format!("are of another kind; this is a {}", base.kind())))
+        }
+    }
+}
+
+fn durability(number: Option<i32>, base: Option<Durability>) -> Result<Option<Durability>, Reject> {
+    let Some(number) = number else { return Ok(base) };
+    match v1::Durability::try_from(number) {
+        Ok(v1::Durability::ServerDefault) => Ok(None),
+        Ok(v1::Durability::Always) => Ok(Some(Durability::Always)),
+        Ok(v1::Durability::Interval) => Ok(Some(Durability::Interval)),
+        Ok(v1::Durability::Never) => Ok(Some(Durability::Never)),
+        Ok(v1::Durability::Memory) => Ok(Some(Durability::Memory)),
+        Err(_) => Err(Reject::invalid("durability", format!("{number} is none; use always, interval or never"))),
+    }
+}
+
+/// A durability as a message has it.
+pub fn durability_number(durability: Durability) -> i32 {
+    match durability {
+        Durability::Always => v1::Durability::Always.into(),
+        Durability::Interval => v1::Durability::Interval.into(),
+        Durability::Never => v1::Durability::Never.into(),
+        Durability::Memory => v1::Durability::Memory.into(),
+    }
+}
+
+fn to_message(settings: &Settings) -> v1::Settings {
+    let durability = settings.durability().map(durability_number);
+    let kind = match settings {
+        Settings::Stream(stream) => {
+            Message::Stream(v1::StreamSettings { partitions: Some(stream.partitions), durability })
+        }
+        Settings::Queue(queue) => Message::Queue(v1::QueueSettings {
+            visibility_timeout_ms: Some(queue.visibility_timeout_ms),
+            max_attempts: Some(queue.max_attempts),
+            backoff_initial_ms: Some(queue.backoff_initial_ms),
+            backoff_max_ms: Some(queue.backoff_max_ms),
+            durability,
+        }),
+        Settings::Kv(kv) => Message::Kv(v1::KvSettings { default_ttl_ms: kv.default_ttl_ms, durability }),
+    };
+    v1::Settings { kind: Some(kind) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_given_stays() {
+        let base = Settings::Queue(QueueSettings { max_attempts: 7, ..Default::default() });
+        let changes = v1::QueueSettings { backoff_max_ms: Some(5), ..Default::default() };
+        let changes = v1::Settings { kind: Some(Message::Queue(changes)) };
+        let Settings::Queue(merged) = merged(base, Some(changes)).unwrap() else { panic!() };
+        assert_eq!((merged.max_attempts, merged.backoff_max_ms), (7, 5));
+    }
+
+    #[test]
+    fn overrides_can_be_taken_back() {
+        let base = KvSettings { default_ttl_ms: Some(9), durability: Some(Durability::Never) };
+        let changes = v1::KvSettings { default_ttl_ms: Some(0), durability: Some(0) };
+        let changes = v1::Settings { kind: Some(Message::Kv(changes)) };
+        assert_eq!(merged(Settings::Kv(base), Some(changes)).unwrap(), Settings::Kv(KvSettings::default()));
+    }
+
+    #[test]
+    fn settings_survive_the_way_out_and_in() {
+        for kind in Kind::ALL {
+            let settings = Settings::default_for(kind);
+            let back = merged(Settings::default_for(kind), Some(to_message(&settings))).unwrap();
+            assert_eq!(back, settings);
+        }
+    }
+
+    #[test]
+    fn the_kind_is_found_wherever_it_is_said() {
+        let queue = v1::Settings { kind: Some(Message::Queue(v1::QueueSettings::default())) };
+        assert_eq!(path_of(2, "q", None).unwrap().kind(), Kind::Queue);
+        assert_eq!(path_of(0, "q", Some(&queue)).unwrap().kind(), Kind::Queue);
+        assert_eq!(path_of(0, "a/b/kv/q", None).unwrap().kind(), Kind::Kv);
+        assert!(path_of(0, "q", None).is_err());
+        assert!(path_of(1, "q", Some(&queue)).is_err());
+        assert!(path_of(9, "q", None).is_err());
+        assert!(matches!(path_of(1, "a/b/kv/q", None), Err(Reject::WrongKind { .. })));
+    }
+}

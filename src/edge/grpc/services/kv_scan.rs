@@ -1,0 +1,166 @@
+//! `Kv.Scan`: the page of each shard, merged in byte order.
+
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use flowmesh_model::limits::{BATCH_ITEMS_MAX, REPLY_BYTES_MAX};
+use flowmesh_model::reply::EntryValue;
+use flowmesh_model::settings::within;
+use flowmesh_model::{Command, Kind, KvCommand, Reject, Reply, ShardId};
+use flowmesh_proto::v1;
+use futures::future::join_all;
+
+use super::kv::{entry_value_len, put_entry_value};
+use super::stream::or_default;
+use super::{attempt, decode, dispatch};
+use crate::edge::backend::{Backend, missing};
+use crate::edge::grpc::Edge;
+use crate::edge::grpc::respond::{Responder, wrong_reply};
+use crate::edge::grpc::shared::CallFuture;
+use crate::edge::grpc::wire::{bytes_field_len, put_bytes_field, put_length};
+
+/// Keys of a scan that does not say how many.
+const LIMIT_DEFAULT: u32 = 1000;
+
+/// `Kv.Scan`
+pub fn scan<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder) -> Option<CallFuture> {
+    let request: v1::ScanRequest = attempt!(responder, decode(message));
+    attempt!(responder, within("limit", request.limit.into(), 0, BATCH_ITEMS_MAX as u64));
+    let limit = or_default(request.limit, LIMIT_DEFAULT);
+    let Some(info) = edge.backend.find(Kind::Kv, &request.store) else {
+        responder.fail(missing(Kind::Kv, &request.store));
+        return None;
+    };
+    let command = move || {
+        let (prefix, after) = (request.prefix.clone(), request.after.clone());
+        let scan = KvCommand::Scan { prefix, after, keys_max: limit, with_values: !request.keys_only };
+        Command::Kv(info.id, scan)
+    };
+    if edge.backend.shards() == 1 {
+        dispatch(edge, ShardId(0), command(), responder, |reply, out| {
+            let Reply::Scanned { entries, more } = reply else { return Err(wrong_reply()) };
+            put_page(out, &entries, more);
+            Ok(())
+        });
+        return None;
+    }
+    let edge = Rc::clone(edge);
+    Some(Box::pin(async move {
+        let calls = (0..edge.backend.shards()).map(|shard| edge.backend.call(ShardId(shard), command()));
+        let pages = join_all(calls).await.into_iter().map(to_page).collect::<Result<Vec<_>, _>>();
+        match pages {
+            Ok(pages) => {
+                let (entries, more) = merge(pages, limit as usize, REPLY_BYTES_MAX);
+                responder.answer(0, |out| put_page(out, &entries, more));
+            }
+            Err(reject) => responder.fail(reject),
+        }
+    }))
+}
+
+/// What one shard found.
+struct Page {
+    entries: Vec<(Bytes, EntryValue)>,
+    more: bool,
+}
+
+fn to_page(reply: Result<Reply, Reject>) -> Result<Page, Reject> {
+    match reply? {
+        Reply::Scanned { entries, more } => Ok(Page { entries, more }),
+        _ => Err(wrong_reply()),
+    }
+}
+
+/// The first entries of all pages, in order, and whether there may be more. A page that was cut short says nothing of
+/// what comes after its last key, so the merged page ends there too.
+fn merge(pages: Vec<Page>, entries_max: usize, bytes_max: usize) -> (Vec<(Bytes, EntryValue)>, bool) {
+    let known_to = pages
+        .iter()
+        .filter(|page| page.more)
+        .filter_map(|page| page.entries.last().map(|(key, _)| key.clone()))
+        .min();
+    let cut = pages.iter().any(|page| page.more);
+    let mut all: Vec<_> = pages.into_iter().flat_map(|page| page.entries).collect();
+    all.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    let found = all.len();
+    if let Some(known_to) = known_to {
+        all.truncate(all.partition_point(|(key, _)| *key <= known_to));
+    }
+    all.truncate(entries_max);
+    let mut bytes = 0;
+    let fitting = all.iter().take_while(|(key, value)| {
+        bytes += key.len() + value.value.len();
+        bytes <= bytes_max
+    });
+    let fitting = fitting.count().max(1);
+    all.truncate(fitting);
+    let more = cut || all.len() < found;
+    (all, more)
+}
+
+/// Writes a `ScanResponse`.
+fn put_page(out: &mut BytesMut, entries: &[(Bytes, EntryValue)], more: bool) {
+    for (key, value) in entries {
+        put_length(out, 1, bytes_field_len(key.len()) + entry_value_len(value));
+        put_bytes_field(out, 1, key);
+        put_entry_value(out, value);
+    }
+    if more && let Some((last, _)) = entries.last() {
+        put_bytes_field(out, 2, last);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flowmesh_model::Lsn;
+    use proptest::prelude::*;
+    use prost::Message;
+    use std::collections::BTreeSet;
+
+    fn value() -> EntryValue {
+        EntryValue { value: Bytes::from_static(b"v"), version: Lsn(1), expires_at: None }
+    }
+
+    #[test]
+    fn a_client_reads_the_page_written_by_hand() {
+        let entries = [(Bytes::from_static(b"a"), value()), (Bytes::from_static(b"b"), value())];
+        let mut out = BytesMut::new();
+        put_page(&mut out, &entries, true);
+        let page = v1::ScanResponse::decode(out.freeze()).unwrap();
+        assert_eq!(page.entries.len(), 2);
+        assert_eq!((&page.entries[1].key[..], &page.entries[1].value[..]), (&b"b"[..], &b"v"[..]));
+        assert_eq!(page.next.as_deref(), Some(&b"b"[..]));
+    }
+
+    proptest! {
+        /// Page by page, whatever shard has which key, every key comes exactly once and in order.
+        #[test]
+        fn pages_of_shards_make_one_scan(
+            keys in proptest::collection::btree_set("[a-f]{1,3}", 0..60),
+            shards in 1usize..4,
+            limit in 1usize..9,
+        ) {
+            let mut seen = Vec::new();
+            let mut after = String::new();
+            loop {
+                let mut pages = Vec::new();
+                for shard in 0..shards {
+                    let mine: BTreeSet<_> = keys.iter()
+                        .filter(|key| key.bytes().map(usize::from).sum::<usize>() % shards == shard)
+                        .filter(|key| **key > after).collect();
+                    let more = mine.len() > limit;
+                    let entries = mine.into_iter().take(limit)
+                        .map(|key| (Bytes::copy_from_slice(key.as_bytes()), value())).collect();
+                    pages.push(Page { entries, more });
+                }
+                let (page, more) = merge(pages, limit, usize::MAX);
+                prop_assert!(page.len() <= limit);
+                seen.extend(page.iter().map(|(key, _)| String::from_utf8(key.to_vec()).unwrap()));
+                if !more { break; }
+                after.clone_from(seen.last().unwrap());
+            }
+            prop_assert_eq!(seen, keys.into_iter().collect::<Vec<_>>());
+        }
+    }
+}

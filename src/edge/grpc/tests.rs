@@ -1,0 +1,1 @@
+//! Tests over an in-memory connection.
