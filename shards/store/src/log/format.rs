@@ -312,7 +312,7 @@ mod tests {
         for body in bodies {
             let mut entry = vec![0; ENTRY_HEADER_BYTES];
             entry.extend_from_slice(body);
-            seal_entry(&mut entry, body.len(), run, lsn, Millis(lsn.0 * 10));
+            seal_entry(&mut entry, body.len(), run, lsn, Millis(lsn.0.wrapping_mul(10)));
             out.extend(entry);
             lsn = lsn.next();
         }

@@ -211,6 +211,9 @@ impl<D: Disk> Log<D> {
         match outcome {
             Ok(prepared) => {
                 on_disk.disk_full = false;
+                // Only now: had the failed attempt got as far as the name, the next one replaces that file. With
+                // another number, two segments would follow the same one.
+                on_disk.next_seq = prepared.segment.header.seq + 1;
                 on_disk.ready.push_back(prepared.segment);
             }
             Err(failed) => on_disk.disk_full = failed.error.is_disk_full(),
@@ -412,7 +415,6 @@ impl<D: Disk> OnDisk<D> {
         }
         self.preparing = true;
         let seq = self.next_seq;
-        self.next_seq += 1;
         let previous = self.ready.back().map_or(self.head.segment.header.seq, |ready| ready.header.seq);
         Some(SegmentRequest {
             disk: self.disk.clone(),

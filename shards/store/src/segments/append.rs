@@ -137,6 +137,9 @@ impl<D: Disk> Inner<D> {
             if is_new {
                 self.disk.create_dir_all(&dir).await?;
                 self.disk.sync_dir(&self.root).await?;
+                if let Some(shard_dir) = self.root.parent() {
+                    self.disk.sync_dir(shard_dir).await?;
+                }
             }
             let file = self.disk.create(&path).await?;
             let mut page = self.disk.alloc(ALIGN);
