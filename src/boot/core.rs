@@ -18,8 +18,8 @@ use flowmesh_rt::time;
 use super::{Plan, RtTimer};
 use crate::edge::backend::ServerFacts;
 use crate::edge::grpc::{Edge, GrpcConfig, serve_connection};
-use crate::router::{LocalShard, Router, RouterConfig};
 use crate::router::message::Message;
+use crate::router::{LocalShard, Router, RouterConfig};
 
 /// How often a core looks for long polls whose client has gone.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -44,7 +44,10 @@ pub(super) async fn live(core: usize, plan: Arc<Plan>) -> anyhow::Result<()> {
 async fn recover_and_serve(id: ShardId, plan: &Arc<Plan>) -> anyhow::Result<()> {
     let mesh = Rc::new(plan.mesh.take(usize::from(id.0)));
     let shard = Shard::open(shard_config(id, plan), RtDisk::new(), RtTimer).await?;
-    let (facts, ms) = { let stats = shard.stats(); (stats.recovered_facts, stats.recovery_ns / 1_000_000) };
+    let (facts, ms) = {
+        let stats = shard.stats();
+        (stats.recovered_facts, stats.recovery_ns / 1_000_000)
+    };
     tracing::info!(shard = %id, facts, ms, "recovered");
     let router = route(id, plan, &shard, &mesh);
     run_loops(&shard, plan.config.durability);
@@ -181,7 +184,8 @@ fn grpc_config(plan: &Plan) -> GrpcConfig {
 
 fn server_facts(plan: &Plan) -> ServerFacts {
     let shard_addresses = (0..plan.shards).map(ShardId).map(|id| {
-        core_address(plan.config.core_ports, plan.config.grpc_addr, id).map_or_else(String::new, |a| a.to_string())
+        core_address(plan.config.core_ports, plan.config.grpc_addr, id)
+            .map_or_else(String::new, |a| a.to_string())
     });
     ServerFacts {
         version: env!("CARGO_PKG_VERSION"),

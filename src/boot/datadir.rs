@@ -27,7 +27,9 @@ const DESCRIPTION: &str = "flowmesh.json";
 #[derive(Debug, Error)]
 pub enum DataDirError {
     /// Another server has it.
-    #[error("data directory {dir} is in use by another server (process {holder}); stop it or set another data_dir")]
+    #[error(
+        "data directory {dir} is in use by another server (process {holder}); stop it or set another data_dir"
+    )]
     InUse {
         /// The directory.
         dir: PathBuf,
@@ -65,7 +67,9 @@ pub enum DataDirError {
         reason: String,
     },
     /// There is data but no description.
-    #[error("{dir} holds `{entry}` but no {DESCRIPTION}: not a FlowMesh data directory, or its description was lost")]
+    #[error(
+        "{dir} holds `{entry}` but no {DESCRIPTION}: not a FlowMesh data directory, or its description was lost"
+    )]
     Foreign {
         /// The directory.
         dir: PathBuf,
@@ -190,7 +194,9 @@ fn read_description(dir: &Path) -> Result<Option<Description>, DataDirError> {
     let found = value.get("format").and_then(serde_json::Value::as_u64);
     match found.and_then(|f| u32::try_from(f).ok()) {
         None => return Err(damaged("it has no format number".to_owned())),
-        Some(found) if found > FORMAT_VERSION => return Err(DataDirError::Newer { dir: dir.to_owned(), found }),
+        Some(found) if found > FORMAT_VERSION => {
+            return Err(DataDirError::Newer { dir: dir.to_owned(), found });
+        }
         Some(_) => {}
     }
     let description: Description = serde_json::from_value(value).map_err(|e| damaged(e.to_string()))?;

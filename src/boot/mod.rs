@@ -46,7 +46,7 @@ struct Plan {
 /// Whatever kept it from starting, by name; or that a core died.
 pub fn run(config: Config) -> anyhow::Result<()> {
     let signals = Signals::install().context("cannot take over SIGTERM and SIGINT")?;
-    crate::telemetry::logs::init(&config);
+    init_logs(&config);
     let data = match config.durability {
         Durability::Memory => None,
         _ => Some(DataDir::open(&config.data_dir, config.shards, config.shards_default)?),
@@ -111,4 +111,9 @@ fn ensure_ports_free(config: &Config, shards: u16) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn init_logs(config: &Config) {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level).unwrap_or_default();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
 }

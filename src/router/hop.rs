@@ -115,7 +115,8 @@ impl Router {
         let closed = self.inner.pending.borrow().closed();
         for id in closed {
             // Which core has it is not kept: the number is unknown to all others.
-            for shard in (0..self.inner.config.shards).map(ShardId).filter(|&s| s != self.inner.config.shard) {
+            for shard in (0..self.inner.config.shards).map(ShardId).filter(|&s| s != self.inner.config.shard)
+            {
                 let _ = (self.inner.send)(shard, Message::Cancel { id });
             }
         }

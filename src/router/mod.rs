@@ -21,7 +21,8 @@ use std::sync::Arc;
 use flowmesh_engine::{ReplySink, Shard};
 use flowmesh_model::placement::SlotMap;
 use flowmesh_model::{
-    Catalog, CatalogCommand, Command, Kind, Millis, Reject, Reply, ResourceInfo, ResourcePath, Settings, ShardId,
+    Catalog, CatalogCommand, Command, Kind, Millis, Reject, Reply, ResourceInfo, ResourcePath, Settings,
+    ShardId,
 };
 use flowmesh_rt::disk::RtDisk;
 
@@ -125,7 +126,8 @@ impl Router {
         if !(create && self.inner.config.auto_create) {
             return Err(Reject::ResourceNotFound { path: path.to_string() });
         }
-        let create = CatalogCommand::Create { path, settings: Settings::default_for(kind), or_existing: true };
+        let create =
+            CatalogCommand::Create { path, settings: Settings::default_for(kind), or_existing: true };
         match self.call(ShardId(0), Command::Catalog(create)).await? {
             Reply::Resource { info, .. } => Ok(info),
             _ => Err(Reject::Internal("a catalog change was answered with another reply")),
