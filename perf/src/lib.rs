@@ -1,5 +1,17 @@
 //! The load generator and the measurement of a machine's bare limits.
+//!
+//! [`http2`] is the client that makes load, [`load`] what it sends and what came of it, [`baseline`] what the machine
+//! can do at all, [`scenario`] the rows of the performance targets: each starts a server, puts load on it and compares
+//! it with the machine. [`meter`] reads processor time and memory. [`cli`] has the arguments, [`report`] the tables.
 
+pub mod baseline;
+pub mod cli;
 pub mod http2;
 pub mod load;
 pub mod meter;
+pub mod report;
+pub mod scenario;
+
+mod run;
+
+pub use run::run;

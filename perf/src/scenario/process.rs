@@ -1,0 +1,290 @@
+//! Programs under measurement: started, waited for, looked at, ended.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use flowmesh_proto::v1;
+
+use crate::http2::UnaryClient;
+use crate::load::ops::paths;
+use crate::meter::{self, Memory};
+
+/// How long a server may take to become ready; a replay of a large log counts.
+const READY_DEADLINE: Duration = Duration::from_secs(120);
+/// Between two looks at whether it is ready.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// A program that ends with us, and that is ended when this is dropped.
+#[derive(Debug)]
+struct Running(Child);
+
+impl Running {
+    fn start(mut command: Command) -> anyhow::Result<Self> {
+        // SAFETY: prctl is async-signal-safe, and nothing else is done between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
+        let program = command.get_program().to_string_lossy().into_owned();
+        command.spawn().map(Self).with_context(|| format!("cannot start {program}"))
+    }
+
+    /// As a crash would.
+    fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// How a server is started.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// The program, and what comes before `serve`.
+    pub program: PathBuf,
+    /// The data directory.
+    pub dir: PathBuf,
+    /// How many shards.
+    pub shards: usize,
+    /// The first shard's core; the others follow.
+    pub first_cpu: usize,
+    /// More arguments.
+    pub args: Vec<String>,
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    running: Running,
+    /// Where every core listens.
+    pub grpc: SocketAddr,
+    /// Where each shard's core listens alone.
+    pub cores: Vec<SocketAddr>,
+    http: SocketAddr,
+    /// From starting the program to ready.
+    pub ready_after: Duration,
+    log: PathBuf,
+}
+
+impl Server {
+    /// Starts a server and waits until it is ready.
+    ///
+    /// # Errors
+    /// It could not be started, ended, or was not ready in time; with the end of its log.
+    pub fn start(options: &ServerOptions) -> anyhow::Result<Self> {
+        fs::create_dir_all(&options.dir)?;
+        let ports = free_ports(2 + options.shards)?;
+        let address = |at: usize| SocketAddr::from((Ipv4Addr::LOCALHOST, ports + at as u16));
+        let log = options.dir.with_extension("log");
+        let output = File::create(&log)?;
+        let cpus: Vec<String> = (0..options.shards)
+            .map(|shard| ((options.first_cpu + shard) % meter::cores()).to_string())
+            .collect();
+        let mut command = Command::new(&options.program);
+        command
+            .arg("serve")
+            .args(["--shards", &options.shards.to_string(), "--cpus", &cpus.join(",")])
+            .args(["--durability", "always", "--auto-create", "true", "--log-format", "json"])
+            .arg("--data-dir")
+            .arg(&options.dir)
+            .args(["--grpc-addr", &address(0).to_string(), "--http-addr", &address(1).to_string()])
+            .args(["--core-ports", &address(2).port().to_string()])
+            .args(&options.args)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        let began = Instant::now();
+        let mut server = Self {
+            running: Running::start(command)?,
+            grpc: address(0),
+            cores: (0..options.shards).map(|shard| address(2 + shard)).collect(),
+            http: address(1),
+            ready_after: Duration::ZERO,
+            log,
+        };
+        server.wait_ready(began)?;
+        Ok(server)
+    }
+
+    fn wait_ready(&mut self, began: Instant) -> anyhow::Result<()> {
+        loop {
+            if let Ok((200, _)) = http_get(self.http, "/ready") {
+                self.ready_after = began.elapsed();
+                return Ok(());
+            }
+            let ended = self.running.0.try_wait()?;
+            if ended.is_some() || began.elapsed() > READY_DEADLINE {
+                let what = ended
+                    .map_or_else(|| "was not ready in time".to_owned(), |status| format!("ended: {status}"));
+                anyhow::bail!("the server {what}\n{}", self.log_end());
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// The last lines of its log.
+    pub fn log_end(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines.get(lines.len().saturating_sub(15)..).unwrap_or_default().join("\n")
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.running.0.id()
+    }
+
+    /// Its memory.
+    pub fn memory(&self) -> anyhow::Result<Memory> {
+        Ok(meter::memory_of(self.pid())?)
+    }
+
+    /// The sum of a metric over all its labels; none if there is no such metric.
+    pub fn metric(&self, name: &str) -> anyhow::Result<Option<f64>> {
+        let (_, text) = http_get(self.http, "/metrics")?;
+        Ok(sum_of_metric(&text, name))
+    }
+
+    /// A connection for single calls.
+    pub fn client(&self) -> anyhow::Result<UnaryClient> {
+        UnaryClient::connect(
+            self.grpc,
+            &[paths::CREATE, paths::SET, paths::APPEND, paths::STREAM_STATUS, paths::QUEUE_STATUS],
+        )
+    }
+
+    /// Makes a stream, queue or store with default settings.
+    pub fn create(&self, kind: v1::Kind, name: &str) -> anyhow::Result<()> {
+        let request = v1::CreateResourceRequest {
+            kind: kind.into(),
+            name: name.to_owned(),
+            or_existing: true,
+            ..Default::default()
+        };
+        self.client()?.call::<v1::CreateResourceResponse>(paths::CREATE, &request)?;
+        Ok(())
+    }
+
+    /// The offset that the next record of a stream with one partition will get.
+    pub fn next_offset(&self, stream: &str) -> anyhow::Result<u64> {
+        let request = v1::StreamStatusRequest { stream: stream.to_owned(), ..Default::default() };
+        let answer: v1::StreamStatusResponse = self.client()?.call(paths::STREAM_STATUS, &request)?;
+        Ok(answer.partitions.first().map_or(0, |partition| partition.next_offset))
+    }
+
+    /// Ends it as a crash would.
+    pub fn kill(mut self) {
+        self.running.kill();
+    }
+}
+
+/// The bare echo as a process of its own.
+#[derive(Debug)]
+pub struct Echo {
+    running: Running,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+impl Echo {
+    /// Starts it on a core.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start(cpu: usize) -> anyhow::Result<Self> {
+        let program = std::env::current_exe()?;
+        let mut command = Command::new(&program);
+        // `flowmesh bench echo-server`, or `flowmesh-perf echo-server`.
+        if program.file_stem().is_some_and(|name| name != "flowmesh-perf") {
+            command.arg("bench");
+        }
+        command.args(["echo-server", "--cpu", &cpu.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut running = Running::start(command)?;
+        let stdout = running.0.stdout.take().context("the echo has no output")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let address = line.trim().parse().with_context(|| format!("the echo did not start: {line:?}"))?;
+        Ok(Self { running, address })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.running.0.id()
+    }
+}
+
+/// The first of so many consecutive ports that nobody listens on now.
+fn free_ports(count: usize) -> anyhow::Result<u16> {
+    for _ in 0..100 {
+        let first = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+        if first.checked_add(count as u16).is_some() && (first..first + count as u16).all(free) {
+            return Ok(first);
+        }
+    }
+    anyhow::bail!("no {count} consecutive free ports")
+}
+
+/// The status and body of a GET.
+fn http_get(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let status =
+        answer.split_ascii_whitespace().nth(1).and_then(|status| status.parse().ok()).context("no HTTP")?;
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    Ok((status, body.to_owned()))
+}
+
+fn sum_of_metric(text: &str, name: &str) -> Option<f64> {
+    let values = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        let rest = if rest.starts_with('{') { rest.split_once('}')?.1 } else { rest };
+        rest.starts_with(' ').then(|| rest.trim().parse::<f64>().ok())?
+    });
+    values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
+}
+
+/// Removes a data directory and the log beside it.
+pub fn remove_data(dir: &Path) {
+    let _ = fs::remove_dir_all(dir);
+    let _ = fs::remove_file(dir.with_extension("log"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metric_is_summed_over_its_labels_and_nothing_else() {
+        let text =
+            "# HELP a_total x\na_total{shard=\"0\"} 3\na_total{shard=\"1\"} 4.5\na_total_other 9\nb 1e3\n";
+        assert_eq!(sum_of_metric(text, "a_total"), Some(7.5));
+        assert_eq!(sum_of_metric(text, "b"), Some(1000.0));
+        assert_eq!(sum_of_metric(text, "c"), None);
+    }
+
+    #[test]
+    fn free_ports_are_consecutive_and_free() {
+        let first = free_ports(3).unwrap();
+        for port in first..first + 3 {
+            TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+        }
+    }
+}
