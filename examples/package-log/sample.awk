@@ -11,7 +11,7 @@ function put(words) { print stamp() " " words }
 BEGIN {
     seed = 20250624
     count = split("libc6 zlib1g openssl curl git perl-base python3 vim bash tar gzip sed grep gawk make gcc g++ binutils", names, " ")
-    for (turn = 0; turn < 520; turn++) {
+    for (turn = 0; turn < 680; turn++) {
         name = names[1 + random(count)] "-" random(90) ":amd64"
         old = "1." random(9) "-" random(9)
         new = "2." random(9) "-" random(9)

@@ -8,6 +8,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::args::{DEFAULT_ADDR, Server};
 use super::failure::{Failure, Refusal};
+use super::output::note;
 
 /// A message from the server: the largest batch (4 MiB) with everything around it.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
@@ -122,7 +123,7 @@ impl Backoff {
         }
         let now = Instant::now();
         if self.lost_since.is_none() {
-            eprintln!("flowmesh: {refusal}; trying again");
+            note(format_args!("flowmesh: {refusal}; trying again"));
         }
         let since = *self.lost_since.get_or_insert(now);
         if self.patience.is_some_and(|patience| now.duration_since(since) >= patience) {

@@ -23,13 +23,13 @@ mod tests;
 mod topology;
 
 use std::future::Future;
-use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
 use failure::Failure;
+use output::{Out, note};
 
 /// Streams, job queues and key-value stores in one durable server
 #[derive(Parser, Debug)]
@@ -84,7 +84,7 @@ pub fn main() -> ExitCode {
         Err(failure) => {
             if let Some(message) = failure.message() {
                 for line in message.lines() {
-                    eprintln!("flowmesh: {line}");
+                    note(format_args!("flowmesh: {line}"));
                 }
             }
             ExitCode::from(failure.exit_code())
@@ -102,8 +102,11 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Resources(command) => client(command.run()),
         Command::Topology(args) => client(args.run()),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "flowmesh", &mut io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "flowmesh", &mut script);
+            let mut out = Out::new();
+            out.raw(&script)?;
+            out.flush()
         }
     }
 }

@@ -7,6 +7,7 @@ use flowmesh::config::sources::suspicious_variables;
 use flowmesh::config::{Config, Machine, Mode, Sources};
 
 use super::failure::Failure;
+use super::output::{Out, note};
 use super::settings::SettingFlags;
 
 /// Arguments of `serve` and `dev`.
@@ -29,12 +30,13 @@ impl ServeArgs {
     pub fn run(self, mode: Mode) -> Result<(), Failure> {
         let sources = Sources::of_process(mode, self.config, self.settings.0);
         for (name, meant) in suspicious_variables(&sources.environment) {
-            eprintln!("flowmesh: environment variable {name} is no setting; did you mean {meant}?");
+            note(format_args!("flowmesh: environment variable {name} is no setting; did you mean {meant}?"));
         }
         let config = Config::load(&sources, &Machine::detect()).map_err(Failure::Config)?;
         if self.check {
-            println!("{config:#?}");
-            return Ok(());
+            let mut out = Out::new();
+            out.line(format!("{config:#?}").as_bytes())?;
+            return out.flush();
         }
         if mode == Mode::Dev {
             print_first_steps(&config);
@@ -54,7 +56,7 @@ fn print_first_steps(config: &Config) {
         flowmesh_model::Durability::Memory => "in memory only".to_owned(),
         _ => format!("in {}", config.data_dir.display()),
     };
-    eprintln!(
+    note(format_args!(
         "FlowMesh for trying out: gRPC on {}, HTTP on {}, data {data}.
 In another terminal:
   flowmesh stream append logs{at} --file /var/log/dpkg.log
@@ -67,5 +69,5 @@ In another terminal:
 Stop with Ctrl-C.
 ",
         config.grpc_addr, config.http_addr, config.http_addr
-    );
+    ));
 }

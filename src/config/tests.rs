@@ -205,16 +205,16 @@ fn a_misspelt_variable_is_noticed() {
 
 /// The table of settings as it stands in `docs/cli.md`.
 fn settings_table() -> String {
-    let mut table = "| setting | value | default | meaning |\n|---|---|---|---|\n".to_owned();
-    for setting in SETTINGS {
+    let row = |setting: &Setting| {
         let default = match setting.default_dev {
             Some(dev) => format!("`{}`; `dev`: `{dev}`", setting.default),
             None => format!("`{}`", setting.default),
         };
         let value = setting.value.replace('|', "\\|");
-        table += &format!("| `{}` | `{value}` | {default} | {} |\n", setting.name, setting.help);
-    }
-    table
+        format!("| `{}` | `{value}` | {default} | {} |\n", setting.name, setting.help)
+    };
+    let head = "| setting | value | default | meaning |\n|---|---|---|---|\n";
+    SETTINGS.iter().fold(head.to_owned(), |table, setting| table + &row(setting))
 }
 
 /// `UPDATE_DOCS=1 cargo test -p flowmesh --lib config` rewrites it.

@@ -10,6 +10,8 @@ use flowmesh_proto::v1;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
 
+use crate::cli::output::note;
+
 /// What became of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -122,7 +124,7 @@ async fn pass_on(stderr: Option<ChildStderr>) -> Option<String> {
             Ok(0) | Err(_) => return last,
             Ok(_) => {
                 let text = String::from_utf8_lossy(&line);
-                eprintln!("{}", text.trim_end());
+                note(text.trim_end());
                 if !text.trim().is_empty() {
                     last = Some(shortened(text.trim()));
                 }

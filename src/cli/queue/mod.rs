@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::args::{Format, Output, Server, duration, lease, millis};
 use super::connection::client;
 use super::failure::{Failure, Refusal};
-use super::output::{Headers, Out, base64_text, readable, text, time};
+use super::output::{Headers, Out, base64_text, note, readable, text, time};
 
 /// Commands on queues.
 #[derive(Subcommand, Debug)]
@@ -293,7 +293,7 @@ fn write_outcomes(
                 message: refusal.as_ref().map(|refusal| refusal.message.clone()),
             })?,
             Format::Table => match (&refusal, until(index)) {
-                (Some(refusal), _) => eprintln!("flowmesh: {name}: {refusal}"),
+                (Some(refusal), _) => note(format_args!("flowmesh: {name}: {refusal}")),
                 (None, Some(end)) => out.line(format!("{name} {done} until {}", time(end)).as_bytes())?,
                 (None, None) => out.line(format!("{name} {done}").as_bytes())?,
             },

@@ -24,6 +24,7 @@ use super::settle::{Book, LeaseKey};
 use crate::cli::args::{Server, duration, millis};
 use crate::cli::connection::{Backoff, client};
 use crate::cli::failure::{Failure, Refusal};
+use crate::cli::output::note;
 
 /// Arguments of `queue work`.
 #[derive(Args, Debug)]
@@ -127,10 +128,10 @@ impl WorkArgs {
         };
         let outcome = worker.work().await;
         let counts = worker.book.counts;
-        eprintln!(
+        note(format_args!(
             "flowmesh: {} jobs done, {} failed, {} leases lost",
             counts.done, counts.failed, counts.lost
-        );
+        ));
         outcome
     }
 
@@ -210,7 +211,7 @@ impl Worker {
                     }
                 }
                 () = self.signals.next() => {
-                    eprintln!("flowmesh: finishing {} jobs; interrupt again to abandon them", self.running.len());
+                    note(format_args!("flowmesh: finishing {} jobs; interrupt again to abandon them", self.running.len()));
                     break;
                 }
             }
@@ -269,7 +270,7 @@ impl Worker {
 
     fn settle(&mut self, key: LeaseKey, error: Option<&v1::Error>) {
         if let Some(words) = self.book.settle(key, error) {
-            eprintln!("flowmesh: {words}");
+            note(format_args!("flowmesh: {words}"));
         }
     }
 
