@@ -49,7 +49,7 @@ pub struct Config {
     pub http_addr: SocketAddr,
     /// The data directory. Unused with [`Durability::Memory`].
     pub data_dir: PathBuf,
-    /// A level (`info`) or `tracing` directives (`info,flowmesh::net=debug`).
+    /// Directives of `tracing-subscriber`'s filter: `warn,flowmesh=info`.
     pub log_level: String,
     /// How log lines look.
     pub log_format: LogFormat,

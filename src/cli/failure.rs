@@ -56,8 +56,8 @@ pub enum Failure {
     },
     /// The user interrupted.
     Interrupted,
-    /// The server that this process runs ended with an error.
-    Serve(anyhow::Error),
+    /// The server or the measurement that this process runs ended with an error.
+    Ended(anyhow::Error),
 }
 
 /// A rejection, by the server's words.
@@ -154,7 +154,7 @@ impl Failure {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::ClosedPipe => 0,
-            Self::Input(_) | Self::Io { .. } | Self::Serve(_) => 1,
+            Self::Input(_) | Self::Io { .. } | Self::Ended(_) => 1,
             Self::Usage(_) | Self::Config(_) => 2,
             Self::Absent => 3,
             Self::Unreachable { .. } => 4,
@@ -175,7 +175,7 @@ impl Failure {
             )),
             Self::Refused(refusal) => Some(refusal.to_string()),
             Self::Io { action, source } => Some(format!("cannot {action}: {source}")),
-            Self::Serve(error) => Some(format!("{error:#}")),
+            Self::Ended(error) => Some(format!("{error:#}")),
         }
     }
 

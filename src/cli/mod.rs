@@ -2,7 +2,7 @@
 //!
 //! [`args`] has what commands share, [`settings`] makes the server's flags out of the table of settings, [`serve`] starts it.
 //! The client commands go through [`connection`] (tonic, an implementation of gRPC that is not ours) to [`stream`],
-//! [`queue`], [`kv`], [`resources`] and [`topology`]; they read [`input`] (plain or [`json_lines`]) and write [`output`];
+//! [`queue`], [`kv`], [`resources`] and [`topology`]; `bench` hands over to the crate `flowmesh-perf`. They read [`input`] (plain or [`json_lines`]) and write [`output`];
 //! what goes wrong is a [`failure`], with its exit code. `docs/cli.md` is the reference.
 
 mod args;
@@ -63,6 +63,8 @@ enum Command {
     Resources(resources::ResourcesCommand),
     /// Show the server, its shards, and who owns what
     Topology(topology::TopologyArgs),
+    /// Measure a server, this machine, or one against the other
+    Bench(flowmesh_perf::cli::Args),
     /// Print a completion script for a shell
     Completions {
         /// Which shell
@@ -101,6 +103,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Kv(command) => client(command.run()),
         Command::Resources(command) => client(command.run()),
         Command::Topology(args) => client(args.run()),
+        Command::Bench(args) => flowmesh_perf::run(args).map_err(Failure::Ended),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "flowmesh", &mut script);

@@ -41,7 +41,7 @@ impl ServeArgs {
         if mode == Mode::Dev {
             print_first_steps(&config);
         }
-        flowmesh::boot::run(config).map_err(Failure::Serve)
+        flowmesh::boot::run(config).map_err(Failure::Ended)
     }
 }
 

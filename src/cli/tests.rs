@@ -45,6 +45,8 @@ fn documented_commands_are_accepted() {
         "flowmesh resources update default/default/queue/mail --set max_attempts=5",
         "flowmesh resources delete kv sessions --yes",
         "flowmesh topology stream logs -a localhost:50051",
+        "flowmesh bench load --mix get=9,set=1 --addr :50051",
+        "flowmesh bench list",
         "flowmesh completions bash",
     ] {
         parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -93,7 +93,7 @@ pub static SETTINGS: &[Setting] = &[
         value: "LEVEL",
         default: "info",
         default_dev: None,
-        help: "error, warn, info, debug or trace; or directives by module, like `info,flowmesh::net=debug`.",
+        help: "error, warn, info, debug, trace or off, for the server's own modules (libraries: warnings); or directives by module, like `info,flowmesh::edge=debug`.",
         set: |c, text, _| put(&mut c.log_level, log_level(text)),
     },
     Setting {
@@ -272,10 +272,15 @@ fn log_level(text: &str) -> Result<String, Refusal> {
             && target.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'_' | b':'));
         target_legal && LEVELS.contains(&level.to_ascii_lowercase().as_str())
     };
-    if text.split(',').map(str::trim).all(legal) {
-        Ok(text.to_ascii_lowercase())
-    } else {
-        Err("error, warn, info, debug, trace or off; or directives like info,flowmesh::net=debug".to_owned())
+    if !text.split(',').map(str::trim).all(legal) {
+        return Err(
+            "error, warn, info, debug, trace or off; or directives like info,flowmesh::edge=debug".to_owned()
+        );
+    }
+    let word = text.trim().to_ascii_lowercase();
+    match word.as_str() {
+        "info" | "debug" | "trace" => Ok(format!("warn,flowmesh={word}")),
+        _ => Ok(word),
     }
 }
 

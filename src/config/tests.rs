@@ -68,7 +68,7 @@ fn a_file_may_use_toml_types_where_they_say_the_same() {
     assert_eq!((config.shards, config.cpus), (Some(2), vec![0, 2]));
     assert!(config.auto_create);
     assert_eq!((config.memory_bytes, config.sync_interval_ms), (1 << 30, 250));
-    assert_eq!(config.log_level, "debug");
+    assert_eq!(config.log_level, "warn,flowmesh=debug");
 }
 
 #[test]
