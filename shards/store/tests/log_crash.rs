@@ -1,6 +1,13 @@
 //! Random entries, random commits, a crash at a random operation, again and again: everything that was durable is
 //! there, and what is there is what was appended, in order, without a gap, and nothing that was cut before.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests panic as tests do"
+)]
+
 mod common;
 
 use std::collections::BTreeMap;

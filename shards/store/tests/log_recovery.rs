@@ -1,5 +1,12 @@
 //! The truth table of recovery: one test a row, and what cutting must never bring back.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests panic as tests do"
+)]
+
 mod common;
 
 use bytes::BufMut;

@@ -1,5 +1,12 @@
 //! The log as the engine uses it: gathering, committing, rolling, trimming, pushing back, and failing.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests panic as tests do"
+)]
+
 mod common;
 
 use std::io::ErrorKind;

@@ -180,27 +180,27 @@ impl Store {
             batch.insert(&self.state, APPLIED_KEY, applied.0.to_le_bytes());
             return batch.commit();
         };
+        self.mark_staged(number, changes, applied)?;
+        self.move_staged(number, changes, applied)
+    }
+
+    /// The moment a large checkpoint happens.
+    fn mark_staged(&self, number: u64, changes: u64, applied: Lsn) -> fjall::Result<()> {
         let mut marker = Vec::with_capacity(24);
         marker.put_u64_le(number);
         marker.put_u64_le(changes);
         marker.put_u64_le(applied.0);
         let mut batch = self.durable_batch();
         batch.insert(&self.state, STAGED_KEY, marker);
-        batch.commit()?;
-        self.move_staged(number, changes, applied)
+        batch.commit()
     }
 
     /// Writes what is pending to the stage.
     fn spill(&mut self) -> fjall::Result<()> {
-        let (number, mut change) = match self.pending.staged {
-            Some(staged) => staged,
-            None => {
-                if !self.stage.is_empty()? {
-                    self.stage.clear()?;
-                }
-                (new_number(), 0)
-            }
-        };
+        if self.pending.staged.is_none() && !self.stage.is_empty()? {
+            self.stage.clear()?;
+        }
+        let (number, mut change) = self.pending.staged.unwrap_or_else(|| (new_number(), 0));
         let mut batch = self.database.batch();
         for write in std::mem::take(&mut self.pending.writes) {
             batch.insert(&self.stage, stage_key(number, change).as_slice(), stage_value(&write));
@@ -287,7 +287,10 @@ fn stage_value(write: &IndexWrite) -> Vec<u8> {
     out
 }
 
-fn read_stage_value(bytes: &[u8]) -> Option<(Space, &[u8], Option<&[u8]>)> {
+/// A change on the stage: where, the key, the value or none.
+type StagedChange<'a> = (Space, &'a [u8], Option<&'a [u8]>);
+
+fn read_stage_value(bytes: &[u8]) -> Option<StagedChange<'_>> {
     let (&[space, is_set], rest) = bytes.split_first_chunk::<2>()?;
     let (&key_len, rest) = rest.split_first_chunk::<2>()?;
     let (key, value) = rest.split_at_checked(usize::from(u16::from_le_bytes(key_len)))?;
@@ -304,6 +307,47 @@ fn read_stage_value(bytes: &[u8]) -> Option<(Space, &[u8], Option<&[u8]>)> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn changes(count: u32) -> Vec<IndexWrite> {
+        let change = |n: u32| IndexWrite {
+            space: Space::Keys,
+            key: Bytes::from(n.to_be_bytes().to_vec()),
+            value: (!n.is_multiple_of(10)).then(|| Bytes::from(vec![n as u8; 100])),
+        };
+        (0..count).map(change).collect()
+    }
+
+    fn entries(store: &Store) -> usize {
+        store.space(Space::Keys).iter().count()
+    }
+
+    #[test]
+    fn a_large_checkpoint_that_was_committed_is_finished_at_the_next_opening() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = IndexConfig { batch_bytes_max: 10_000, ..IndexConfig::new(dir.path(), ShardId(0)) };
+        let Opened { mut store, .. } = Store::open(&config).unwrap();
+        store.add(changes(1000)).unwrap();
+        let (number, count) = store.pending.staged.unwrap();
+        assert_eq!((count, entries(&store)), (1000, 0));
+        // Not committed: it is gone.
+        drop(store);
+        let Opened { mut store, applied } = Store::open(&config).unwrap();
+        assert_eq!((applied, entries(&store)), (Lsn(0), 0));
+        assert!(store.stage.is_empty().unwrap());
+        // Committed, and cut off before it was moved.
+        store.add(changes(1000)).unwrap();
+        let (next_number, count) = store.pending.staged.unwrap();
+        assert!(next_number > number);
+        store.mark_staged(next_number, count, Lsn(6)).unwrap();
+        drop(store);
+        let Opened { store, applied } = Store::open(&config).unwrap();
+        assert_eq!((applied, entries(&store)), (Lsn(6), 900));
+        assert!(store.stage.is_empty().unwrap() && store.state.get(STAGED_KEY).unwrap().is_none());
+        // And so it stays.
+        drop(store);
+        let Opened { store, applied } = Store::open(&config).unwrap();
+        assert_eq!((applied, entries(&store)), (Lsn(6), 900));
+    }
 
     proptest! {
         #[test]

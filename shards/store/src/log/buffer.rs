@@ -8,6 +8,9 @@ use super::format::{BATCH_HEADER_BYTES, BatchHeader, ENTRY_HEADER_BYTES, Run, se
 use crate::disk::Disk;
 use crate::pages::round_up;
 
+/// Room for the body of an entry: bytes are put to its front, which moves on.
+pub type Body<'a> = &'a mut [u8];
+
 /// Where a batch will be written.
 pub(super) struct Target<F> {
     pub file: Rc<F>,
@@ -64,7 +67,7 @@ impl<D: Disk> Filling<D> {
         &mut self,
         (lsn, time, run): (Lsn, Millis, Run),
         body_bytes_max: usize,
-        encode: impl FnOnce(&mut &mut [u8]),
+        encode: impl FnOnce(&mut Body<'_>),
     ) {
         let end = self.used + ENTRY_HEADER_BYTES + body_bytes_max;
         assert!(end <= self.limit, "an entry goes into a buffer that has room for it");

@@ -29,6 +29,7 @@ mod truncate;
 pub mod writer;
 
 pub use batch::{Batch, SyncJob, Synced, Written};
+pub use buffer::Body;
 pub use config::LogConfig;
 pub use error::{Damage, LogError, LogFull};
 pub use range::RangeRead;

@@ -97,8 +97,15 @@ impl<D: Disk> SegmentRequest<D> {
 
     async fn create(&self) -> io::Result<D::File> {
         let path = self.whose.dir.join(new_name(self.header.seq));
-        let file = self.disk.create_zeroed(&path, self.header.bytes).await?;
-        self.finish(file, &path).await
+        let created = match self.disk.create_zeroed(&path, self.header.bytes).await {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // Left over from a failed attempt under the same number.
+                self.disk.remove(&path).await?;
+                self.disk.create_zeroed(&path, self.header.bytes).await
+            }
+            created => created,
+        };
+        self.finish(created?, &path).await
     }
 
     async fn recycle(&self, spare: u64) -> io::Result<D::File> {

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use flowmesh_model::{Lsn, Millis};
 
 use super::batch::{Batch, Dirty, SyncJob, Synced, Whose, Written};
-use super::buffer::{BufferPool, Filling, Sealed, Target};
+use super::buffer::{Body, BufferPool, Filling, Sealed, Target};
 use super::config::LogConfig;
 use super::error::LogFull;
 use super::format::{BATCH_HEADER_BYTES, ENTRY_HEADER_BYTES, Run, SEGMENT_HEADER_BYTES, SegmentHeader};
@@ -128,12 +128,13 @@ impl<D: Disk> Log<D> {
         &mut self,
         time: Millis,
         body_bytes_max: usize,
-        encode: impl FnOnce(&mut &mut [u8]),
+        encode: impl FnOnce(&mut Body<'_>),
     ) -> Result<Lsn, LogFull> {
         let lsn = self.next;
-        match &mut self.on_disk {
-            Some(on_disk) => on_disk.append(lsn, time, body_bytes_max, encode)?,
-            None => (self.written, self.durable) = (lsn, lsn),
+        if let Some(on_disk) = &mut self.on_disk {
+            on_disk.append(lsn, time, body_bytes_max, encode)?;
+        } else {
+            (self.written, self.durable) = (lsn, lsn);
         }
         self.next = lsn.next();
         Ok(lsn)
@@ -187,6 +188,7 @@ impl<D: Disk> Log<D> {
     }
 
     /// Takes note of a sync that succeeded.
+    #[allow(clippy::needless_pass_by_value, reason = "a sync counts once")]
     pub fn durable(&mut self, synced: Synced) {
         assert!(
             synced.upto >= self.durable && synced.upto <= self.written,
@@ -295,7 +297,7 @@ impl<D: Disk> OnDisk<D> {
         lsn: Lsn,
         time: Millis,
         body_bytes_max: usize,
-        encode: impl FnOnce(&mut &mut [u8]),
+        encode: impl FnOnce(&mut Body<'_>),
     ) -> Result<(), LogFull> {
         let entry_bytes = ENTRY_HEADER_BYTES + body_bytes_max;
         let run = self.run;
@@ -434,9 +436,9 @@ impl<D: Disk> OnDisk<D> {
             }
             let room = self.spares.len() + keep.len() < self.config.spares_max;
             if room {
-                keep.push(oldest.seq)
+                keep.push(oldest.seq);
             } else {
-                remove.push(oldest.seq)
+                remove.push(oldest.seq);
             }
             self.full.pop_front();
         }

@@ -90,12 +90,11 @@ impl<D: Disk> Inner<D> {
             let bytes = round_up(BLOCK_HEADER_BYTES + block.body_bytes);
             let full =
                 position > FILE_HEADER_BYTES as u64 && position + bytes as u64 > self.config.file_bytes_max;
-            let file = match last.filter(|_| !full) {
-                Some(base) => self.open_file(at, base).await?,
-                None => {
-                    position = FILE_HEADER_BYTES as u64;
-                    self.create_file(at, next).await?
-                }
+            let file = if let Some(base) = last.filter(|_| !full) {
+                self.open_file(at, base).await?
+            } else {
+                position = FILE_HEADER_BYTES as u64;
+                self.create_file(at, next).await?
             };
             let buf = match memory.take() {
                 Some(buf) if AsRef::<[u8]>::as_ref(&buf).len() >= bytes => buf,
@@ -158,7 +157,8 @@ impl<D: Disk> Inner<D> {
         let path = self.path(at, file.base);
         let count = {
             let mut dirty = self.dirty.borrow_mut();
-            if dirty.iter().all(|dirty| dirty.path != path) {
+            // By identity: a file that was removed and made again has the same path.
+            if dirty.iter().all(|dirty| !Rc::ptr_eq(&dirty.file, &file.file)) {
                 dirty.push(DirtyFile { at, path, file: Rc::clone(&file.file) });
             }
             dirty.len()

@@ -178,11 +178,10 @@ impl<D: Disk> StreamFiles<D> {
             inner.disk.remove(&file).await.map_err(|error| io_error(at, "remove", &file, error))?;
         }
         match inner.disk.remove_dir(&dir).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(io_error(at, "remove", &dir, error))
-            }
-            _ => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            removed => removed.map_err(|error| io_error(at, "remove", &dir, error))?,
         }
+        inner.disk.sync_dir(&inner.root).await.map_err(|error| io_error(at, "sync", &inner.root, error))
     }
 }
 
@@ -237,9 +236,14 @@ impl<D: Disk> Inner<D> {
         let dir = self.dir(at);
         let names = self.disk.list(&dir).await.map_err(|error| io_error(at, "list", &dir, error))?;
         let mut bases: BTreeSet<Offset> = names.iter().filter_map(|name| parse_file_name(name)).collect();
-        for base in bases.split_off(&next) {
+        let behind = bases.split_off(&next);
+        for &base in &behind {
             let file = self.path(at, base);
             self.disk.remove(&file).await.map_err(|error| io_error(at, "remove", &file, error))?;
+        }
+        if !behind.is_empty() {
+            // Or a crash brings them back, beside what is written in their place.
+            self.disk.sync_dir(&dir).await.map_err(|error| io_error(at, "sync", &dir, error))?;
         }
         let tail = match bases.last() {
             Some(&base) => self.cut(at, base, next).await?,

@@ -50,7 +50,7 @@ struct Wanted {
 
 impl Wanted {
     /// Takes as much of a run as is wanted; the run holds `from`.
-    fn take(&mut self, run: RecordRun) {
+    fn take(&mut self, run: &RecordRun) {
         let run = behind(run, self.from);
         let mut count = run.count.min(self.records);
         let mut len = if count == run.count { run.records.len() } else { prefix_len(&run.records, count) };
@@ -72,10 +72,11 @@ impl Wanted {
 }
 
 /// The part of a run from `from` on.
-fn behind(run: RecordRun, from: Offset) -> RecordRun {
+fn behind(run: &RecordRun, from: Offset) -> RecordRun {
     let skip = u32::try_from(from.0 - run.base.0).unwrap_or(run.count).min(run.count);
     let records = run.records.slice(prefix_len(&run.records, skip)..);
-    RecordRun { base: run.base.plus(u64::from(skip)), count: run.count - skip, records, ..run }
+    let base = run.base.plus(u64::from(skip));
+    RecordRun { base, count: run.count - skip, appended_at: run.appended_at, records }
 }
 
 /// How many records of a packed batch fit into `bytes_max`, and how many bytes they take.
@@ -147,7 +148,7 @@ fn take_runs(
         }
         expected = run.next();
         if expected > wanted.from {
-            wanted.take(run.check()?);
+            wanted.take(&run.check()?);
             if wanted.done {
                 return Ok(());
             }
