@@ -1,0 +1,31 @@
+//! End-to-end tests: the real binary as a process, real clients, real files, `kill -9`.
+//!
+//! One binary, so that it links once. `common` starts servers and has the clients. By module: each call and what it
+//! promises ([`e2e::streams`] to [`e2e::http`]), what must survive ([`e2e::durability`] to [`e2e::shutdown`]), what bad
+//! input gets ([`e2e::bad_input`] to [`e2e::start`]).
+
+mod common;
+
+mod e2e {
+    mod admin;
+    mod append_stream;
+    mod bad_input;
+    mod bad_wire;
+    mod damage;
+    mod disconnects;
+    mod disk_full;
+    mod durability;
+    mod http;
+    mod kv;
+    mod overload;
+    mod package_log;
+    mod queues;
+    mod restart;
+    mod shards;
+    mod shell;
+    mod shutdown;
+    mod start;
+    mod streams;
+    mod subscribe;
+    mod work;
+}

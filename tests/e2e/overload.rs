@@ -1,0 +1,178 @@
+//! A client that sends faster than the disk takes is pushed back; memory stays bounded.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use flowmesh_proto::v1;
+use tokio::task::JoinSet;
+use tonic::Code;
+
+use crate::common::client::{reason, record};
+use crate::common::{Home, eventually, within};
+use crate::e2e::append_stream;
+
+const MIB: u64 = 1 << 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pipelined_producers_are_slowed_down_and_memory_stays_bounded() {
+    const PRODUCERS: usize = 4;
+    const BYTES_EACH: u64 = 160 * MIB;
+    const RECORD: usize = 64 * 1024;
+    let home = Home::new().set("memory_bytes", "256MiB").set("checkpoint_interval_ms", "500ms");
+    let server = home.start();
+    let mut producers = JoinSet::new();
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    for number in 0..PRODUCERS {
+        let mut client = server.client().await;
+        let acknowledged = Arc::clone(&acknowledged);
+        producers.spawn(async move {
+            let values = Bytes::from(vec![number as u8; RECORD]);
+            let request = move |sequence| v1::AppendStreamRequest {
+                stream: format!("logs{number}"),
+                records: vec![record(values.clone()); 8],
+                sequence,
+                ..v1::AppendStreamRequest::default()
+            };
+            let (sender, mut answers) = append_stream::open(&mut client, request(0)).await;
+            let appends = BYTES_EACH / (8 * RECORD as u64);
+            let sending = tokio::spawn(async move {
+                for sequence in 1..appends {
+                    sender.send(request(sequence)).await.unwrap();
+                }
+            });
+            let mut answered = 0;
+            while let Some(answer) = answers.message().await.unwrap() {
+                for ack in answer.acks {
+                    answered += 1;
+                    match ack.error {
+                        None => {
+                            acknowledged.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Some(error) => {
+                            assert_eq!(error.reason, "OVERLOADED", "{error:?}");
+                            assert!(error.retry_after_ms.is_some());
+                        }
+                    }
+                }
+            }
+            assert_eq!(answered, appends, "every append is answered");
+            sending.await.unwrap();
+        });
+    }
+    let running = Arc::new(AtomicBool::new(true));
+    let mut peak = 0;
+    while running.load(Ordering::Relaxed) {
+        peak = peak.max(server.rss_bytes());
+        tokio::select! {
+            done = producers.join_next() => match done {
+                Some(result) => result.unwrap(),
+                None => running.store(false, Ordering::Relaxed),
+            },
+            () = tokio::time::sleep(std::time::Duration::from_millis(20)) => {}
+        }
+    }
+    println!("{} MiB were sent, {} MiB resident at most", PRODUCERS as u64 * BYTES_EACH / MIB, peak / MIB);
+    assert!(peak < 512 * MIB, "{} MiB resident with a budget of 256 MiB", peak / MIB);
+    assert!(acknowledged.load(Ordering::Relaxed) > 0);
+    server.assert_healthy();
+    let mut client = server.client().await;
+    let mut stored = 0;
+    for number in 0..PRODUCERS {
+        let status = v1::StreamStatusRequest { stream: format!("logs{number}"), partitions: vec![] };
+        stored += client.stream.status(status).await.unwrap().into_inner().partitions[0].next_offset;
+    }
+    assert_eq!(
+        stored,
+        acknowledged.load(Ordering::Relaxed) * 8,
+        "what was acknowledged is there, and nothing else"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn state_beyond_the_memory_budget_is_refused_and_reads_go_on() {
+    let home = Home::new().set("memory_bytes", "64MiB").set("checkpoint_interval_ms", "200ms");
+    let server = home.start();
+    let mut client = server.client().await;
+    let mut kept = 0u64;
+    let mut refusal = None;
+    for i in 0..400u64 {
+        match client.set("store", format!("key{i:04}"), vec![i as u8; MIB as usize]).await {
+            Ok(_) => kept = i + 1,
+            Err(status) => {
+                refusal = Some(status);
+                break;
+            }
+        }
+    }
+    // Either it is refused by name, or the server has found room for it elsewhere; never an out-of-memory kill.
+    if let Some(status) = refusal {
+        assert_eq!(
+            (status.code(), reason(&status).as_str()),
+            (Code::ResourceExhausted, "OVERLOADED"),
+            "{status:?}"
+        );
+    }
+    assert!(kept > 0);
+    println!("{kept} MiB kept, {} MiB resident", server.rss_bytes() / MIB);
+    assert!(server.rss_bytes() < 400 * MIB);
+    for i in [0, kept / 2, kept - 1] {
+        let value = client.get("store", format!("key{i:04}")).await.unwrap();
+        assert!(value.len() as u64 == MIB && value[0] == i as u8);
+    }
+    // Deleting makes room.
+    let keys = (0..kept).map(|i| Bytes::from(format!("key{i:04}"))).collect();
+    client.kv.delete(v1::DeleteRequest { store: "store".into(), keys, if_version: None }).await.unwrap();
+    eventually("writes go on", || {
+        let mut client = client.clone();
+        async move { client.set("store", "k", "v").await.ok() }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscriber_that_does_not_read_costs_a_window_and_no_more() {
+    let home = Home::new();
+    let server = home.start();
+    let mut client = server.client().await;
+    for _ in 0..64 {
+        client.append("logs", [vec![1u8; MIB as usize]]).await.unwrap();
+    }
+    let before = server.rss_bytes();
+    let mut idle = Vec::new();
+    for _ in 0..20 {
+        let mut client = server.client().await;
+        let request = v1::SubscribeRequest { stream: "logs".into(), ..v1::SubscribeRequest::default() };
+        let mut batches = client.stream.subscribe(request).await.unwrap().into_inner();
+        within("the first batch", batches.message()).await.unwrap().unwrap();
+        idle.push((client, batches));
+    }
+    let grown = server.rss_bytes().saturating_sub(before);
+    println!("20 idle subscribers cost {} MiB", grown / MIB);
+    assert!(grown < 20 * 8 * MIB, "{} MiB for 20 subscribers that do not read", grown / MIB);
+    server.assert_healthy();
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_closed_at_once() {
+    let home = Home::new().set("connections_max", "4");
+    let server = home.start();
+    let mut kept = Vec::new();
+    for _ in 0..4 {
+        let mut client = server.client().await;
+        client.append("logs", ["x"]).await.unwrap();
+        kept.push(client);
+    }
+    let one_more = async {
+        let mut client = crate::common::Client::try_connect(server.grpc_port()).await.ok()?;
+        client.append("logs", ["x"]).await.ok()
+    };
+    assert!(within("it is closed", one_more).await.is_none());
+    kept.pop();
+    eventually("there is room again", || async {
+        let mut client = crate::common::Client::try_connect(server.grpc_port()).await.ok()?;
+        client.append("logs", ["x"]).await.ok()
+    })
+    .await;
+    server.assert_healthy();
+}
