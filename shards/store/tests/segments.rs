@@ -127,15 +127,20 @@ fn files_are_cut_to_what_the_index_knew() {
         for known in [600, 450, 50, 0] {
             let files = open(&disk, &[(AT, known), (OTHER, 30)]).await;
             assert_eq!(files.next_offset(AT), Offset(known));
+            let before = paths(&disk);
             assert_eq!(read_all(&files, 100, 10_000).await, known);
+            assert_eq!(paths(&disk), before, "reading changes nothing");
             // What comes again is read again, with other runs than before.
             files.append(AT, &[run(known, &[30; 25])]).await.unwrap();
             files.sync().await.unwrap();
             assert_eq!(read_all(&files, 100, 10_000).await, known + 25);
             assert_eq!(check(&files.read(OTHER, Offset(0), 100, 100_000).await.unwrap(), 0), 30);
         }
-        // Partitions the index does not know are removed.
-        open(&disk, &[(OTHER, 30)]).await;
+        // Partitions the index does not know are removed, but only when that is asked for.
+        let all = paths(&disk).len();
+        let files = open(&disk, &[(OTHER, 30)]).await;
+        assert_eq!(paths(&disk).len(), all);
+        files.remove_unknown().await.unwrap();
         assert_eq!(paths(&disk).len(), 1);
     });
 }
@@ -331,6 +336,8 @@ async fn lives(seed: u64, cuts: &[u64]) {
     }
     let files = open(&disk, &[(AT, known)]).await;
     assert_eq!(read_all(&files, 500, 20_000).await, known);
+    files.append(AT, &[run(known, &[3])]).await.unwrap();
+    assert_eq!(read_all(&files, 500, 20_000).await, known + 1);
 }
 
 async fn checkpoint(

@@ -31,12 +31,12 @@ impl<D: Disk> StreamFiles<D> {
             return Err(self.inner.missing(at, next));
         }
         if first.base < next {
-            self.inner.forget(at, first.base);
+            self.inner.go_back(at, first.base);
         }
         self.inner.make_ready(at).await?;
         let appended = self.inner.append_blocks(at, runs).await;
         if appended.is_err() {
-            self.inner.forget(at, first.base);
+            self.inner.go_back(at, first.base);
         }
         appended
     }
@@ -72,9 +72,9 @@ fn take_block<'a>(runs: &mut &'a [RecordRun], block_bytes: usize) -> Block<'a> {
 }
 
 impl<D: Disk> Inner<D> {
-    fn forget(&self, at: PartitionRef, next: Offset) {
+    fn go_back(&self, at: PartitionRef, next: Offset) {
         if let Some(partition) = self.partitions.borrow_mut().get_mut(&at) {
-            partition.forget(next);
+            partition.go_back(next);
         }
     }
 
@@ -82,7 +82,7 @@ impl<D: Disk> Inner<D> {
         let (mut last, mut position, mut next) = {
             let partitions = self.partitions.borrow();
             let Some(partition) = partitions.get(&at) else { return Err(self.missing(at, Offset(0))) };
-            (partition.last_file(), partition.tail, partition.next)
+            (partition.last_file(), partition.tail.unwrap_or(0), partition.next)
         };
         let mut memory = None;
         while !runs.is_empty() {
@@ -123,7 +123,7 @@ impl<D: Disk> Inner<D> {
             self.partitions.borrow_mut().get_mut(&at)
         {
             bases.insert(file.base);
-            (*end, *behind) = (tail, next);
+            (*end, *behind) = (Some(tail), next);
         }
         self.keep_open(at, file);
     }

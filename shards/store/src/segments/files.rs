@@ -1,7 +1,7 @@
 //! All segment files of a shard, by partition.
 //!
-//! Nothing is read from disk for a partition before it is used: then its files are listed, and cut to what the index
-//! knew.
+//! Nothing is read from disk for a partition before it is used, and nothing is changed before it is appended to: then
+//! its files are cut to what the index knew. Readers never go beyond that, whatever the files hold.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -51,6 +51,8 @@ pub(super) struct Inner<D: Disk> {
     pub partitions: RefCell<HashMap<PartitionRef, Partition<D>>>,
     /// Files that were written to and not synced.
     pub dirty: RefCell<Vec<DirtyFile<D>>>,
+    /// Partitions on disk that the index did not know.
+    pub unknown: RefCell<Vec<PartitionRef>>,
 }
 
 pub(super) struct DirtyFile<D: Disk> {
@@ -63,10 +65,10 @@ pub(super) struct DirtyFile<D: Disk> {
 pub(super) struct Partition<D: Disk> {
     /// Behind the last record that counts.
     pub next: Offset,
-    /// Base offsets of its files; `None` before they were listed and cut to `next`.
+    /// Base offsets of the files with records before `next`; `None` before they were listed.
     pub bases: Option<BTreeSet<Offset>>,
-    /// Where the last file ends, if there is one and `bases` is known.
-    pub tail: u64,
+    /// Where the last file ends; `None` before the files were cut to `next`.
+    pub tail: Option<u64>,
     /// Open files with what is known of them, the one used last at the end.
     pub open: Vec<OpenFile<D>>,
 }
@@ -137,8 +139,8 @@ fn parse_dir_name(name: &Path) -> Option<PartitionRef> {
 }
 
 impl<D: Disk> StreamFiles<D> {
-    /// Opens the files under `streams` in the shard's directory. `ends` says how far the index knows each partition's
-    /// files; files of any other partition are removed.
+    /// Opens the files under `streams` in the shard's directory; `ends` says how far the index knows each partition's
+    /// files. Changes nothing on disk.
     pub async fn open(
         disk: D,
         shard_dir: &Path,
@@ -147,18 +149,25 @@ impl<D: Disk> StreamFiles<D> {
     ) -> Result<Self, SegmentError> {
         let partitions: HashMap<_, _> =
             ends.into_iter().map(|(at, next)| (at, Partition::new(next))).collect();
-        let (partitions, dirty) = (RefCell::new(partitions), RefCell::default());
-        let inner = Inner { disk, root: shard_dir.join("streams"), config, partitions, dirty };
-        let files = Self { inner: Rc::new(inner) };
+        let root = shard_dir.join("streams");
         let nowhere = PartitionRef { resource: ResourceId(0), partition: 0 };
-        let names = files.inner.disk.list(&files.inner.root).await;
-        let names = names.map_err(|error| io_error(nowhere, "list", &files.inner.root, error))?;
-        for at in names.iter().filter_map(|name| parse_dir_name(name)) {
-            if !files.inner.partitions.borrow().contains_key(&at) {
-                files.delete(at).await?;
+        let names = disk.list(&root).await.map_err(|error| io_error(nowhere, "list", &root, error))?;
+        let on_disk = names.iter().filter_map(|name| parse_dir_name(name));
+        let unknown = RefCell::new(on_disk.filter(|at| !partitions.contains_key(at)).collect());
+        let (partitions, dirty) = (RefCell::new(partitions), RefCell::default());
+        Ok(Self { inner: Rc::new(Inner { disk, root, config, partitions, dirty, unknown }) })
+    }
+
+    /// Removes the files of partitions that neither `ends` named nor anybody appended to since: streams that were
+    /// deleted or never got into the index. Call it once the log was read, so that a start that is refused has removed
+    /// nothing.
+    pub async fn remove_unknown(&self) -> Result<(), SegmentError> {
+        for at in self.inner.unknown.take() {
+            if !self.inner.partitions.borrow().contains_key(&at) {
+                self.delete(at).await?;
             }
         }
-        Ok(files)
+        Ok(())
     }
 
     /// Behind the last record of a partition's files.
@@ -187,12 +196,16 @@ impl<D: Disk> StreamFiles<D> {
 
 impl<D: Disk> Partition<D> {
     pub fn new(next: Offset) -> Self {
-        Self { next, bases: None, tail: 0, open: Vec::new() }
+        Self { next, bases: None, tail: None, open: Vec::new() }
     }
 
-    /// Forgets all but `next`: the files are listed, and cut to it, before they are used again.
-    pub fn forget(&mut self, next: Offset) {
-        *self = Self::new(next);
+    /// Goes back to `next`: what is behind it no longer counts, and is cut before the next append.
+    pub fn go_back(&mut self, next: Offset) {
+        let bases = self.bases.take().map(|mut bases| {
+            bases.split_off(&next);
+            bases
+        });
+        *self = Self { bases, ..Self::new(next) };
     }
 
     /// The file that holds `offset`, if there is one.
@@ -223,40 +236,63 @@ impl<D: Disk> Inner<D> {
         SegmentError::Missing { at, dir: self.dir(at), record }
     }
 
-    /// Lists a partition's files and cuts them to its `next`, unless that was done.
+    /// Lists a partition's files, unless that was done. Changes nothing, so any number of readers may do it at once.
+    pub async fn list(&self, at: PartitionRef) -> Result<(), SegmentError> {
+        let listed = |partition: &Partition<D>| partition.bases.is_some();
+        if self.partitions.borrow().get(&at).is_none_or(listed) {
+            return Ok(());
+        }
+        let mut bases = self.bases_on_disk(at).await?;
+        if let Some(partition) = self.partitions.borrow_mut().get_mut(&at)
+            && partition.bases.is_none()
+        {
+            bases.split_off(&partition.next);
+            partition.bases = Some(bases);
+        }
+        Ok(())
+    }
+
+    /// Cuts a partition's files to its `next`, unless that was done; only for the one who appends.
     pub async fn make_ready(&self, at: PartitionRef) -> Result<(), SegmentError> {
         let next = {
             let mut partitions = self.partitions.borrow_mut();
             let partition = partitions.entry(at).or_insert_with(|| Partition::new(Offset(0)));
-            if partition.bases.is_some() {
+            if partition.tail.is_some() {
                 return Ok(());
             }
             partition.next
         };
-        let dir = self.dir(at);
-        let names = self.disk.list(&dir).await.map_err(|error| io_error(at, "list", &dir, error))?;
-        let mut bases: BTreeSet<Offset> = names.iter().filter_map(|name| parse_file_name(name)).collect();
-        let behind = bases.split_off(&next);
-        for &base in &behind {
-            let file = self.path(at, base);
-            self.disk.remove(&file).await.map_err(|error| io_error(at, "remove", &file, error))?;
-        }
-        if !behind.is_empty() {
-            // Or a crash brings them back, beside what is written in their place.
-            self.disk.sync_dir(&dir).await.map_err(|error| io_error(at, "sync", &dir, error))?;
-        }
+        let mut bases = self.bases_on_disk(at).await?;
+        self.remove_files(at, bases.split_off(&next)).await?;
         let tail = match bases.last() {
             Some(&base) => self.cut(at, base, next).await?,
             None if next > Offset(0) => return Err(self.missing(at, Offset(0))),
             None => 0,
         };
-        if let Some(partition) = self.partitions.borrow_mut().get_mut(&at)
-            && partition.next == next
-        {
+        if let Some(partition) = self.partitions.borrow_mut().get_mut(&at) {
             partition.bases = Some(bases);
-            partition.tail = tail;
+            partition.tail = Some(tail);
         }
         Ok(())
+    }
+
+    async fn bases_on_disk(&self, at: PartitionRef) -> Result<BTreeSet<Offset>, SegmentError> {
+        let dir = self.dir(at);
+        let names = self.disk.list(&dir).await.map_err(|error| io_error(at, "list", &dir, error))?;
+        Ok(names.iter().filter_map(|name| parse_file_name(name)).collect())
+    }
+
+    async fn remove_files(&self, at: PartitionRef, bases: BTreeSet<Offset>) -> Result<(), SegmentError> {
+        if bases.is_empty() {
+            return Ok(());
+        }
+        for base in bases {
+            let file = self.path(at, base);
+            self.disk.remove(&file).await.map_err(|error| io_error(at, "remove", &file, error))?;
+        }
+        // Or a crash brings them back, beside what is written in their place.
+        let dir = self.dir(at);
+        self.disk.sync_dir(&dir).await.map_err(|error| io_error(at, "sync", &dir, error))
     }
 
     /// Cuts a file behind the block that ends at `next`; returns where.

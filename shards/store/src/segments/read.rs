@@ -31,8 +31,8 @@ impl<D: Disk> StreamFiles<D> {
     ) -> Result<Vec<RecordRun>, SegmentError> {
         let mut wanted =
             Wanted { from, records: records_max, bytes: bytes_max as usize, runs: Vec::new(), done: false };
-        self.inner.make_ready(at).await?;
         while !wanted.done && wanted.from < self.next_offset(at) {
+            self.inner.list(at).await?;
             self.inner.read_file(at, &mut wanted).await?;
         }
         Ok(wanted.runs)
