@@ -76,9 +76,8 @@ impl GrpcCode {
     /// The number as the trailer `grpc-status` has it.
     #[must_use]
     pub const fn digits(self) -> &'static str {
-        const DIGITS: [&str; GrpcCode::COUNT] = [
-            "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16",
-        ];
+        const DIGITS: [&str; GrpcCode::COUNT] =
+            ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16"];
         DIGITS[self as usize]
     }
 

@@ -44,8 +44,11 @@ const ROUNDS_MAX: usize = 8;
 
 /// Serves one connection until the client leaves, `shutdown` is ready and all calls have ended, or time is up.
 /// Dropping it drops the connection with all its calls.
-pub async fn serve_connection<IO, B>(socket: IO, edge: Rc<Edge<B>>, shutdown: impl Future<Output = ()> + 'static)
-where
+pub async fn serve_connection<IO, B>(
+    socket: IO,
+    edge: Rc<Edge<B>>,
+    shutdown: impl Future<Output = ()> + 'static,
+) where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
     B: Backend,
 {
@@ -71,10 +74,7 @@ impl<B: Backend> Drop for Open<B> {
     }
 }
 
-async fn handshake<IO, B>(
-    socket: IO,
-    edge: &Edge<B>,
-) -> Option<(Connection<PassIo<IO>, Bytes>, IoHandle<IO>)>
+async fn handshake<IO, B>(socket: IO, edge: &Edge<B>) -> Option<(Connection<PassIo<IO>, Bytes>, IoHandle<IO>)>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
     B: Backend,
@@ -206,7 +206,12 @@ where
         Ok(())
     }
 
-    fn accept(&mut self, cx: &mut Context<'_>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    fn accept(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) {
         self.accepted += 1;
         let (parts, body) = request.into_parts();
         let head = match Head::read(&parts, || self.edge.backend.now()) {
@@ -269,8 +274,7 @@ where
     }
 
     fn look(&mut self, cx: &mut Context<'_>) -> Result<(), Over> {
-        let signs =
-            Signs { received: self.io.received(), calls: self.accepted, busy: self.h2.has_streams() };
+        let signs = Signs { received: self.io.received(), calls: self.accepted, busy: self.h2.has_streams() };
         let (duty, next) = self.vigil.look(&self.edge.common.config, Instant::now(), signs);
         match duty {
             Duty::Wait => {}
@@ -309,8 +313,7 @@ fn start<B: Backend>(
     message: Bytes,
     responder: Responder,
 ) -> Option<CallFuture> {
-    let started =
-        catch_unwind(AssertUnwindSafe(|| services::unary(edge, head.method, message, responder)));
+    let started = catch_unwind(AssertUnwindSafe(|| services::unary(edge, head.method, message, responder)));
     let Ok(rest) = started else {
         tracing::error!(method = head.method.name(), "a call panicked");
         return None;
@@ -349,4 +352,3 @@ async fn read_and_start<B: Backend>(
         Err(status) => responder.fail(status),
     }
 }
-

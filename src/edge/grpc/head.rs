@@ -95,14 +95,22 @@ fn encoding(headers: &HeaderMap) -> Result<Encoding, Status> {
         Some(other) => Err(Status::new(
             GrpcCode::Unimplemented,
             "UNKNOWN_ENCODING",
-            format!("grpc-encoding {:?} is not supported; use identity or gzip", String::from_utf8_lossy(other)),
+            format!(
+                "grpc-encoding {:?} is not supported; use identity or gzip",
+                String::from_utf8_lossy(other)
+            ),
         )),
     }
 }
 
 /// The moment a `grpc-timeout` means: up to eight digits and a unit.
 fn deadline(timeout: &HeaderValue, now: Millis) -> Result<Millis, Status> {
-    let malformed = || Status::from(Reject::invalid("grpc-timeout", "is not one to eight digits and a unit H, M, S, m, u or n"));
+    let malformed = || {
+        Status::from(Reject::invalid(
+            "grpc-timeout",
+            "is not one to eight digits and a unit H, M, S, m, u or n",
+        ))
+    };
     let (&unit, digits) = timeout.as_bytes().split_last().ok_or_else(malformed)?;
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
         return Err(malformed());
@@ -166,9 +174,14 @@ mod tests {
 
     #[test]
     fn a_timeout_becomes_a_deadline() {
-        for (timeout, deadline) in
-            [("1H", 3_601_000), ("2M", 121_000), ("3S", 4_000), ("5m", 1_005), ("1u", 1_001), ("99999999n", 1_100)]
-        {
+        for (timeout, deadline) in [
+            ("1H", 3_601_000),
+            ("2M", 121_000),
+            ("3S", 4_000),
+            ("5m", 1_005),
+            ("1u", 1_001),
+            ("99999999n", 1_100),
+        ] {
             let head = grpc(|r| r.header("grpc-timeout", timeout)).unwrap();
             assert_eq!(head.deadline, Some(Millis(deadline)), "{timeout}");
         }

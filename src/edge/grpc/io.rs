@@ -120,10 +120,7 @@ pub fn pass_io<IO>(socket: IO) -> (PassIo<IO>, IoHandle<IO>) {
     let state = State { socket, input, output, read_blocked: false, reads_left: READS_MAX };
     let state = Rc::new(RefCell::new(state));
     let received = Rc::new(Cell::new(0));
-    (
-        PassIo { state: Rc::clone(&state), received: Rc::clone(&received) },
-        IoHandle { state, received },
-    )
+    (PassIo { state: Rc::clone(&state), received: Rc::clone(&received) }, IoHandle { state, received })
 }
 
 impl<IO: AsyncWrite + Unpin> State<IO> {
@@ -170,7 +167,11 @@ impl<IO: AsyncWrite + Unpin> IoHandle<IO> {
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for PassIo<IO> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, target: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        target: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         if state.input.is_empty() {

@@ -35,7 +35,12 @@ pub struct Responder {
 
 impl Responder {
     /// For a call on that connection.
-    pub fn new(send: SendResponse<Bytes>, method: Method, deadline: Option<Millis>, conn: Rc<ConnShared>) -> Self {
+    pub fn new(
+        send: SendResponse<Bytes>,
+        method: Method,
+        deadline: Option<Millis>,
+        conn: Rc<ConnShared>,
+    ) -> Self {
         Self { send: RefCell::new(Some(send)), method, deadline, conn }
     }
 

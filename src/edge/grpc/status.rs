@@ -80,7 +80,8 @@ impl Status {
                 field: field.to_owned(),
                 description: self.message.clone(),
             };
-            details.push(any("google.rpc.BadRequest", &rpc::BadRequest { field_violations: vec![violation] }));
+            details
+                .push(any("google.rpc.BadRequest", &rpc::BadRequest { field_violations: vec![violation] }));
         }
         if let Some(ms) = self.retry_after_ms {
             let delay = prost_types::Duration {
@@ -161,7 +162,8 @@ fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
-        let word = chunk.iter().fold(0u32, |word, &byte| word << 8 | u32::from(byte)) << (8 * (3 - chunk.len()));
+        let word =
+            chunk.iter().fold(0u32, |word, &byte| word << 8 | u32::from(byte)) << (8 * (3 - chunk.len()));
         for digit in 0..=chunk.len() {
             let index = word >> (18 - 6 * digit) & 63;
             out.extend(ALPHABET.get(index as usize).map(|&letter| char::from(letter)));

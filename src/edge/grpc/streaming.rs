@@ -54,7 +54,12 @@ pub struct StreamCall {
 
 impl StreamCall {
     /// A call that was not answered yet.
-    pub fn new(reader: MessageReader, respond: SendResponse<Bytes>, method: Method, conn: Rc<ConnShared>) -> Self {
+    pub fn new(
+        reader: MessageReader,
+        respond: SendResponse<Bytes>,
+        method: Method,
+        conn: Rc<ConnShared>,
+    ) -> Self {
         Self { reader, conn, method, respond, out: None, counted: false }
     }
 

@@ -11,6 +11,10 @@ use std::time::{Duration, Instant};
 
 use super::config::GrpcConfig;
 
+/// Looks are at least so far apart, and at most.
+const LOOK_MIN: Duration = Duration::from_millis(10);
+const LOOK_MAX: Duration = Duration::from_hours(1);
+
 /// What is to be done now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Duty {
@@ -77,32 +81,32 @@ impl Vigil {
     }
 
     fn duty(&self, config: &GrpcConfig, now: Instant) -> Duty {
-        let over = |since: Option<Instant>, span| since.is_some_and(|since| now >= since + span);
+        let over = |since: Option<Instant>, span| since.is_some_and(|since| now - since >= span);
         if over(self.draining, config.drain_timeout) || over(self.pinged, config.keepalive_timeout) {
             return Duty::Drop;
         }
-        let old = config.age_max.is_some_and(|age| now >= self.opened + age);
-        if self.draining.is_none() && (old || now >= self.called + config.idle_timeout) {
+        let old = config.age_max.is_some_and(|age| now - self.opened >= age);
+        if self.draining.is_none() && (old || now - self.called >= config.idle_timeout) {
             return Duty::GoAway;
         }
-        if self.pinged.is_none() && now >= self.heard + config.keepalive_interval {
+        if self.pinged.is_none() && now - self.heard >= config.keepalive_interval {
             return Duty::Ping;
         }
         Duty::Wait
     }
 
     fn next_look(&self, config: &GrpcConfig, now: Instant) -> Duration {
-        let ping = self.pinged.map_or(self.heard + config.keepalive_interval, |at| at + config.keepalive_timeout);
-        let mut next = ping;
-        if let Some(draining) = self.draining {
-            next = next.min(draining + config.drain_timeout);
-        } else {
-            next = next.min(self.called + config.idle_timeout);
-            if let Some(age) = config.age_max {
-                next = next.min(self.opened + age);
-            }
-        }
-        next.saturating_duration_since(now).max(Duration::from_millis(10))
+        let left = |since: Instant, span: Duration| span.saturating_sub(now - since);
+        let ping = match self.pinged {
+            Some(pinged) => left(pinged, config.keepalive_timeout),
+            None => left(self.heard, config.keepalive_interval),
+        };
+        let end = match (self.draining, config.age_max) {
+            (Some(draining), _) => left(draining, config.drain_timeout),
+            (None, None) => left(self.called, config.idle_timeout),
+            (None, Some(age)) => left(self.called, config.idle_timeout).min(left(self.opened, age)),
+        };
+        ping.min(end).clamp(LOOK_MIN, LOOK_MAX)
     }
 }
 

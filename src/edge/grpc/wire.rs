@@ -109,7 +109,8 @@ pub fn wrong_type(field: &'static str) -> Reject {
 
 /// An integer that must fit 32 bits.
 pub fn to_u32(field: &'static str, value: u64) -> Result<u32, Reject> {
-    u32::try_from(value).map_err(|_| Reject::invalid(field, format!("is {value}; at most {} is allowed", u32::MAX)))
+    u32::try_from(value)
+        .map_err(|_| Reject::invalid(field, format!("is {value}; at most {} is allowed", u32::MAX)))
 }
 
 /// The bytes of a repeated field as they are in the message, tags and lengths included. Copied only if other fields

@@ -96,7 +96,10 @@ pub fn list<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder
 }
 
 /// One page: the smallest paths beyond the token.
-fn page<B: Backend>(edge: &Edge<B>, request: &v1::ListResourcesRequest) -> Result<v1::ListResourcesResponse, Reject> {
+fn page<B: Backend>(
+    edge: &Edge<B>,
+    request: &v1::ListResourcesRequest,
+) -> Result<v1::ListResourcesResponse, Reject> {
     within("page_size", request.page_size.into(), 0, PAGE_MAX)?;
     let size = or_default(request.page_size, PAGE_DEFAULT) as usize;
     let kind = kind_of(request.kind)?;
@@ -230,7 +233,11 @@ fn partition_places<B: Backend>(
 }
 
 /// `Admin.ServerInfo`
-pub fn server_info<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder) -> Option<CallFuture> {
+pub fn server_info<B: Backend>(
+    edge: &Rc<Edge<B>>,
+    message: Bytes,
+    responder: Responder,
+) -> Option<CallFuture> {
     let v1::ServerInfoRequest {} = attempt!(responder, decode(message));
     let facts = &edge.common.facts;
     let response = v1::ServerInfoResponse {

@@ -45,10 +45,9 @@ pub fn path_of(kind: i32, name: &str, settings: Option<&v1::Settings>) -> Result
         Message::Kv(_) => Kind::Kv,
     });
     let by_name = || name.split('/').nth(2).filter(|_| name.split('/').count() == 4).and_then(Kind::parse);
-    let kind = kind_of(kind)?
-        .or(by_settings)
-        .or_else(by_name)
-        .ok_or_else(|| Reject::invalid("kind", "is missing; set it, or name the resource by its full path"))?;
+    let kind = kind_of(kind)?.or(by_settings).or_else(by_name).ok_or_else(|| {
+        Reject::invalid("kind", "is missing; set it, or name the resource by its full path")
+    })?;
     if let Some(actual) = by_settings.filter(|&of| of != kind) {
         return Err(Reject::invalid("settings", format!("are of a {actual}; this is a {kind}")));
     }
@@ -60,12 +59,10 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
     let changes = message.and_then(|settings| settings.kind);
     match (base, changes) {
         (base, None) => Ok(base),
-        (Settings::Stream(base), Some(Message::Stream(changes))) => {
-            Ok(Settings::Stream(StreamSettings {
-                partitions: changes.partitions.unwrap_or(base.partitions),
-                durability: durability(changes.durability, base.durability)?,
-            }))
-        }
+        (Settings::Stream(base), Some(Message::Stream(changes))) => Ok(Settings::Stream(StreamSettings {
+            partitions: changes.partitions.unwrap_or(base.partitions),
+            durability: durability(changes.durability, base.durability)?,
+        })),
         (Settings::Queue(base), Some(Message::Queue(changes))) => Ok(Settings::Queue(QueueSettings {
             visibility_timeout_ms: changes.visibility_timeout_ms.unwrap_or(base.visibility_timeout_ms),
             max_attempts: changes.max_attempts.unwrap_or(base.max_attempts),
@@ -95,7 +92,9 @@ fn durability(number: Option<i32>, base: Option<Durability>) -> Result<Option<Du
         Ok(v1::Durability::Interval) => Ok(Some(Durability::Interval)),
         Ok(v1::Durability::Never) => Ok(Some(Durability::Never)),
         Ok(v1::Durability::Memory) => Ok(Some(Durability::Memory)),
-        Err(_) => Err(Reject::invalid("durability", format!("{number} is none; use always, interval or never"))),
+        Err(_) => {
+            Err(Reject::invalid("durability", format!("{number} is none; use always, interval or never")))
+        }
     }
 }
 

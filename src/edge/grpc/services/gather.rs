@@ -161,8 +161,7 @@ impl Gather {
     fn written(&mut self) -> Result<&mut Vec<Result<Lsn, Reject>>, Reject> {
         let items = self.items;
         // Places that no part fills in can only be those of a part that failed.
-        let merged =
-            self.merged.get_or_insert_with(|| Merged::Written(vec![Err(Reject::Cancelled); items]));
+        let merged = self.merged.get_or_insert_with(|| Merged::Written(vec![Err(Reject::Cancelled); items]));
         match merged {
             Merged::Written(all) => Ok(all),
             Merged::Values(_) | Merged::Flags(_) => Err(wrong_reply()),
@@ -183,7 +182,9 @@ impl Gather {
 
     fn outcome(&mut self) -> Result<Reply, Reject> {
         match (self.merged.take(), self.failed.take()) {
-            (Some(Merged::Written(outcomes)), Some(failed)) if outcomes.iter().all(Result::is_err) => Err(failed),
+            (Some(Merged::Written(outcomes)), Some(failed)) if outcomes.iter().all(Result::is_err) => {
+                Err(failed)
+            }
             (Some(Merged::Written(outcomes)), _) => Ok(Reply::Written(outcomes.into())),
             (_, Some(failed)) => Err(failed),
             (Some(Merged::Values(values)), None) => Ok(Reply::Values(values.into())),

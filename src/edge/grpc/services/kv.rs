@@ -127,12 +127,8 @@ fn read_set(message: &Bytes) -> Result<(&str, Batch<SetEntry>), Reject> {
 
 fn read_entry(fields: &Fields<'_>, range: Range<usize>) -> Result<SetEntry, Reject> {
     let mut fields = fields.nested(range);
-    let mut entry = SetEntry {
-        key: Bytes::new(),
-        value: Bytes::new(),
-        ttl: SetTtl::Default,
-        condition: SetIf::Always,
-    };
+    let mut entry =
+        SetEntry { key: Bytes::new(), value: Bytes::new(), ttl: SetTtl::Default, condition: SetIf::Always };
     while let Some(field) = fields.next()? {
         match field {
             (1, Value::Bytes(range)) => entry.key = fields.slice(range),
@@ -265,7 +261,8 @@ mod tests {
 
     #[test]
     fn a_client_reads_the_answers_written_by_hand() {
-        let value = |expires_at| EntryValue { value: Bytes::from_static(b"v"), version: Lsn(300), expires_at };
+        let value =
+            |expires_at| EntryValue { value: Bytes::from_static(b"v"), version: Lsn(300), expires_at };
         let mut out = BytesMut::new();
         let values = [None, Some(value(None)), Some(value(Some(Millis(1 << 41))))];
         put_values(Reply::Values(values.into_iter().collect()), &mut out).unwrap();

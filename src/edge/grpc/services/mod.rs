@@ -39,7 +39,12 @@ use super::streaming::{Ended, StreamCall};
 use crate::edge::backend::{Backend, missing};
 
 /// Begins a unary call; what is left to do for it is returned.
-pub fn unary<B: Backend>(edge: &Rc<Edge<B>>, method: Method, message: Bytes, responder: Responder) -> Option<CallFuture> {
+pub fn unary<B: Backend>(
+    edge: &Rc<Edge<B>>,
+    method: Method,
+    message: Bytes,
+    responder: Responder,
+) -> Option<CallFuture> {
     match method {
         Method::KvGet => kv::get(edge, &message, responder),
         Method::KvSet => kv::set(edge, &message, responder),

@@ -8,7 +8,9 @@ use flowmesh_model::command::{LeaseRef, Nack, NewJob};
 use flowmesh_model::limits::BATCH_ITEMS_MAX;
 use flowmesh_model::reply::LeasedJob;
 use flowmesh_model::settings::within;
-use flowmesh_model::{Batch, Command, JobId, Kind, LeaseToken, QueueCommand, Reject, Reply, ResourceInfo, ShardId};
+use flowmesh_model::{
+    Batch, Command, JobId, Kind, LeaseToken, QueueCommand, Reject, Reply, ResourceInfo, ShardId,
+};
 use flowmesh_proto::v1;
 use prost::Message;
 
@@ -19,8 +21,8 @@ use crate::edge::grpc::respond::{Responder, wrong_reply};
 use crate::edge::grpc::shared::CallFuture;
 use crate::edge::grpc::status::item_error;
 use crate::edge::grpc::wire::{
-    Fields, RawRepeated, Value, bytes_field_len, integer_len, put_bytes_field, put_integer, put_length, to_u32,
-    wrong_type,
+    Fields, RawRepeated, Value, bytes_field_len, integer_len, put_bytes_field, put_integer, put_length,
+    to_u32, wrong_type,
 };
 
 /// Where a queue is: all of it is its partition 0.
@@ -242,6 +244,7 @@ fn lease_ref(job: u64, token: u64) -> LeaseRef {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flowmesh_model::Millis;
     use flowmesh_model::record::split_header;
 
     #[test]

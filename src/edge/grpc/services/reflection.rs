@@ -178,7 +178,12 @@ mod tests {
     fn symbols_lead_to_their_file_with_its_imports() {
         let ask = |symbol: &str| answer(index(), Some(&MessageRequest::FileContainingSymbol(symbol.into())));
         let wanted = ["flowmesh/v1/stream.proto", "flowmesh/v1/common.proto"];
-        for symbol in ["flowmesh.v1.Stream", "flowmesh.v1.Stream.Append", "flowmesh.v1.Record", "flowmesh.v1.Record.key"] {
+        for symbol in [
+            "flowmesh.v1.Stream",
+            "flowmesh.v1.Stream.Append",
+            "flowmesh.v1.Record",
+            "flowmesh.v1.Record.key",
+        ] {
             assert_eq!(names(ask(symbol)), wanted, "{symbol}");
         }
         assert_eq!(names(ask("google.rpc.Status")), ["google/rpc/status.proto", "google/protobuf/any.proto"]);

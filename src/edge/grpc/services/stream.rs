@@ -6,9 +6,7 @@ use bytes::Bytes;
 use flowmesh_model::command::ReadFrom;
 use flowmesh_model::limits::{BATCH_ITEMS_MAX, REPLY_BYTES_MAX};
 use flowmesh_model::settings::within;
-use flowmesh_model::{
-    Command, Kind, Offset, PartitionRef, Reject, Reply, ResourceInfo, StreamCommand,
-};
+use flowmesh_model::{Command, Kind, Offset, PartitionRef, Reject, Reply, ResourceInfo, StreamCommand};
 use flowmesh_proto::v1;
 use futures::future::join_all;
 
@@ -50,11 +48,18 @@ pub fn read<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder
     let to = edge.backend.shard_of_partition(&info, request.partition);
     let target = PartitionRef { resource: info.id, partition: request.partition };
     let partition = request.partition;
-    dispatch_waiting(edge, to, Command::Stream(target, read), request.wait_ms, responder, move |reply, out| {
-        let Reply::Records(records) = reply else { return Err(wrong_reply()) };
-        put_read_response(out, partition, &records);
-        Ok(())
-    })
+    dispatch_waiting(
+        edge,
+        to,
+        Command::Stream(target, read),
+        request.wait_ms,
+        responder,
+        move |reply, out| {
+            let Reply::Records(records) = reply else { return Err(wrong_reply()) };
+            put_read_response(out, partition, &records);
+            Ok(())
+        },
+    )
 }
 
 fn read_command(request: &v1::ReadRequest) -> Result<StreamCommand, Reject> {

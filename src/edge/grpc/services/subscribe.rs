@@ -145,7 +145,10 @@ fn cursors(info: &ResourceInfo, request: &v1::SubscribeRequest) -> Result<Vec<Cu
         check_partition(info, place.partition)?;
         let cursor = cursors.iter_mut().find(|cursor| cursor.partition == place.partition);
         let Some(cursor) = cursor else {
-            return Err(Reject::invalid("from", format!("names partition {}, which `partitions` does not", place.partition)));
+            return Err(Reject::invalid(
+                "from",
+                format!("names partition {}, which `partitions` does not", place.partition),
+            ));
         };
         cursor.from = ReadFrom::Offset(Offset(place.offset));
     }
@@ -176,4 +179,3 @@ async fn set_ends<B: Backend>(
     }
     Ok(())
 }
-

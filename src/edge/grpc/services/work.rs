@@ -47,7 +47,8 @@ const TURN_MAX: usize = 64;
 pub async fn work<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) -> Result<(), Ended> {
     let Some(first) = call.next().await? else { return Err(malformed("the call has no message").into()) };
     let mut first: v1::WorkRequest = decode(first)?;
-    let hello = first.hello.take().ok_or_else(|| Reject::invalid("hello", "is missing in the first message"))?;
+    let hello =
+        first.hello.take().ok_or_else(|| Reject::invalid("hello", "is missing in the first message"))?;
     let info = edge.backend.resolve(Kind::Queue, &hello.queue, true).await?;
     call.open()?;
     let mut worker = Worker {
@@ -242,10 +243,9 @@ fn put_outcomes(ticket: &Ticket, leases: &[LeaseRef], outcome: Result<Reply, Rej
         ticket.outbox().push(OUTCOMES, &outcome);
     };
     match outcome {
-        Ok(Reply::Settled(outcomes)) => leases
-            .iter()
-            .zip(&outcomes)
-            .for_each(|(lease, outcome)| put(lease, outcome.as_ref().map(|()| 0))),
+        Ok(Reply::Settled(outcomes)) => {
+            leases.iter().zip(&outcomes).for_each(|(lease, outcome)| put(lease, outcome.as_ref().map(|()| 0)))
+        }
         Ok(Reply::Extended(outcomes)) => leases
             .iter()
             .zip(&outcomes)
