@@ -170,7 +170,8 @@ fn read_all(rig: &mut Rig, at: PartitionRef) -> Vec<Vec<u8>> {
     let mut from = ReadFrom::Earliest;
     loop {
         let read = StreamCommand::Read { from, records_max: 1000, bytes_max: 64 << 10, wait_until: None };
-        let Ok(Reply::Records(records)) = rig.ask(Command::Stream(at, read)) else { panic!("not read") };
+        let answer = rig.ask(Command::Stream(at, read));
+        let Ok(Reply::Records(records)) = answer else { panic!("not read: {answer:?}") };
         if records.runs.is_empty() {
             assert_eq!(records.next, records.high_watermark);
             return values;
@@ -206,7 +207,8 @@ fn check(
     }
     for (key, writes) in &ledger.set {
         let get = KvCommand::Get { keys: Batch::from_iter([Bytes::from(key.clone())]) };
-        let Ok(Reply::Values(values)) = rig.ask(Command::Kv(store, get)) else { panic!("not read") };
+        let answer = rig.ask(Command::Kv(store, get));
+        let Ok(Reply::Values(values)) = answer else { panic!("not read: {answer:?}") };
         let value = values[0].as_ref().map(|entry| entry.value.to_vec());
         let last_acknowledged = writes.iter().rposition(|(_, answer)| is_acknowledged(answer));
         let legal =
@@ -214,9 +216,8 @@ fn check(
                 || (last_acknowledged.is_none() && value.is_none());
         assert!(legal, "seed {seed}: key {key:?} holds {value:?}");
     }
-    let Ok(Reply::QueueStatus(status)) = rig.ask(Command::Queue(queue, QueueCommand::Status)) else {
-        panic!("no status")
-    };
+    let answer = rig.ask(Command::Queue(queue, QueueCommand::Status));
+    let Ok(Reply::QueueStatus(status)) = answer else { panic!("no status: {answer:?}") };
     let acknowledged = ledger.enqueued.iter().filter(|answer| is_acknowledged(answer)).count() as u64;
     assert!(
         status.ready >= acknowledged,
@@ -230,6 +231,7 @@ fn crash_run(seed: u64) {
     let dir = tempfile::tempdir().unwrap();
     let mut random = Random::new(seed);
     let mut disk = SimDisk::new(seed).with_polls_max(random.below(4));
+    disk.put_dir(dir.path());
     let timer = SimTimer::default();
     let mut ledger = Ledger::default();
     let mut ids = None;
@@ -293,7 +295,7 @@ fn crash_run(seed: u64) {
 
 #[test]
 fn what_was_acknowledged_survives_a_power_cut_at_any_operation() {
-    let count = std::env::var("FLOWMESH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
+    let count = std::env::var("FLOWMESH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(25);
     for seed in 0..count {
         crash_run(seed);
     }
@@ -303,6 +305,7 @@ fn what_was_acknowledged_survives_a_power_cut_at_any_operation() {
 fn a_failed_sync_fences_the_shard_reads_go_on_and_nothing_acknowledged_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let disk = SimDisk::new(1);
+    disk.put_dir(dir.path());
     let timer = SimTimer::default();
     let mut rig = Rig::open(dir.path(), disk.clone(), timer.clone());
     let store = rig.create(Kind::Kv, "k");
@@ -325,7 +328,8 @@ fn a_failed_sync_fences_the_shard_reads_go_on_and_nothing_acknowledged_is_lost()
     assert!(matches!(rig.shard.health(), flowmesh_engine::Health::Fenced(_)));
     drop(rig);
     let mut rig = Rig::open(dir.path(), disk.crash(), timer);
-    let Ok(Reply::Values(values)) = rig.ask(get()) else { panic!("not read") };
+    let answer = rig.ask(get());
+    let Ok(Reply::Values(values)) = answer else { panic!("not read: {answer:?}") };
     let value = values[0].clone().unwrap().value;
     assert!(value == "kept" || value == "lost", "{value:?}");
 }
