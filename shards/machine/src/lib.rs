@@ -1,7 +1,37 @@
 //! The pure state machine of a shard: streams, queues, key-value stores, the catalog.
+//!
+//! Nothing here waits, reads a clock, draws a number or touches a file. Commands are decided on ([`Machine::decide`]),
+//! which yields facts; facts are applied ([`Machine::apply`]), which is the only way the state changes, when they are new
+//! and when the log is read again. Time comes in as an argument, and [`Machine::tick`] says what it brings.
+//!
+//! | module | what |
+//! |---|---|
+//! | `decision` | what goes in and comes out, besides commands and facts |
+//! | `machine` | which part of the state a command or fact is for |
+//! | `held` | a resource that the shard holds something of |
+//! | `stream`, `queue`, `kv`, `catalog` | the four kinds of state: `decide`, `apply`, their form in the index, their checks |
+//! | `ticks` | what is due |
+//! | `woken` | for what something became available |
+//! | `changes`, `checkpoint`, `restore`, `keys` | writing the state to the index while it changes, and reading it back |
+//! | `inspect` | counts, invariants, the state as text |
+//! | `siphash`, `limit` | the keyed hash; checks that kinds share |
 
+mod catalog;
+mod changes;
+mod checkpoint;
 mod decision;
+mod held;
+mod inspect;
+mod keys;
+mod kv;
+mod limit;
 mod machine;
+mod queue;
+mod restore;
+mod siphash;
+mod stream;
+mod ticks;
+mod woken;
 
 pub use decision::{
     ColdRead, Decision, EntryContext, MachineConfig, MachineStats, StreamFlush, Tick, WaitKey,

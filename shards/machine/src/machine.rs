@@ -1,40 +1,102 @@
 //! The machine: which part of the state a command or fact is for, and nothing else.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use flowmesh_model::codec::Malformed;
-use flowmesh_model::{Catalog, Command, Fact, IndexWrite, Lsn, Millis, Offset, PartitionRef, Reject, Space};
+use flowmesh_model::command::ReadFrom;
+use flowmesh_model::{
+    Catalog, Command, Fact, Kind, KvSettings, Lsn, Millis, PartitionRef, QueueSettings, Reject, ResourceId,
+    ResourceInfo, ResourcePath, Settings, StreamCommand, StreamSettings,
+};
+use rustc_hash::FxBuildHasher;
 
-use crate::decision::{Decision, EntryContext, MachineConfig, MachineStats, StreamFlush, Tick, WaitKey};
+use crate::catalog::CatalogState;
+use crate::changes::{Seals, Touch};
+use crate::checkpoint::Checkpoint;
+use crate::decision::{Decision, EntryContext, MachineConfig, WaitKey};
+use crate::held::{Apply, HELD_BYTES, Held, Parts};
+use crate::keys::Home;
+use crate::kv::Store;
+use crate::queue::Enqueued;
+use crate::queue::Queue;
+use crate::siphash::SipKey;
+use crate::stream::tail::Arena;
+use crate::woken::Woken;
+use crate::{kv, queue, stream};
 
 /// The state of one shard.
 #[derive(Debug)]
 pub struct Machine {
-    config: MachineConfig,
+    pub(crate) config: MachineConfig,
+    pub(crate) sip: SipKey,
+    /// The largest time of an entry: part of the state.
+    pub(crate) entry_time: Millis,
+    /// The largest time seen at all.
+    pub(crate) clock: Millis,
+    pub(crate) snapshot: Option<Arc<Catalog>>,
+    pub(crate) catalog: CatalogState,
+    /// Iterated only where the order cannot show. Numbers are ours, so no client can choose them to collide.
+    pub(crate) held: hashbrown::HashMap<ResourceId, Held, FxBuildHasher>,
+    /// What is asked where nothing is held yet.
+    blank_queue: Queue,
+    blank_store: Store,
+    /// Held resources by the moment something may be due: never later than it is, at times earlier.
+    pub(crate) timers: BTreeSet<(Millis, ResourceId)>,
+    /// Held resources that the snapshot no longer has.
+    pub(crate) drops: BTreeSet<ResourceId>,
+    pub(crate) woken: Woken,
+    pub(crate) arena: Arena,
+    pub(crate) seals: Seals,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) memory_bytes: u64,
 }
 
-#[allow(clippy::todo, unused_variables, clippy::needless_pass_by_value, clippy::unused_self)]
 impl Machine {
     /// An empty state.
     pub fn new(config: MachineConfig) -> Self {
-        Self { config }
+        let sip = SipKey::new(config.hash_seed);
+        Self {
+            config,
+            sip,
+            entry_time: Millis(0),
+            clock: Millis(0),
+            snapshot: None,
+            catalog: CatalogState::default(),
+            held: hashbrown::HashMap::default(),
+            blank_queue: Queue::default(),
+            blank_store: Store::new(sip),
+            timers: BTreeSet::new(),
+            drops: BTreeSet::new(),
+            woken: Woken::default(),
+            arena: Arena::default(),
+            seals: Seals::new(config.checkpoints),
+            checkpoint: Checkpoint::default(),
+            memory_bytes: 0,
+        }
     }
 
     /// Uses a newer snapshot of the catalog: what exists and with which settings. Not part of the replayed state.
     /// State of resources that the snapshot no longer has is dropped by ticks.
     pub fn set_catalog(&mut self, catalog: Arc<Catalog>) {
-        todo!()
+        for (id, held) in &mut self.held {
+            held.info = catalog.get(*id).cloned();
+            // A larger number is not deleted but newer than the snapshot.
+            if held.info.is_none() && *id <= catalog.last_id() {
+                self.drops.insert(*id);
+            }
+        }
+        self.snapshot = Some(catalog);
     }
 
     /// On the catalog's owner: the catalog as its own facts say. Built once per change.
     pub fn catalog_snapshot(&self) -> Arc<Catalog> {
-        todo!()
+        self.catalog.snapshot()
     }
 
     /// The time that counts: `now`, or the largest time seen if the clock went back.
+    #[inline]
     pub fn clamp(&self, now: Millis) -> Millis {
-        todo!()
+        now.max(self.clock)
     }
 
     /// Decides on a command. `lsn` is the one its entry will get. Changes nothing.
@@ -42,12 +104,85 @@ impl Machine {
     /// # Errors
     /// The named rejection.
     pub fn decide(&self, now: Millis, lsn: Lsn, command: &Command) -> Result<Decision, Reject> {
-        todo!()
+        let now = self.clamp(now);
+        match command {
+            Command::Stream(at, command) => {
+                let (held, info) = self.find(at.resource, Kind::Stream)?;
+                let decision = self.decide_stream(*at, held, info, now, command)?;
+                Ok(introduce(decision, held, info))
+            }
+            Command::Queue(id, command) => {
+                let (held, info) = self.find(*id, Kind::Queue)?;
+                let queue = match held {
+                    Some(Held { parts: Parts::Queue(queue), .. }) => queue.as_ref(),
+                    _ => &self.blank_queue,
+                };
+                let settings = info.settings.queue()?;
+                let decision = queue::decide::Asked { queue, id: *id, settings, now }.decide(command)?;
+                Ok(introduce(decision, held, info))
+            }
+            Command::Kv(id, command) => {
+                let (held, info) = self.find(*id, Kind::Kv)?;
+                let store = match held {
+                    Some(Held { parts: Parts::Kv(store), .. }) => store.as_ref(),
+                    _ => &self.blank_store,
+                };
+                let settings = info.settings.kv()?;
+                let decision = kv::decide::Asked { store, id: *id, settings, now, lsn }.decide(command)?;
+                Ok(introduce(decision, held, info))
+            }
+            Command::Catalog(command) if self.config.catalog_owner => self.catalog.decide(now, command),
+            Command::Catalog(_) => {
+                Err(Reject::Internal("a catalog command for a shard that does not own it"))
+            }
+        }
+    }
+
+    fn decide_stream(
+        &self,
+        at: PartitionRef,
+        held: Option<&Held>,
+        info: &ResourceInfo,
+        now: Millis,
+        command: &StreamCommand,
+    ) -> Result<Decision, Reject> {
+        let stream = match held {
+            Some(Held { parts: Parts::Stream(stream), .. }) => Some(stream),
+            _ => None,
+        };
+        let partition = stream::decide::find(stream, info.settings.stream()?, at)?;
+        stream::decide::Asked { partition, at, now }.decide(command)
+    }
+
+    /// The resource as it is held, if it is, and as the snapshot has it.
+    #[inline]
+    fn find(&self, id: ResourceId, kind: Kind) -> Result<(Option<&Held>, &Arc<ResourceInfo>), Reject> {
+        let held = self.held.get(&id);
+        let info = match held {
+            Some(held) => held.info.as_ref(),
+            None => self.snapshot.as_ref().and_then(|catalog| catalog.get(id)),
+        };
+        match info {
+            Some(info) if info.path.kind() == kind => Ok((held, info)),
+            Some(info) => {
+                let (path, actual) = (info.path.to_string(), info.path.kind());
+                Err(Reject::WrongKind { path, expected: kind, actual })
+            }
+            None => Err(not_found(id, held)),
+        }
     }
 
     /// Makes a command that waits mean the same later: a read from `Latest` becomes one from the offset that is now.
     pub fn pin(&self, command: &mut Command) {
-        todo!()
+        let Command::Stream(at, StreamCommand::Read { from, .. }) = command else { return };
+        if *from != ReadFrom::Latest {
+            return;
+        }
+        let next = match self.held.get(&at.resource).map(|held| &held.parts) {
+            Some(Parts::Stream(stream)) => stream.partition(at.partition).map(|partition| partition.next),
+            _ => None,
+        };
+        *from = ReadFrom::Offset(next.unwrap_or_default());
     }
 
     /// Makes a fact true. Facts of an entry are applied in order, entries in order of their LSN.
@@ -55,107 +190,235 @@ impl Machine {
     /// # Panics
     /// If the fact contradicts the state: then the log is not this machine's.
     pub fn apply(&mut self, at: EntryContext, fact: Fact) {
-        todo!()
+        debug_assert!(at.time >= self.entry_time, "an entry's time goes back");
+        self.entry_time = self.entry_time.max(at.time);
+        self.clock = self.clock.max(at.time);
+        match fact {
+            Fact::ResourceCreated { id, path, settings } => self.catalog.created(at, id, path, settings),
+            Fact::ResourceUpdated { id, settings } => self.catalog.updated(at, id, settings),
+            Fact::ResourceDeleted { id } => self.catalog.deleted(at, id),
+            Fact::ResourceHeld { id, path } => self.hold(id, path),
+            Fact::ResourceDropped { id } => self.drop_resource(id),
+            Fact::RecordsAppended { at: place, base, count, records } => {
+                self.change(at, place.resource, |cx, parts| {
+                    let Parts::Stream(stream) = parts else { wrong_kind(cx) };
+                    let partition = stream.appended(cx, place.partition, base, count, &records);
+                    cx.woken.wake(&mut partition.woken, WaitKey::Stream(place));
+                });
+            }
+            Fact::JobEnqueued { queue, job, ready_at, max_attempts, priority, headers, payload } => {
+                let new = Enqueued { job, ready_at, max_attempts, priority, headers, payload };
+                self.change_queue(at, queue, |cx, queue| queue.enqueued(cx, &new));
+            }
+            Fact::JobLeased { queue, job, token, until, worker } => {
+                self.change_queue(at, queue, |cx, queue| {
+                    queue.leased(cx, job, token, until, &worker);
+                    false
+                });
+            }
+            Fact::LeaseExtended { queue, job, until } => {
+                self.change_queue(at, queue, |cx, queue| {
+                    queue.extended(cx, job, until);
+                    false
+                });
+            }
+            Fact::JobDone { queue, job } => {
+                self.change_queue(at, queue, |cx, queue| {
+                    queue.done(cx, job);
+                    false
+                });
+            }
+            Fact::JobReturned { queue, job, ready_at, cause, error } => {
+                self.change_queue(at, queue, |cx, queue| queue.returned(cx, job, ready_at, cause, &error));
+            }
+            Fact::JobDied { queue, job, cause, error } => {
+                self.change_queue(at, queue, |cx, queue| {
+                    queue.died(cx, job, cause, &error);
+                    false
+                });
+            }
+            Fact::KeySet { store, key, value, expires_at } => {
+                self.change_store(at, store, |cx, store| store.set(cx, &key, &value, expires_at));
+            }
+            Fact::KeyDeleted { store, key } | Fact::KeyExpired { store, key } => {
+                self.change_store(at, store, |cx, store| store.removed(cx, &key));
+            }
+        }
     }
 
-    /// Promotes delayed jobs whose time has come, and says which facts are due.
-    pub fn tick(&mut self, now: Millis, facts_max: usize) -> Tick {
-        todo!()
+    /// `ResourceHeld`.
+    fn hold(&mut self, id: ResourceId, path: ResourcePath) {
+        let mut held = Held::new(Home::new(id, path), self.sip);
+        held.info = self.snapshot.as_ref().and_then(|catalog| catalog.get(id)).cloned();
+        if self.seals.touch(&mut held.mark) != Touch::Known {
+            self.checkpoint.list(id);
+        }
+        self.memory_bytes += HELD_BYTES + held.parts.memory_bytes();
+        let before = self.held.insert(id, held);
+        assert!(before.is_none(), "resource {id} was held already");
     }
 
-    /// When [`Machine::tick`] has something to do next; may be early, never late. Costs next to nothing.
-    pub fn next_due(&self) -> Option<Millis> {
-        todo!()
+    /// `ResourceDropped`.
+    fn drop_resource(&mut self, id: ResourceId) {
+        self.drops.remove(&id);
+        let Some(held) = self.held.remove(&id) else {
+            panic!("a resource was dropped that was not held: {id}")
+        };
+        if let Some(armed) = held.armed {
+            self.timers.remove(&(armed, id));
+        }
+        match &held.parts {
+            Parts::Stream(stream) => {
+                for (partition, _) in stream.partitions() {
+                    self.woken.wake_last(WaitKey::Stream(PartitionRef { resource: id, partition }));
+                }
+            }
+            Parts::Queue(_) => self.woken.wake_last(WaitKey::Queue(id)),
+            Parts::Kv(_) => {}
+        }
+        self.bury(id, held);
+    }
+
+    fn change_queue(
+        &mut self,
+        at: EntryContext,
+        id: ResourceId,
+        change: impl FnOnce(&mut Apply<'_>, &mut Queue) -> bool,
+    ) {
+        self.change(at, id, |cx, parts| {
+            let Parts::Queue(queue) = parts else { wrong_kind(cx) };
+            if change(cx, queue) {
+                cx.woken.wake(&mut queue.woken, WaitKey::Queue(id));
+            }
+        });
+    }
+
+    fn change_store(
+        &mut self,
+        at: EntryContext,
+        id: ResourceId,
+        change: impl FnOnce(&mut Apply<'_>, &mut Store),
+    ) {
+        self.change(at, id, |cx, parts| {
+            let Parts::Kv(store) = parts else { wrong_kind(cx) };
+            change(cx, store);
+        });
+    }
+
+    /// Changes what is held of a resource, and what hangs on it: the list of changes, the memory it takes, its timer.
+    #[inline]
+    fn change(&mut self, at: EntryContext, id: ResourceId, change: impl FnOnce(&mut Apply<'_>, &mut Parts)) {
+        let Some(held) = self.held.get_mut(&id) else {
+            panic!("a fact about a resource that is not held: {id}")
+        };
+        if self.seals.touch(&mut held.mark) != Touch::Known {
+            self.checkpoint.list(id);
+        }
+        let before = held.parts.memory_bytes();
+        let mut cx = Apply {
+            at,
+            home: &held.home,
+            seals: &mut self.seals,
+            woken: &mut self.woken,
+            arena: &mut self.arena,
+        };
+        change(&mut cx, &mut held.parts);
+        self.memory_bytes = self.memory_bytes + held.parts.memory_bytes() - before;
+        if let Some(due) = held.parts.next_due()
+            && held.armed.is_none_or(|armed| due < armed)
+        {
+            arm(&mut self.timers, held, Some(due));
+        }
     }
 
     /// Takes one key for which something became available, each once, first come first served.
     pub fn take_woken(&mut self) -> Option<WaitKey> {
-        todo!()
+        let key = self.woken.pop()?;
+        let id = match key {
+            WaitKey::Stream(at) => at.resource,
+            WaitKey::Queue(id) => id,
+        };
+        match (key, self.held.get_mut(&id).map(|held| &mut held.parts)) {
+            (WaitKey::Stream(at), Some(Parts::Stream(stream))) => {
+                if let Some(partition) = stream.partition_mut(at.partition) {
+                    partition.woken = 0;
+                }
+            }
+            (WaitKey::Queue(_), Some(Parts::Queue(queue))) => queue.woken = 0,
+            _ => {}
+        }
+        Some(key)
     }
 
     /// Forgets what became available, because nobody waits. Costs next to nothing.
+    #[inline]
     pub fn forget_woken(&mut self) {
-        todo!()
-    }
-
-    /// Starts a checkpoint of the state as it is now. Returns the records that are not in segment files yet.
-    pub fn seal(&mut self) -> Vec<StreamFlush> {
-        todo!()
-    }
-
-    /// Appends at most about `items_max` of the sealed state's changes to `out`. Returns whether that was all.
-    pub fn collect(&mut self, items_max: usize, out: &mut Vec<IndexWrite>) -> bool {
-        todo!()
-    }
-
-    /// The checkpoint is durable: index and segment files have all that was sealed.
-    pub fn sealed_written(&mut self) {
-        todo!()
-    }
-
-    /// The checkpoint failed: what was sealed counts as not written.
-    pub fn unseal(&mut self) {
-        todo!()
-    }
-
-    /// Segment files have the partition's records below `upto`, synced.
-    pub fn flushed(&mut self, at: PartitionRef, upto: Offset) {
-        todo!()
-    }
-
-    /// Drops records from memory that segment files have, oldest first, until at most `bytes_max` are left.
-    pub fn evict_tails(&mut self, bytes_max: u64) {
-        todo!()
-    }
-
-    /// Partitions that were dropped and that, as of the last durable checkpoint, nothing knows any more: their files
-    /// can be deleted.
-    pub fn take_dropped_streams(&mut self) -> Vec<PartitionRef> {
-        todo!()
-    }
-
-    /// At start, before any fact: takes an entry of the index. Spaces come in the order of [`Space::ALL`].
-    ///
-    /// # Errors
-    /// [`Malformed`] if a newer version wrote it.
-    pub fn restore(&mut self, space: Space, key: &[u8], value: Bytes) -> Result<(), Malformed> {
-        todo!()
-    }
-
-    /// All entries of the index have been restored: builds what is derived from them.
-    ///
-    /// # Errors
-    /// [`Malformed`] if they do not fit together.
-    pub fn finish_restore(&mut self) -> Result<(), Malformed> {
-        todo!()
-    }
-
-    /// After [`Machine::finish_restore`]: the offset behind the last record of each partition that segment files
-    /// must have. What they have beyond is cut, other partitions' files are deleted.
-    pub fn stream_ends(&self) -> Vec<(PartitionRef, Offset)> {
-        todo!()
+        self.woken.forget();
     }
 
     /// An estimate of the memory the state takes.
+    #[inline]
     pub fn memory_bytes(&self) -> u64 {
-        todo!()
+        self.memory_bytes + self.catalog.memory_bytes()
+    }
+}
+
+/// Puts a held resource under another moment of the timers.
+pub(crate) fn arm(timers: &mut BTreeSet<(Millis, ResourceId)>, held: &mut Held, due: Option<Millis>) {
+    if let Some(armed) = held.armed.take() {
+        timers.remove(&(armed, held.home.id));
+    }
+    if let Some(due) = due {
+        timers.insert((due, held.home.id));
+        held.armed = Some(due);
+    }
+}
+
+/// The first change of a resource says what it is.
+#[inline]
+fn introduce(decision: Decision, held: Option<&Held>, info: &ResourceInfo) -> Decision {
+    match decision {
+        Decision::Change { mut facts, reply } if held.is_none() => {
+            facts.insert(0, Fact::ResourceHeld { id: info.id, path: info.path.clone() });
+            Decision::Change { facts, reply }
+        }
+        other => other,
+    }
+}
+
+#[cold]
+fn not_found(id: ResourceId, held: Option<&Held>) -> Reject {
+    let path = held.map_or_else(|| format!("number {id}"), |held| held.home.path.to_string());
+    Reject::ResourceNotFound { path }
+}
+
+#[cold]
+fn wrong_kind(cx: &Apply<'_>) -> ! {
+    panic!("a fact of another kind about {}", cx.home.path)
+}
+
+/// Settings of the kind that a command needs.
+trait SettingsOf {
+    fn stream(&self) -> Result<&StreamSettings, Reject>;
+    fn queue(&self) -> Result<&QueueSettings, Reject>;
+    fn kv(&self) -> Result<&KvSettings, Reject>;
+}
+
+const MISMATCH: Reject = Reject::Internal("settings of another kind than the path");
+
+impl SettingsOf for Settings {
+    #[inline]
+    fn stream(&self) -> Result<&StreamSettings, Reject> {
+        if let Self::Stream(settings) = self { Ok(settings) } else { Err(MISMATCH) }
     }
 
-    /// Counts for metrics.
-    pub fn stats(&self) -> MachineStats {
-        todo!()
+    #[inline]
+    fn queue(&self) -> Result<&QueueSettings, Reject> {
+        if let Self::Queue(settings) = self { Ok(settings) } else { Err(MISMATCH) }
     }
 
-    /// Checks every invariant.
-    ///
-    /// # Panics
-    /// If one does not hold.
-    pub fn check_all(&self) {
-        todo!()
-    }
-
-    /// The replayed state as text, the same for the same state whatever way led there.
-    pub fn dump(&self) -> String {
-        todo!()
+    #[inline]
+    fn kv(&self) -> Result<&KvSettings, Reject> {
+        if let Self::Kv(settings) = self { Ok(settings) } else { Err(MISMATCH) }
     }
 }

@@ -92,6 +92,11 @@ impl Reader {
         Ok(self.0.split_to(len))
     }
 
+    /// So many bytes, sharing the reader's buffer.
+    pub fn take(&mut self, len: usize) -> Result<Bytes, Malformed> {
+        if len > self.0.len() { Err(Malformed("ends early")) } else { Ok(self.0.split_to(len)) }
+    }
+
     /// Length-prefixed UTF-8.
     pub fn text(&mut self) -> Result<String, Malformed> {
         String::from_utf8(self.bytes()?.to_vec()).map_err(|_| Malformed("text is not UTF-8"))

@@ -1,0 +1,320 @@
+//! Checkpoints: the state as of one moment, written in small steps while it goes on changing (see [`crate::changes`]).
+//!
+//! ```text
+//! seal ──► collect, collect, … ──► sealed_written     the index has it all
+//!                            └───► unseal             nothing was written; the next seal takes it again
+//! ```
+//!
+//! A dropped resource becomes a grave: its items are no longer part of the state, but the index still has them. A grave
+//! is emptied by the checkpoint after the drop, again in small steps, and only then are the files of a stream deleted.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use flowmesh_model::codec::put_varint;
+use flowmesh_model::{IndexWrite, Lsn, Millis, Offset, PartitionRef, ResourceId, Space};
+
+use crate::changes::{Seals, Touch, image, removal};
+use crate::decision::StreamFlush;
+use crate::held::{HELD_BYTES, Held, Parts};
+use crate::keys::{self, Home};
+use crate::machine::Machine;
+
+/// What is to be written next, and what is being written.
+#[derive(Debug, Default)]
+pub(crate) struct Checkpoint {
+    /// Held resources that changed since the last seal.
+    dirty: Vec<ResourceId>,
+    /// Resources in the sealed state, and those of them that are not collected yet.
+    sealed: Vec<ResourceId>,
+    to_collect: VecDeque<ResourceId>,
+    /// Dropped since the last seal; dropped before it.
+    graves: BTreeMap<ResourceId, Grave>,
+    sealed_graves: BTreeMap<ResourceId, Grave>,
+    /// Streams whose files can go.
+    dropped_streams: Vec<PartitionRef>,
+    /// The entry time the index has.
+    written_time: Millis,
+    sealed_time: Millis,
+    /// Partitions out of the index that still wait for their stream.
+    pub(crate) restored_partitions: Vec<(PartitionRef, Bytes)>,
+}
+
+/// A dropped resource whose items the index still has.
+#[derive(Debug)]
+struct Grave {
+    home: Home,
+    parts: Parts,
+    sealed: bool,
+    /// Keys the index has, as far as they are known.
+    gone: Vec<(Space, Bytes)>,
+    written: usize,
+    emptied: bool,
+    partitions: Vec<PartitionRef>,
+    memory_bytes: u64,
+}
+
+impl Grave {
+    fn new(held: Held) -> Self {
+        let memory_bytes = HELD_BYTES + held.parts.memory_bytes();
+        let Held { home, parts, .. } = held;
+        let partitions = match &parts {
+            Parts::Stream(stream) => stream
+                .partitions()
+                .map(|(partition, _)| PartitionRef { resource: home.id, partition })
+                .collect(),
+            Parts::Queue(_) | Parts::Kv(_) => Vec::new(),
+        };
+        let gone = vec![(Space::Meta, home.resource_key())];
+        Self { home, parts, sealed: false, gone, written: 0, emptied: false, partitions, memory_bytes }
+    }
+
+    /// Takes what is still listed into the sealed state.
+    fn seal(&mut self, seals: &mut Seals) {
+        if !self.sealed {
+            match &mut self.parts {
+                Parts::Stream(_) => {}
+                parts => parts.seal(&self.home, seals, &mut Vec::new()),
+            }
+            self.sealed = true;
+        }
+    }
+
+    /// Takes at most `items_max` items apart, then writes at most as many removals. Returns how much of `items_max`
+    /// it used.
+    fn collect(&mut self, items_max: usize, out: &mut Vec<IndexWrite>) -> usize {
+        if !self.emptied {
+            let taken = self.parts.bury(&self.home, items_max, &mut self.gone);
+            self.emptied = taken < items_max;
+            if !self.emptied {
+                return items_max;
+            }
+        }
+        let end = self.gone.len().min(self.written + items_max);
+        let written = self.gone.get(self.written..end).unwrap_or_default();
+        out.extend(written.iter().map(|(space, key)| removal(*space, key.clone())));
+        std::mem::replace(&mut self.written, end).abs_diff(end)
+    }
+
+    /// Whether all of it was written.
+    fn is_empty(&self) -> bool {
+        self.emptied && self.written == self.gone.len()
+    }
+}
+
+impl Checkpoint {
+    /// Lists a held resource that changed.
+    #[inline]
+    pub fn list(&mut self, id: ResourceId) {
+        self.dirty.push(id);
+    }
+
+    /// What graves take in memory.
+    pub fn grave_bytes(&self) -> u64 {
+        self.graves.values().chain(self.sealed_graves.values()).map(|grave| grave.memory_bytes).sum()
+    }
+}
+
+impl Machine {
+    /// Starts a checkpoint of the state as it is now. Returns the records that are not in segment files yet.
+    ///
+    /// # Panics
+    /// If the one before was neither written nor given up, or checkpoints are off.
+    pub fn seal(&mut self) -> Vec<StreamFlush> {
+        let mut flushes = Vec::new();
+        self.seals.seal();
+        self.seal_time();
+        self.catalog.seal(&mut self.seals);
+        for id in std::mem::take(&mut self.checkpoint.dirty) {
+            if let Some(held) = self.held.get_mut(&id) {
+                held.seal(&mut self.seals, &mut flushes);
+                self.checkpoint.sealed.push(id);
+            }
+        }
+        self.checkpoint.to_collect.extend(self.checkpoint.sealed.iter().copied());
+        for (id, mut grave) in std::mem::take(&mut self.checkpoint.graves) {
+            grave.seal(&mut self.seals);
+            self.checkpoint.sealed_graves.insert(id, grave);
+        }
+        flushes
+    }
+
+    /// The shard's own entry: format (1 byte), time of the newest entry (varint).
+    fn seal_time(&mut self) {
+        self.checkpoint.sealed_time = self.entry_time;
+        if self.entry_time == self.checkpoint.written_time {
+            return;
+        }
+        let mut out = BytesMut::with_capacity(11);
+        out.put_u8(keys::FORMAT);
+        put_varint(&mut out, self.entry_time.0);
+        self.seals.capture(image(Space::Meta, keys::clock_key(), out.freeze()));
+    }
+
+    pub(crate) fn restored_time(&mut self, time: Millis) {
+        self.entry_time = time;
+        self.clock = time;
+        self.checkpoint.written_time = time;
+    }
+
+    /// Appends at most about `items_max` of the sealed state's changes to `out`, each key once. Returns whether that
+    /// was all.
+    pub fn collect(&mut self, items_max: usize, out: &mut Vec<IndexWrite>) -> bool {
+        let mut left = items_max.max(1);
+        let captured = self.seals.captured();
+        let taken = captured.len().min(left);
+        out.extend(captured.drain(captured.len() - taken..));
+        left -= taken;
+        while left > 0 {
+            let Some(&id) = self.checkpoint.to_collect.front() else { break };
+            let looked = match self.held.get_mut(&id) {
+                Some(held) => held.parts.collect(&held.home, &self.seals, left, out),
+                None => self
+                    .checkpoint
+                    .graves
+                    .get_mut(&id)
+                    .map_or(0, |grave| grave.parts.collect(&grave.home, &self.seals, left, out)),
+            };
+            if looked < left {
+                self.checkpoint.to_collect.pop_front();
+            }
+            // A resource without changes costs something too.
+            left -= looked.max(1);
+        }
+        let unfinished = self.checkpoint.sealed_graves.values_mut().filter(|grave| !grave.is_empty());
+        for grave in unfinished {
+            if left == 0 {
+                break;
+            }
+            left -= grave.collect(left, out).max(1);
+        }
+        self.is_collected()
+    }
+
+    fn is_collected(&mut self) -> bool {
+        self.seals.captured().is_empty()
+            && self.checkpoint.to_collect.is_empty()
+            && self.checkpoint.sealed_graves.values().all(Grave::is_empty)
+    }
+
+    /// The checkpoint is durable: index and segment files have all that was sealed.
+    ///
+    /// # Panics
+    /// If not all of it was collected.
+    pub fn sealed_written(&mut self) {
+        assert!(self.seals.writing() && self.is_collected(), "written before all was collected");
+        for id in std::mem::take(&mut self.checkpoint.sealed) {
+            if let Some(parts) = self.parts_or_grave(id) {
+                parts.sealed_written();
+            }
+        }
+        for grave in std::mem::take(&mut self.checkpoint.sealed_graves).into_values() {
+            self.memory_bytes -= grave.memory_bytes;
+            self.checkpoint.dropped_streams.extend(grave.partitions);
+        }
+        self.checkpoint.written_time = self.checkpoint.sealed_time;
+        self.catalog.sealed_written();
+        self.seals.end();
+    }
+
+    /// The checkpoint failed: what was sealed counts as not written. Does nothing if there is none.
+    pub fn unseal(&mut self) {
+        if !self.seals.writing() {
+            return;
+        }
+        self.seals.end();
+        self.catalog.unseal();
+        self.checkpoint.to_collect.clear();
+        for id in std::mem::take(&mut self.checkpoint.sealed) {
+            let seals = &self.seals;
+            if let Some(held) = self.held.get_mut(&id) {
+                held.parts.unseal(seals);
+                if seals.touch(&mut held.mark) != Touch::Known {
+                    self.checkpoint.dirty.push(id);
+                }
+            } else if let Some(grave) = self.checkpoint.graves.get_mut(&id) {
+                grave.parts.unseal(seals);
+            }
+        }
+        for (id, mut grave) in std::mem::take(&mut self.checkpoint.sealed_graves) {
+            grave.written = 0;
+            self.checkpoint.graves.insert(id, grave);
+        }
+    }
+
+    fn parts_or_grave(&mut self, id: ResourceId) -> Option<&mut Parts> {
+        match self.held.get_mut(&id) {
+            Some(held) => Some(&mut held.parts),
+            None => self.checkpoint.graves.get_mut(&id).map(|grave| &mut grave.parts),
+        }
+    }
+
+    /// Keeps what was held of a dropped resource until the index has forgotten it.
+    pub(crate) fn bury(&mut self, id: ResourceId, held: Held) {
+        if held.mark.in_index() {
+            self.checkpoint.graves.insert(id, Grave::new(held));
+        } else {
+            self.memory_bytes -= HELD_BYTES + held.parts.memory_bytes();
+        }
+    }
+
+    /// Partitions that were dropped and that, as of the last durable checkpoint, nothing knows any more: their files
+    /// can be deleted.
+    pub fn take_dropped_streams(&mut self) -> Vec<PartitionRef> {
+        std::mem::take(&mut self.checkpoint.dropped_streams)
+    }
+
+    /// Segment files have the partition's records below `upto`, synced.
+    ///
+    /// # Panics
+    /// If there are no such records.
+    pub fn flushed(&mut self, at: PartitionRef, upto: Offset) {
+        if let Some(Parts::Stream(stream)) = self.parts_or_grave(at.resource) {
+            stream.flushed(at.partition, upto);
+        }
+    }
+
+    /// Drops records from memory that segment files have, oldest first, until at most `bytes_max` are left.
+    pub fn evict_tails(&mut self, bytes_max: u64) {
+        let mut tail_bytes = self.tail_bytes();
+        if tail_bytes <= bytes_max {
+            return;
+        }
+        let mut oldest = std::collections::BinaryHeap::new();
+        for (id, held) in &self.held {
+            if let Parts::Stream(stream) = &held.parts {
+                for (partition, _) in stream.partitions() {
+                    oldest.extend(oldest_run(stream, *id, partition));
+                }
+            }
+        }
+        while tail_bytes > bytes_max
+            && let Some((_, at)) = oldest.pop()
+        {
+            let Some(Parts::Stream(stream)) = self.held.get_mut(&at.resource).map(|held| &mut held.parts)
+            else {
+                continue;
+            };
+            let evicted = stream.evict(at.partition).unwrap_or(0);
+            tail_bytes -= evicted;
+            self.memory_bytes -= evicted;
+            oldest.extend(oldest_run(stream, at.resource, at.partition));
+        }
+    }
+
+    /// Bytes of records in memory.
+    pub(crate) fn tail_bytes(&self) -> u64 {
+        let tails = self.held.values().map(|held| match &held.parts {
+            Parts::Stream(stream) => stream.tail_bytes(),
+            Parts::Queue(_) | Parts::Kv(_) => 0,
+        });
+        tails.sum()
+    }
+}
+
+type Oldest = (std::cmp::Reverse<Lsn>, PartitionRef);
+
+fn oldest_run(stream: &crate::stream::Stream, resource: ResourceId, partition: u32) -> Option<Oldest> {
+    let lsn = stream.evictable(partition)?;
+    Some((std::cmp::Reverse(lsn), PartitionRef { resource, partition }))
+}

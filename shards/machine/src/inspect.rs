@@ -1,0 +1,88 @@
+//! Looking at the state from outside: counts, invariants, a canonical text.
+
+use std::fmt::Write;
+
+use flowmesh_model::ResourceId;
+
+use crate::decision::MachineStats;
+use crate::held::{HELD_BYTES, Held, Parts};
+use crate::machine::Machine;
+
+impl Machine {
+    /// Counts for metrics. Walks over the held resources.
+    pub fn stats(&self) -> MachineStats {
+        let mut stats = MachineStats { memory_bytes: self.memory_bytes(), ..MachineStats::default() };
+        for held in self.held.values() {
+            match &held.parts {
+                Parts::Stream(stream) => {
+                    stats.partitions += stream.partitions().count() as u64;
+                    stats.tail_bytes += stream.tail_bytes();
+                }
+                Parts::Queue(queue) => {
+                    let [ready, delayed, leased, dead] = queue.counts();
+                    stats.queues += 1;
+                    stats.jobs_ready += ready;
+                    stats.jobs_delayed += delayed;
+                    stats.jobs_leased += leased;
+                    stats.jobs_dead += dead;
+                }
+                Parts::Kv(store) => {
+                    stats.stores += 1;
+                    stats.keys += store.len() as u64;
+                }
+            }
+        }
+        stats
+    }
+
+    fn held_in_order(&self) -> Vec<(ResourceId, &Held)> {
+        let mut held: Vec<_> = self.held.iter().map(|(id, held)| (*id, held)).collect();
+        held.sort_unstable_by_key(|(id, _)| *id);
+        held
+    }
+
+    /// Checks every invariant. Slow: for tests and simulation.
+    ///
+    /// # Panics
+    /// If one does not hold.
+    pub fn check_all(&self) {
+        assert!(self.entry_time <= self.clock);
+        self.catalog.check();
+        let mut memory_bytes = self.checkpoint.grave_bytes();
+        for (id, held) in self.held_in_order() {
+            assert_eq!(held.home.id, id);
+            memory_bytes += HELD_BYTES + held.parts.memory_bytes();
+            match &held.parts {
+                Parts::Stream(stream) => stream.check(&self.seals),
+                Parts::Queue(queue) => queue.check(&self.seals),
+                Parts::Kv(store) => store.check(&self.seals),
+            }
+            match held.armed {
+                Some(armed) => assert!(self.timers.contains(&(armed, id))),
+                None => assert!(held.parts.next_due().is_none() || self.drops.contains(&id)),
+            }
+            if let (Some(due), Some(armed)) = (held.parts.next_due(), held.armed) {
+                assert!(armed <= due, "a timer is late");
+            }
+        }
+        assert_eq!(self.timers.len(), self.held.values().filter(|held| held.armed.is_some()).count());
+        assert!(self.drops.iter().all(|id| self.held.contains_key(id)));
+        assert_eq!(self.memory_bytes, memory_bytes, "memory is counted as it changes");
+    }
+
+    /// The replayed state as text, the same for the same state whatever way led there.
+    pub fn dump(&self) -> String {
+        let mut out = String::new();
+        let _ = writeln!(out, "time {}", self.entry_time);
+        self.catalog.dump(&mut out);
+        for (id, held) in self.held_in_order() {
+            let _ = writeln!(out, "{id} {}", held.home.path);
+            match &held.parts {
+                Parts::Stream(stream) => stream.dump(&mut out),
+                Parts::Queue(queue) => queue.dump(&mut out),
+                Parts::Kv(store) => store.dump(&mut out),
+            }
+        }
+        out
+    }
+}

@@ -1,0 +1,155 @@
+//! Keys of the index, and what stands at the start of every value.
+//!
+//! | space | key | value |
+//! |---|---|---|
+//! | meta | slot `u16`, resource `u64`, `0` | a held resource: path and counters |
+//! | meta | slot `u16`, stream `u64`, `1`, partition `u32` | a partition: offsets and counters |
+//! | meta | `0xFFFF`, `0`, `2` | the shard: the time of its newest entry |
+//! | meta | `0xFFFF`, `0`, `3` | the catalog: version and last number |
+//! | meta | `0xFFFF`, resource `u64`, `4` | a resource of the catalog |
+//! | jobs | slot `u16`, queue `u64`, job `u64` | a job |
+//! | keys | slot `u16`, store `u64`, the key | an entry |
+//!
+//! Integers in keys are big-endian, so that a slot, a resource, a queue's jobs are ranges in order. `0xFFFF` is no slot:
+//! what stands there belongs to the shard. A held resource itself is in the slot of its partition 0. Every value starts
+//! with a format byte, now 1.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use flowmesh_model::codec::{Malformed, Reader};
+use flowmesh_model::placement::PlacementHash;
+use flowmesh_model::{JobId, ResourceId, ResourcePath, SlotId};
+
+/// The format byte of every value. Raise it when a value's shape changes; decoders keep the old shapes for ever.
+pub(crate) const FORMAT: u8 = 1;
+
+/// Stands where a slot would, for what belongs to the shard itself.
+pub(crate) const SHARD: SlotId = SlotId(u16::MAX);
+
+const RESOURCE: u8 = 0;
+const PARTITION: u8 = 1;
+const CLOCK: u8 = 2;
+const CATALOG: u8 = 3;
+const CATALOG_RESOURCE: u8 = 4;
+
+/// A resource that the shard holds something of: its names and where its parts belong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Home {
+    pub id: ResourceId,
+    pub path: ResourcePath,
+    placement: PlacementHash,
+    first_slot: SlotId,
+}
+
+impl Home {
+    pub fn new(id: ResourceId, path: ResourcePath) -> Self {
+        let placement = PlacementHash::of(&path);
+        let first_slot = placement.partition_slot(0);
+        Self { id, path, placement, first_slot }
+    }
+
+    pub fn resource_key(&self) -> Bytes {
+        key(self.first_slot, self.id, &[RESOURCE])
+    }
+
+    pub fn partition_key(&self, partition: u32) -> Bytes {
+        let [a, b, c, d] = partition.to_be_bytes();
+        key(self.placement.partition_slot(partition), self.id, &[PARTITION, a, b, c, d])
+    }
+
+    pub fn job_key(&self, job: JobId) -> Bytes {
+        key(self.first_slot, self.id, &job.0.to_be_bytes())
+    }
+
+    pub fn entry_key(&self, entry: &[u8]) -> Bytes {
+        key(self.placement.key_slot(entry), self.id, entry)
+    }
+}
+
+fn key(slot: SlotId, resource: ResourceId, rest: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(10 + rest.len());
+    out.put_u16(slot.0);
+    out.put_u64(resource.0);
+    out.put_slice(rest);
+    out.freeze()
+}
+
+pub(crate) fn clock_key() -> Bytes {
+    key(SHARD, ResourceId(0), &[CLOCK])
+}
+
+pub(crate) fn catalog_key() -> Bytes {
+    key(SHARD, ResourceId(0), &[CATALOG])
+}
+
+pub(crate) fn catalog_resource_key(id: ResourceId) -> Bytes {
+    key(SHARD, id, &[CATALOG_RESOURCE])
+}
+
+/// What a key of the meta space names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MetaKey {
+    Resource(ResourceId),
+    Partition(ResourceId, u32),
+    Clock,
+    Catalog,
+    CatalogResource(ResourceId),
+}
+
+impl MetaKey {
+    pub fn read(key: &[u8]) -> Result<Self, Malformed> {
+        let (_, id, rest) = split(key)?;
+        match rest {
+            [RESOURCE] => Ok(Self::Resource(id)),
+            [PARTITION, a, b, c, d] => Ok(Self::Partition(id, u32::from_be_bytes([*a, *b, *c, *d]))),
+            [CLOCK] => Ok(Self::Clock),
+            [CATALOG] => Ok(Self::Catalog),
+            [CATALOG_RESOURCE] => Ok(Self::CatalogResource(id)),
+            _ => Err(Malformed("unknown key in meta")),
+        }
+    }
+}
+
+/// Slot, resource and the rest of a key.
+pub(crate) fn split(key: &[u8]) -> Result<(SlotId, ResourceId, &[u8]), Malformed> {
+    let (slot, rest) = key.split_first_chunk::<2>().ok_or(Malformed("key without a slot"))?;
+    let (id, rest) = rest.split_first_chunk::<8>().ok_or(Malformed("key without a resource"))?;
+    Ok((SlotId(u16::from_be_bytes(*slot)), ResourceId(u64::from_be_bytes(*id)), rest))
+}
+
+/// Reads the format byte.
+pub(crate) fn open(value: Bytes) -> Result<Reader, Malformed> {
+    let mut reader = Reader::new(value);
+    if reader.byte()? == FORMAT { Ok(reader) } else { Err(Malformed("index value of an unknown format")) }
+}
+
+/// Refuses what is left over.
+pub(crate) fn close(reader: &Reader) -> Result<(), Malformed> {
+    if reader.is_empty() { Ok(()) } else { Err(Malformed("index value is longer than its shape")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flowmesh_model::Kind;
+
+    #[test]
+    fn keys_are_read_back() {
+        let home = Home::new(ResourceId(7), ResourcePath::parse(Kind::Stream, "logs").unwrap());
+        assert_eq!(MetaKey::read(&home.resource_key()).unwrap(), MetaKey::Resource(ResourceId(7)));
+        assert_eq!(MetaKey::read(&home.partition_key(9)).unwrap(), MetaKey::Partition(ResourceId(7), 9));
+        assert_eq!(MetaKey::read(&clock_key()).unwrap(), MetaKey::Clock);
+        assert_eq!(MetaKey::read(&catalog_key()).unwrap(), MetaKey::Catalog);
+        let resource = catalog_resource_key(ResourceId(3));
+        assert_eq!(MetaKey::read(&resource).unwrap(), MetaKey::CatalogResource(ResourceId(3)));
+        let job = home.job_key(JobId(5));
+        assert_eq!(split(&job).unwrap().2, 5u64.to_be_bytes());
+        assert!(MetaKey::read(&job[..9]).is_err());
+        assert!(MetaKey::read(&job).is_err());
+    }
+
+    #[test]
+    fn an_unknown_format_is_refused() {
+        assert!(open(Bytes::from_static(&[2])).is_err());
+        assert!(open(Bytes::new()).is_err());
+    }
+}

@@ -1,0 +1,90 @@
+//! How facts change a store.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flowmesh_model::codec::detached;
+use flowmesh_model::{Millis, Space};
+
+use super::{Entry, Key, Store, index};
+use crate::changes::{Mark, Touch, image};
+use crate::held::Apply;
+
+impl Store {
+    /// `KeySet`.
+    pub fn set(&mut self, cx: &mut Apply<'_>, key: &Bytes, value: &Bytes, expires_at: Option<Millis>) {
+        let hash = self.sip.hash(key);
+        let (value, expires_at) = (detached(value), expires_at.unwrap_or_default());
+        let Some(entry) = self.table.find_mut(hash, key) else {
+            self.insert(cx, hash, key, value, expires_at);
+            return;
+        };
+        let touch = cx.seals.touch(&mut entry.mark);
+        if touch == Touch::CaptureAndList {
+            cx.seals.capture(image(Space::Keys, cx.home.entry_key(key), index::encode(entry)));
+        }
+        let (before, expired_at) = (entry.memory_bytes(), entry.expires_at);
+        entry.value = value;
+        entry.version = cx.at.lsn;
+        entry.expires_at = expires_at;
+        self.memory_bytes = self.memory_bytes + entry.memory_bytes() - before;
+        if touch != Touch::Known || expired_at != expires_at {
+            let key = Arc::clone(&entry.key);
+            self.reschedule(&key, expired_at, expires_at);
+            if touch != Touch::Known {
+                self.list(key);
+            }
+        }
+    }
+
+    fn insert(&mut self, cx: &Apply<'_>, hash: u64, key: &[u8], value: Bytes, expires_at: Millis) {
+        let key: Key = Arc::from(key);
+        let mut mark = Mark::new(self.changes.is_back(&*key));
+        if cx.seals.touch(&mut mark) != Touch::Known {
+            self.list(Arc::clone(&key));
+        }
+        let entry = Entry { key: Arc::clone(&key), value, version: cx.at.lsn, expires_at, mark };
+        self.memory_bytes += entry.memory_bytes();
+        self.reschedule(&key, Millis(0), expires_at);
+        self.ordered.insert(key);
+        self.table.insert(hash, entry);
+    }
+
+    /// `KeyDeleted` or `KeyExpired`.
+    pub fn removed(&mut self, cx: &mut Apply<'_>, key: &[u8]) {
+        let removed = self.table.remove(self.sip.hash(key), key);
+        let Some(mut entry) = removed else { panic!("a key was removed that there was not") };
+        if cx.seals.touch(&mut entry.mark) == Touch::CaptureAndList {
+            cx.seals.capture(image(Space::Keys, cx.home.entry_key(key), index::encode(&entry)));
+        }
+        self.memory_bytes -= entry.memory_bytes();
+        self.ordered.remove(key);
+        self.reschedule(&entry.key, entry.expires_at, Millis(0));
+        self.last_removal = cx.at.lsn;
+        if entry.mark.in_index() {
+            self.changes.list_gone(entry.key);
+        }
+    }
+
+    pub(super) fn list(&mut self, key: Key) {
+        self.changes.list(key);
+        if self.changes.is_stale(self.ordered.len()) {
+            let (table, sip) = (&self.table, self.sip);
+            let lives =
+                |key: &Key| table.find(sip.hash(key), key).is_some_and(|entry| Arc::ptr_eq(&entry.key, key));
+            self.changes.thin(lives);
+        }
+    }
+
+    pub(super) fn reschedule(&mut self, key: &Key, before: Millis, after: Millis) {
+        if before == after {
+            return;
+        }
+        if before.0 != 0 {
+            self.expiry.remove(&(before, Arc::clone(key)));
+        }
+        if after.0 != 0 {
+            self.expiry.insert((after, Arc::clone(key)));
+        }
+    }
+}

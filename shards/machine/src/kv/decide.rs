@@ -1,0 +1,250 @@
+//! What can be asked of single keys.
+
+use std::hash::{BuildHasher, Hasher};
+
+use bytes::Bytes;
+use flowmesh_model::command::{SetEntry, SetIf, SetTtl};
+use flowmesh_model::limits::{DELAY_MS_MAX, KEY_BYTES_MAX, REPLY_BYTES_MAX, VALUE_BYTES_MAX};
+use flowmesh_model::reply::EntryValue;
+use flowmesh_model::settings::within;
+use flowmesh_model::{Batch, Fact, KvCommand, KvSettings, Lsn, Millis, Reject, Reply, ResourceId};
+use smallvec::smallvec;
+
+use super::{Entry, Store};
+use crate::decision::Decision;
+use crate::limit::{items, size};
+use crate::siphash::SipKey;
+
+/// The store, its number, its settings, the time it is and the LSN a change will get.
+pub(crate) struct Asked<'a> {
+    pub store: &'a Store,
+    pub id: ResourceId,
+    pub settings: &'a KvSettings,
+    pub now: Millis,
+    pub lsn: Lsn,
+}
+
+impl<'a> Asked<'a> {
+    pub fn decide(&self, command: &KvCommand) -> Result<Decision, Reject> {
+        match command {
+            KvCommand::Set { entries } => self.set(entries),
+            KvCommand::Get { keys } => self.get(keys),
+            KvCommand::Delete { keys, if_version: None } => self.delete(keys),
+            KvCommand::Delete { keys, if_version: Some(version) } => self.delete_version(keys, *version),
+            KvCommand::Exists { keys } => {
+                check_keys(keys)?;
+                let mut seen = Lsn(0);
+                let flags = keys.iter().map(|key| self.look(key, &mut seen).is_some()).collect();
+                Ok(Decision::Answer { reply: Reply::Flags(flags), seen })
+            }
+            KvCommand::Scan { prefix, after, keys_max, with_values } => {
+                self.scan(prefix, after.as_deref(), *keys_max, *with_values)
+            }
+        }
+    }
+
+    /// The entry of a key if it is there now. `seen` grows to what this shows.
+    #[inline]
+    pub fn look(&self, key: &[u8], seen: &mut Lsn) -> Option<&'a Entry> {
+        let entry = self.store.entry(key);
+        *seen = (*seen).max(entry.map_or(self.store.last_removal, |entry| entry.version));
+        entry.filter(|entry| entry.is_live(self.now))
+    }
+
+    fn get(&self, keys: &[Bytes]) -> Result<Decision, Reject> {
+        check_keys(keys)?;
+        let (mut seen, mut bytes) = (Lsn(0), 0);
+        let mut values = Batch::with_capacity(keys.len());
+        for key in keys {
+            let found = self.look(key, &mut seen);
+            bytes += found.map_or(0, |entry| entry.value.len());
+            values.push(found.map(|entry| value_of(entry, true)));
+        }
+        if bytes > REPLY_BYTES_MAX {
+            return Err(Reject::TooLarge {
+                what: "values of one reply",
+                size: bytes as u64,
+                max: REPLY_BYTES_MAX as u64,
+            });
+        }
+        Ok(Decision::Answer { reply: Reply::Values(values), seen })
+    }
+
+    fn set(&self, entries: &[SetEntry]) -> Result<Decision, Reject> {
+        items("entries", entries.len())?;
+        let (mut facts, mut seen) = (Batch::with_capacity(entries.len()), Lsn(0));
+        let mut written = Written::of(entries, self.store.sip);
+        let mut outcomes = Batch::with_capacity(entries.len());
+        for entry in entries {
+            check_entry(entry)?;
+            // What is there is looked up only if it matters.
+            let before = if entry.condition == SetIf::Always && entry.ttl != SetTtl::Keep {
+                None
+            } else {
+                written.get(&entry.key).unwrap_or_else(|| {
+                    self.look(&entry.key, &mut seen).map(|entry| (entry.version, entry.expires_at()))
+                })
+            };
+            if let Err(reject) = holds(entry.condition, before.map(|(version, _)| version)) {
+                outcomes.push(Err(reject));
+                continue;
+            }
+            let expires_at = self.expires_at(entry.ttl, before.map(|(_, expires_at)| expires_at));
+            written.put(&entry.key, self.lsn, expires_at);
+            outcomes.push(Ok(self.lsn));
+            facts.push(Fact::KeySet {
+                store: self.id,
+                key: entry.key.clone(),
+                value: entry.value.clone(),
+                expires_at,
+            });
+        }
+        let reply = Reply::Written(outcomes);
+        Ok(if facts.is_empty() {
+            Decision::Answer { reply, seen }
+        } else {
+            Decision::Change { facts, reply }
+        })
+    }
+
+    fn expires_at(&self, ttl: SetTtl, before: Option<Option<Millis>>) -> Option<Millis> {
+        let default = || self.settings.default_ttl_ms.map(|ttl_ms| self.now.plus(ttl_ms));
+        match ttl {
+            SetTtl::Millis(ttl_ms) => Some(self.now.plus(ttl_ms)),
+            SetTtl::Default => default(),
+            SetTtl::Keep => before.unwrap_or_else(default),
+        }
+    }
+
+    fn delete(&self, keys: &[Bytes]) -> Result<Decision, Reject> {
+        check_keys(keys)?;
+        let mut seen = Lsn(0);
+        let (mut facts, mut flags) = (Batch::new(), Batch::with_capacity(keys.len()));
+        let mut deleted = Written::when(keys.len() > 1, self.store.sip);
+        for key in keys {
+            let there = deleted.get(key).is_none() && self.look(key, &mut seen).is_some();
+            flags.push(there);
+            if there {
+                deleted.put(key, self.lsn, None);
+                facts.push(Fact::KeyDeleted { store: self.id, key: key.clone() });
+            }
+        }
+        let reply = Reply::Flags(flags);
+        Ok(if facts.is_empty() {
+            Decision::Answer { reply, seen }
+        } else {
+            Decision::Change { facts, reply }
+        })
+    }
+
+    fn delete_version(&self, keys: &[Bytes], version: Lsn) -> Result<Decision, Reject> {
+        check_keys(keys)?;
+        let [key] = keys else {
+            return Err(Reject::invalid("if_version", format!("needs exactly one key, not {}", keys.len())));
+        };
+        let actual = self.look(key, &mut Lsn(0)).map(|entry| entry.version);
+        holds(SetIf::Version(version), actual)?;
+        Ok(Decision::Change {
+            facts: smallvec![Fact::KeyDeleted { store: self.id, key: key.clone() }],
+            reply: Reply::Flags(smallvec![true]),
+        })
+    }
+}
+
+/// What a reply shows of an entry.
+pub(super) fn value_of(entry: &Entry, with_value: bool) -> EntryValue {
+    EntryValue {
+        value: if with_value { entry.value.clone() } else { Bytes::new() },
+        version: entry.version,
+        expires_at: entry.expires_at(),
+    }
+}
+
+fn holds(condition: SetIf, actual: Option<Lsn>) -> Result<(), Reject> {
+    let holds = match condition {
+        SetIf::Always => true,
+        SetIf::Absent => actual.is_none(),
+        SetIf::Present => actual.is_some(),
+        SetIf::Version(version) => actual == Some(version),
+    };
+    if holds { Ok(()) } else { Err(Reject::ConditionFailed { actual }) }
+}
+
+fn check_keys(keys: &[Bytes]) -> Result<(), Reject> {
+    items("keys", keys.len())?;
+    keys.iter().try_for_each(|key| check_key(key))
+}
+
+#[inline]
+fn check_key(key: &[u8]) -> Result<(), Reject> {
+    if key.is_empty() {
+        return Err(Reject::invalid("key", "is empty; at least 1 byte is needed"));
+    }
+    size("key", key, KEY_BYTES_MAX)
+}
+
+#[inline]
+fn check_entry(entry: &SetEntry) -> Result<(), Reject> {
+    check_key(&entry.key)?;
+    size("value", &entry.value, VALUE_BYTES_MAX)?;
+    match entry.ttl {
+        SetTtl::Millis(ttl_ms) => within("ttl_ms", ttl_ms, 1, DELAY_MS_MAX),
+        SetTtl::Default | SetTtl::Keep => Ok(()),
+    }
+}
+
+/// What a key holds after the earlier items of the same batch: version and end.
+type After = Option<(Lsn, Option<Millis>)>;
+
+/// Keys that earlier items of the batch changed. Remembers nothing where no later item could notice. Never iterated.
+struct Written<'a> {
+    keys: Option<hashbrown::HashMap<&'a [u8], (Lsn, Option<Millis>), SipKey>>,
+}
+
+impl<'a> Written<'a> {
+    fn of(entries: &[SetEntry], sip: SipKey) -> Self {
+        let looks = |entry: &SetEntry| entry.condition != SetIf::Always || entry.ttl == SetTtl::Keep;
+        Self::when(entries.len() > 1 && entries.iter().any(looks), sip)
+    }
+
+    fn when(needed: bool, sip: SipKey) -> Self {
+        Self { keys: needed.then(|| hashbrown::HashMap::with_hasher(sip)) }
+    }
+
+    fn get(&self, key: &[u8]) -> Option<After> {
+        self.keys.as_ref()?.get(key).copied().map(Some)
+    }
+
+    fn put(&mut self, key: &'a [u8], version: Lsn, expires_at: Option<Millis>) {
+        if let Some(keys) = &mut self.keys {
+            keys.insert(key, (version, expires_at));
+        }
+    }
+}
+
+/// Lets maps of byte strings use the keyed hash.
+impl BuildHasher for SipKey {
+    type Hasher = SipHasher;
+
+    fn build_hasher(&self) -> SipHasher {
+        SipHasher { sip: *self, hash: 0 }
+    }
+}
+
+/// The hash of one byte string.
+pub(crate) struct SipHasher {
+    sip: SipKey,
+    hash: u64,
+}
+
+impl Hasher for SipHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.hash ^= self.sip.hash(bytes);
+    }
+
+    fn write_usize(&mut self, _length: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.hash
+    }
+}

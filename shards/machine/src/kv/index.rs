@@ -1,0 +1,139 @@
+//! A store's part of checkpoints.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use flowmesh_model::codec::{Malformed, Reader, detached, put_varint};
+use flowmesh_model::{IndexWrite, Lsn, Millis, Space};
+
+use super::{Entry, Key, Store};
+use crate::changes::{Change, Mark, Seals, Touch, image, removal};
+use crate::keys::{self, Home};
+
+/// An entry in the index.
+///
+/// | field | size | meaning |
+/// |---|---|---|
+/// | format | 1 | 1 |
+/// | version | varint | LSN |
+/// | expires at | varint | ms, 0 = never |
+/// | value | the rest | |
+pub(super) fn encode(entry: &Entry) -> Bytes {
+    let mut out = BytesMut::with_capacity(21 + entry.value.len());
+    out.put_u8(keys::FORMAT);
+    put_varint(&mut out, entry.version.0);
+    put_varint(&mut out, entry.expires_at.0);
+    out.put_slice(&entry.value);
+    out.freeze()
+}
+
+impl Store {
+    /// Appends the store's counters in their form in the index: the LSN of the last removal, a varint.
+    pub fn encode_counters(&self, out: &mut BytesMut) {
+        put_varint(out, self.last_removal.0);
+    }
+
+    /// Reads what [`Store::encode_counters`] wrote.
+    pub fn restore_counters(&mut self, reader: &mut Reader) -> Result<(), Malformed> {
+        self.last_removal = Lsn(reader.varint()?);
+        Ok(())
+    }
+
+    /// Takes an entry out of the index.
+    pub fn restore_entry(&mut self, key: &[u8], value: Bytes) -> Result<(), Malformed> {
+        let mut reader = keys::open(value)?;
+        let (version, expires_at) = (Lsn(reader.varint()?), Millis(reader.varint()?));
+        let value = reader.take(reader.remaining())?;
+        let hash = self.sip.hash(key);
+        if self.table.find(hash, key).is_some() {
+            return Err(Malformed("the same key twice"));
+        }
+        let key: Key = Arc::from(key);
+        let entry = Entry {
+            key: Arc::clone(&key),
+            value: detached(&value),
+            version,
+            expires_at,
+            mark: Mark::IN_INDEX,
+        };
+        self.memory_bytes += entry.memory_bytes();
+        self.reschedule(&key, Millis(0), expires_at);
+        self.ordered.insert(key);
+        self.table.insert(hash, entry);
+        Ok(())
+    }
+
+    /// Takes the changes into the sealed state.
+    pub fn seal(&mut self) {
+        self.changes.seal();
+    }
+
+    /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
+    pub fn collect(
+        &mut self,
+        home: &Home,
+        seals: &Seals,
+        items_max: usize,
+        out: &mut Vec<IndexWrite>,
+    ) -> usize {
+        for count in 0..items_max {
+            match self.changes.next() {
+                None => return count,
+                Some(Change::Gone(key)) => out.push(removal(Space::Keys, home.entry_key(&key))),
+                Some(Change::Listed(key)) => {
+                    let entry = self.table.find_mut(self.sip.hash(&key), &key);
+                    if let Some(entry) = entry.filter(|entry| seals.is_sealed(entry.mark)) {
+                        Seals::written(&mut entry.mark);
+                        out.push(image(Space::Keys, home.entry_key(&key), encode(entry)));
+                    }
+                }
+            }
+        }
+        items_max
+    }
+
+    /// The sealed state is in the index.
+    pub fn sealed_written(&mut self) {
+        self.changes.sealed_written();
+    }
+
+    /// The sealed state did not get into the index.
+    pub fn unseal(&mut self, seals: &Seals) {
+        let (changed, gone) = self.changes.unseal();
+        for key in changed {
+            let entry = self.table.find_mut(self.sip.hash(&key), &key);
+            if let Some(entry) = entry
+                && seals.touch(&mut entry.mark) != Touch::Known
+            {
+                let key = Arc::clone(&entry.key);
+                self.changes.list(key);
+            }
+        }
+        for key in gone {
+            match self.table.find_mut(self.sip.hash(&key), &key) {
+                Some(entry) => entry.mark.set_in_index(),
+                None => self.changes.list_gone(key),
+            }
+        }
+    }
+
+    /// Takes at most `items_max` entries of a dropped store out of memory and appends the keys the index has of them
+    /// to `gone`. Returns how many it took: fewer means that is all.
+    pub fn bury(&mut self, home: &Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
+        for count in 0..items_max {
+            let (key, in_index) = if let Some(key) = self.ordered.pop_first() {
+                let entry = self.table.remove(self.sip.hash(&key), &key);
+                (key, entry.is_some_and(|entry| entry.mark.in_index()))
+            } else if let Some(Change::Gone(key)) = self.changes.next() {
+                (key, true)
+            } else {
+                self.expiry = std::collections::BTreeSet::new();
+                return count;
+            };
+            if in_index {
+                gone.push((Space::Keys, home.entry_key(&key)));
+            }
+        }
+        items_max
+    }
+}

@@ -1,0 +1,45 @@
+//! A stream's invariants, and its state as text.
+
+use std::fmt::Write;
+
+use super::{PARTITION_BYTES, Stream};
+use crate::changes::Seals;
+
+impl Stream {
+    /// Checks every invariant.
+    pub fn check(&self, seals: &Seals) {
+        let (mut memory_bytes, mut tail_bytes) = (self.partitions.len() as u64 * 8, 0);
+        for (number, partition) in self.partitions() {
+            assert!(partition.earliest <= partition.next);
+            assert!(partition.flushed <= partition.next);
+            assert!(partition.sealed_next <= partition.next);
+            let mut end = partition.tail.first().map_or(partition.next, |run| run.base);
+            assert!(end <= partition.flushed, "records are neither in memory nor in files");
+            for run in partition.tail.runs() {
+                assert_eq!(run.base, end, "runs leave no gap");
+                assert!(run.count > 0);
+                assert!(run.lsn <= partition.last_lsn && run.appended_at <= partition.last_time);
+                end = run.end();
+                tail_bytes += run.memory_bytes();
+            }
+            assert_eq!(end, partition.next, "the tail ends where the partition does");
+            memory_bytes += PARTITION_BYTES;
+            if seals.are_made() {
+                assert_eq!(seals.is_listed(partition.mark), self.dirty.contains(&number));
+            }
+        }
+        assert_eq!(self.tail_bytes, tail_bytes);
+        assert_eq!(self.memory_bytes, memory_bytes + tail_bytes);
+    }
+
+    /// The state as text. Which records are in memory is not part of it.
+    pub fn dump(&self, out: &mut String) {
+        for (number, p) in self.partitions() {
+            let _ = writeln!(
+                out,
+                "  partition {number} {}..{} bytes {} lsn {} time {}",
+                p.earliest, p.next, p.bytes, p.last_lsn, p.last_time
+            );
+        }
+    }
+}

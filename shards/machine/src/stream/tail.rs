@@ -1,0 +1,157 @@
+//! The newest records of a partition, in memory.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use flowmesh_model::codec::COPY_BELOW_BYTES;
+use flowmesh_model::record::RecordSlices;
+use flowmesh_model::reply::RecordRun;
+use flowmesh_model::{Lsn, Millis, Offset};
+
+/// A piece of memory that small appends share. Some hundreds of small batches, so that the allocator is rarely asked; and
+/// small enough that what outlives its neighbours keeps little alive.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// What one append brought.
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    pub base: Offset,
+    pub count: u32,
+    pub appended_at: Millis,
+    pub lsn: Lsn,
+    pub records: Bytes,
+}
+
+impl Run {
+    /// The offset behind its last record.
+    pub fn end(&self) -> Offset {
+        self.base.plus(u64::from(self.count))
+    }
+
+    /// What it takes in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        (size_of::<Self>() + self.records.len()) as u64
+    }
+
+    /// All of it, as replies and segment files want it.
+    pub fn to_records(&self) -> RecordRun {
+        RecordRun {
+            base: self.base,
+            count: self.count,
+            appended_at: self.appended_at,
+            records: self.records.clone(),
+        }
+    }
+
+    /// The records from `from` on: at most `records_max`, and no more bytes than `bytes_max` unless the first one alone
+    /// has more and `first` says that it must come.
+    fn part(&self, from: Offset, records_max: u32, bytes_max: usize, first: bool) -> Option<RecordRun> {
+        if from <= self.base && self.count <= records_max && self.records.len() <= bytes_max {
+            return Some(self.to_records());
+        }
+        let skip = from.0.saturating_sub(self.base.0);
+        let mut slices = RecordSlices::new(&self.records);
+        for _ in 0..skip {
+            slices.next()?.ok()?;
+        }
+        let start = self.records.len() - slices.rest().len();
+        let (mut end, mut count) = (start, 0u32);
+        while count < records_max && matches!(slices.next(), Some(Ok(_))) {
+            let after = self.records.len() - slices.rest().len();
+            if after - start > bytes_max && !(first && count == 0) {
+                break;
+            }
+            end = after;
+            count += 1;
+        }
+        (count > 0).then(|| RecordRun {
+            base: self.base.plus(skip),
+            count,
+            appended_at: self.appended_at,
+            records: self.records.slice(start..end),
+        })
+    }
+}
+
+/// Runs in order and without a gap; the last one ends where the partition does.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    runs: VecDeque<Run>,
+}
+
+impl Tail {
+    pub const fn new() -> Self {
+        Self { runs: VecDeque::new() }
+    }
+
+    pub fn first(&self) -> Option<&Run> {
+        self.runs.front()
+    }
+
+    pub fn runs(&self) -> impl Iterator<Item = &Run> {
+        self.runs.iter()
+    }
+
+    /// Whether the record at `offset` is in memory.
+    pub fn has(&self, offset: Offset) -> bool {
+        self.runs.front().is_some_and(|run| run.base <= offset)
+    }
+
+    pub fn push(&mut self, run: Run) {
+        self.runs.push_back(run);
+    }
+
+    /// Drops the first run if all of it is before `flushed`. Returns the bytes it took.
+    pub fn pop_below(&mut self, flushed: Offset) -> Option<u64> {
+        let run = self.runs.pop_front_if(|run| run.end() <= flushed)?;
+        Some(run.memory_bytes())
+    }
+
+    /// Runs that hold records from `from` on.
+    fn since(&self, from: Offset) -> impl Iterator<Item = &Run> {
+        let start = self.runs.partition_point(|run| run.end() <= from);
+        self.runs.range(start..)
+    }
+
+    /// Whole runs from `from` on; a run that starts before is cut.
+    pub fn flush(&self, from: Offset) -> Vec<RecordRun> {
+        self.since(from).filter_map(|run| run.part(from, u32::MAX, usize::MAX, true)).collect()
+    }
+
+    /// The records from `from` on, up to the limits; the first record always comes.
+    pub fn read(&self, from: Offset, records_max: u32, bytes_max: usize) -> Vec<RecordRun> {
+        let (mut runs, mut records_left, mut bytes_left) = (Vec::new(), records_max, bytes_max);
+        for run in self.since(from) {
+            let Some(part) = run.part(from, records_left, bytes_left, runs.is_empty()) else { break };
+            let whole = part.base.plus(u64::from(part.count)) == run.end();
+            records_left -= part.count;
+            bytes_left = bytes_left.saturating_sub(part.records.len());
+            runs.push(part);
+            if !whole || records_left == 0 || bytes_left == 0 {
+                break;
+            }
+        }
+        runs
+    }
+}
+
+/// Memory for small batches, shared by all partitions of a shard.
+#[derive(Debug, Default)]
+pub(crate) struct Arena {
+    chunk: BytesMut,
+}
+
+impl Arena {
+    /// The same bytes, not sharing memory with the buffer they arrived in if they are few.
+    #[inline]
+    pub fn keep(&mut self, bytes: &Bytes) -> Bytes {
+        if bytes.len() >= COPY_BELOW_BYTES {
+            return bytes.clone();
+        }
+        if self.chunk.capacity() - self.chunk.len() < bytes.len() {
+            self.chunk = BytesMut::with_capacity(CHUNK_BYTES);
+        }
+        self.chunk.extend_from_slice(bytes);
+        self.chunk.split().freeze()
+    }
+}

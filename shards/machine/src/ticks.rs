@@ -1,0 +1,74 @@
+//! What time brings.
+
+use flowmesh_model::{Fact, Millis, ResourceId};
+
+use crate::decision::{Tick, WaitKey};
+use crate::held::Parts;
+use crate::machine::{Machine, arm};
+
+/// Delayed jobs one tick makes ready, for each fact it may return: about as much work.
+const PROMOTIONS_PER_FACT: usize = 4;
+
+impl Machine {
+    /// Promotes delayed jobs whose time has come, and says which facts are due: dropped resources, leases and keys whose
+    /// time is up. At most `facts_max` facts, which the caller logs and applies at once.
+    pub fn tick(&mut self, now: Millis, facts_max: usize) -> Tick {
+        self.clock = self.clamp(now);
+        let now = self.clock;
+        let mut facts = Vec::new();
+        facts.extend(self.drops.iter().take(facts_max).map(|&id| Fact::ResourceDropped { id }));
+        let mut promotions = facts_max.saturating_mul(PROMOTIONS_PER_FACT);
+        let due = self.timers.range(..=(now, ResourceId(u64::MAX))).map(|&(_, id)| id);
+        let due: Vec<ResourceId> = due.take(facts_max.max(1)).collect();
+        for id in due {
+            if facts.len() >= facts_max || promotions == 0 {
+                break;
+            }
+            promotions -= self.tick_one(id, now, facts_max, promotions, &mut facts);
+        }
+        let next = if facts.is_empty() { self.next_due().map(|due| due.max(now)) } else { Some(now) };
+        Tick { facts, next }
+    }
+
+    /// Returns how many jobs were promoted. The timer of a resource with facts stays where it is: once they are
+    /// applied, another tick finds nothing due and moves it.
+    fn tick_one(
+        &mut self,
+        id: ResourceId,
+        now: Millis,
+        facts_max: usize,
+        promotions_max: usize,
+        facts: &mut Vec<Fact>,
+    ) -> usize {
+        let Some(held) = self.held.get_mut(&id) else { return 0 };
+        let (before, mut promoted) = (facts.len(), 0);
+        // What is about to be dropped needs no other fact.
+        if !self.drops.contains(&id) {
+            match &mut held.parts {
+                Parts::Stream(_) => {}
+                Parts::Queue(queue) => {
+                    promoted = queue.promote(now, promotions_max);
+                    queue.expire(id, now, facts_max - before, facts);
+                    if promoted > 0 {
+                        self.woken.wake(&mut queue.woken, WaitKey::Queue(id));
+                    }
+                }
+                Parts::Kv(store) => store.expire(id, now, facts_max - before, facts),
+            }
+        }
+        if facts.len() == before {
+            let due = if self.drops.contains(&id) { None } else { held.parts.next_due() };
+            arm(&mut self.timers, held, due);
+        }
+        promoted
+    }
+
+    /// When [`Machine::tick`] has something to do next; may be early, never late. Costs next to nothing.
+    #[inline]
+    pub fn next_due(&self) -> Option<Millis> {
+        if !self.drops.is_empty() {
+            return Some(self.clock);
+        }
+        self.timers.first().map(|(due, _)| *due)
+    }
+}
