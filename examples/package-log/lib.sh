@@ -2,11 +2,14 @@
 
 # Runs a flowmesh command again as long as the server is away (exit code 4), for a minute. For what may be done twice.
 again() {
-    local deadline=$((SECONDS + 60)) code
+    local deadline=$((SECONDS + 60)) code problem
+    problem=$(mktemp)
     while :; do
         code=0
-        "$FLOWMESH" "$@" && return 0 || code=$?
+        "$FLOWMESH" "$@" 2>"$problem" || code=$?
         if [ "$code" -ne 4 ] || [ "$SECONDS" -ge "$deadline" ]; then
+            cat "$problem" >&2
+            rm -f "$problem"
             return "$code"
         fi
         sleep 0.1

@@ -12,7 +12,7 @@ while :; do
     next=$(again stream status packages --output json | number next_offset)
     [ "$next" -lt "$lines" ] || break
     code=0
-    tail -n "+$((next + 1))" "$file" | head -n 500 | "$FLOWMESH" stream append packages --output json >/dev/null || code=$?
+    sed -n "$((next + 1)),$((next + 500))p" "$file" | "$FLOWMESH" stream append packages --output json >/dev/null || code=$?
     [ "$code" -eq 0 ] || [ "$code" -eq 4 ] || exit "$code"
 done
 echo "produce: $lines lines are in the stream" >&2

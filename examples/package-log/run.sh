@@ -61,6 +61,7 @@ kill_server_at() {
     shift
     until [ "$("$@")" -ge "$least" ]; do
         [ "$SECONDS" -lt "$deadline" ] || fail "nothing moves: $* stays below $least"
+        kill -0 "$server" 2>/dev/null || fail "the server died by itself"
         sleep 0.02
     done
     kill -9 "$server"
