@@ -18,92 +18,59 @@
 
 use flowmesh_model::Code;
 
-/// The status codes of gRPC (<https://grpc.github.io/grpc/core/md_doc_statuscodes.html>).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-#[allow(missing_docs, reason = "the names are the standard's")]
-pub enum GrpcCode {
-    Ok = 0,
-    Cancelled = 1,
-    Unknown = 2,
-    InvalidArgument = 3,
-    DeadlineExceeded = 4,
-    NotFound = 5,
-    AlreadyExists = 6,
-    PermissionDenied = 7,
-    ResourceExhausted = 8,
-    FailedPrecondition = 9,
-    Aborted = 10,
-    OutOfRange = 11,
-    Unimplemented = 12,
-    Internal = 13,
-    Unavailable = 14,
-    DataLoss = 15,
-    Unauthenticated = 16,
+macro_rules! grpc_codes {
+    ($($variant:ident = $number:literal, $digits:literal, $name:literal;)+) => {
+        /// The status codes of gRPC (<https://grpc.github.io/grpc/core/md_doc_statuscodes.html>).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        #[allow(missing_docs, reason = "the names are the standard's")]
+        pub enum GrpcCode { $($variant = $number),+ }
+
+        impl GrpcCode {
+            /// All codes by number.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+            /// How many there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The number on the wire.
+            #[must_use]
+            pub const fn number(self) -> i32 {
+                self as i32
+            }
+
+            /// The number as the trailer `grpc-status` has it.
+            #[must_use]
+            pub const fn digits(self) -> &'static str {
+                match self { $(Self::$variant => $digits),+ }
+            }
+
+            /// The name, as in documentation and metrics.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+        }
+    };
 }
 
-impl GrpcCode {
-    /// How many there are.
-    pub const COUNT: usize = 17;
-
-    /// All codes by number.
-    pub const ALL: [Self; Self::COUNT] = [
-        Self::Ok,
-        Self::Cancelled,
-        Self::Unknown,
-        Self::InvalidArgument,
-        Self::DeadlineExceeded,
-        Self::NotFound,
-        Self::AlreadyExists,
-        Self::PermissionDenied,
-        Self::ResourceExhausted,
-        Self::FailedPrecondition,
-        Self::Aborted,
-        Self::OutOfRange,
-        Self::Unimplemented,
-        Self::Internal,
-        Self::Unavailable,
-        Self::DataLoss,
-        Self::Unauthenticated,
-    ];
-
-    /// The number on the wire.
-    #[must_use]
-    pub const fn number(self) -> i32 {
-        self as i32
-    }
-
-    /// The number as the trailer `grpc-status` has it.
-    #[must_use]
-    pub const fn digits(self) -> &'static str {
-        const DIGITS: [&str; GrpcCode::COUNT] =
-            ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16"];
-        DIGITS[self as usize]
-    }
-
-    /// The name, as in documentation and metrics.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "OK",
-            Self::Cancelled => "CANCELLED",
-            Self::Unknown => "UNKNOWN",
-            Self::InvalidArgument => "INVALID_ARGUMENT",
-            Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
-            Self::NotFound => "NOT_FOUND",
-            Self::AlreadyExists => "ALREADY_EXISTS",
-            Self::PermissionDenied => "PERMISSION_DENIED",
-            Self::ResourceExhausted => "RESOURCE_EXHAUSTED",
-            Self::FailedPrecondition => "FAILED_PRECONDITION",
-            Self::Aborted => "ABORTED",
-            Self::OutOfRange => "OUT_OF_RANGE",
-            Self::Unimplemented => "UNIMPLEMENTED",
-            Self::Internal => "INTERNAL",
-            Self::Unavailable => "UNAVAILABLE",
-            Self::DataLoss => "DATA_LOSS",
-            Self::Unauthenticated => "UNAUTHENTICATED",
-        }
-    }
+grpc_codes! {
+    Ok = 0, "0", "OK";
+    Cancelled = 1, "1", "CANCELLED";
+    Unknown = 2, "2", "UNKNOWN";
+    InvalidArgument = 3, "3", "INVALID_ARGUMENT";
+    DeadlineExceeded = 4, "4", "DEADLINE_EXCEEDED";
+    NotFound = 5, "5", "NOT_FOUND";
+    AlreadyExists = 6, "6", "ALREADY_EXISTS";
+    PermissionDenied = 7, "7", "PERMISSION_DENIED";
+    ResourceExhausted = 8, "8", "RESOURCE_EXHAUSTED";
+    FailedPrecondition = 9, "9", "FAILED_PRECONDITION";
+    Aborted = 10, "10", "ABORTED";
+    OutOfRange = 11, "11", "OUT_OF_RANGE";
+    Unimplemented = 12, "12", "UNIMPLEMENTED";
+    Internal = 13, "13", "INTERNAL";
+    Unavailable = 14, "14", "UNAVAILABLE";
+    DataLoss = 15, "15", "DATA_LOSS";
+    Unauthenticated = 16, "16", "UNAUTHENTICATED";
 }
 
 /// A rejection's code in gRPC.
@@ -141,8 +108,8 @@ mod tests {
 
     #[test]
     fn numbers_names_and_order_agree() {
-        for (number, code) in GrpcCode::ALL.into_iter().enumerate() {
-            assert_eq!(code.number() as usize, number);
+        for (number, code) in (0..).zip(GrpcCode::ALL) {
+            assert_eq!(code.number(), number);
             assert_eq!(code.digits(), number.to_string());
             assert_eq!(code.number(), tonic::Code::from(code.number()) as i32);
         }

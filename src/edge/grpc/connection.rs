@@ -181,10 +181,10 @@ where
 
     fn rounds(&mut self, cx: &mut Context<'_>) -> Result<(), Over> {
         for round in 1.. {
-            self.watch(cx)?;
             self.accept_all(cx)?;
             self.calls.extend(self.conn.take_adopted());
             while let Poll::Ready(Some(())) = self.calls.poll_next_unpin(cx) {}
+            self.watch(cx)?;
             if !self.pass.take() {
                 break;
             }
@@ -197,13 +197,15 @@ where
     }
 
     fn accept_all(&mut self, cx: &mut Context<'_>) -> Result<(), Over> {
-        while let Poll::Ready(accepted) = self.h2.poll_accept(cx) {
-            match accepted {
-                Some(Ok((request, respond))) => self.accept(cx, request, respond),
-                Some(Err(_)) | None => return Err(Over),
+        loop {
+            // What woke the connection before this is done by this poll and by what the round polls after it.
+            self.pass.take();
+            match self.h2.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => self.accept(cx, request, respond),
+                Poll::Ready(Some(Err(_)) | None) => return Err(Over),
+                Poll::Pending => return Ok(()),
             }
         }
-        Ok(())
     }
 
     fn accept(

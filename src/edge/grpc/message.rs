@@ -82,10 +82,9 @@ impl MessageReader {
                 None => return Poll::Ready(Err(malformed("the call has no message"))),
             }
         }
-        if !self.chunk.is_empty() || !self.body.is_end_stream() {
-            if ready!(self.poll_message(cx))?.is_some() {
-                return Poll::Ready(Err(malformed("a call that takes one message has several")));
-            }
+        let ended = self.chunk.is_empty() && self.body.is_end_stream();
+        if !ended && ready!(self.poll_message(cx))?.is_some() {
+            return Poll::Ready(Err(malformed("a call that takes one message has several")));
         }
         Poll::Ready(Ok(self.first.take().unwrap_or_default()))
     }

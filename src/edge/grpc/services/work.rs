@@ -183,12 +183,11 @@ impl<B: Backend> Worker<B> {
             if self.credit == 0 && self.reserve.is_none() {
                 return Poll::Pending;
             }
-            let reserve = match &mut self.reserve {
-                Some(reserve) => reserve,
-                None => {
-                    let command = self.reserve_command();
-                    self.reserve.insert(Box::pin(self.edge.backend.call(self.shard, command)))
-                }
+            let reserve = if let Some(reserve) = &mut self.reserve {
+                reserve
+            } else {
+                let command = self.reserve_command();
+                self.reserve.insert(Box::pin(self.edge.backend.call(self.shard, command)))
             };
             let outcome = ready!(Pin::new(reserve).poll(cx));
             self.reserve = None;
@@ -244,12 +243,15 @@ fn put_outcomes(ticket: &Ticket, leases: &[LeaseRef], outcome: Result<Reply, Rej
     };
     match outcome {
         Ok(Reply::Settled(outcomes)) => {
-            leases.iter().zip(&outcomes).for_each(|(lease, outcome)| put(lease, outcome.as_ref().map(|()| 0)))
+            for (lease, outcome) in leases.iter().zip(&outcomes) {
+                put(lease, outcome.as_ref().map(|()| 0));
+            }
         }
-        Ok(Reply::Extended(outcomes)) => leases
-            .iter()
-            .zip(&outcomes)
-            .for_each(|(lease, outcome)| put(lease, outcome.as_ref().map(|until| until.get()))),
+        Ok(Reply::Extended(outcomes)) => {
+            for (lease, outcome) in leases.iter().zip(&outcomes) {
+                put(lease, outcome.as_ref().map(|until| until.get()));
+            }
+        }
         Ok(_) => leases.iter().for_each(|lease| put(lease, Err(&wrong_reply()))),
         Err(reject) => leases.iter().for_each(|lease| put(lease, Err(&reject))),
     }

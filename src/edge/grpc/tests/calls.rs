@@ -34,7 +34,11 @@ fn append(stream: &str, records: &[(Option<&str>, &str)]) -> v1::AppendRequest {
         value: Bytes::copy_from_slice(value.as_bytes()),
         ..Default::default()
     };
-    v1::AppendRequest { stream: stream.into(), partition: None, records: records.iter().map(record).collect() }
+    v1::AppendRequest {
+        stream: stream.into(),
+        partition: None,
+        records: records.iter().map(record).collect(),
+    }
 }
 
 #[test]
@@ -46,7 +50,8 @@ fn keys_are_set_read_and_deleted() {
         let read: v1::GetResponse = rig.call(GET, &keys(&["b", "none", "a"])).await.unwrap();
         let values: Vec<_> = read.entries.iter().map(|e| (e.found, &e.value[..])).collect();
         assert_eq!(values, [(true, &b"2"[..]), (false, b""), (true, b"1")]);
-        let request = v1::DeleteRequest { store: "s".into(), keys: keys(&["a", "none"]).keys, if_version: None };
+        let request =
+            v1::DeleteRequest { store: "s".into(), keys: keys(&["a", "none"]).keys, if_version: None };
         let deleted: v1::DeleteResponse = rig.call("flowmesh.v1.Kv/Delete", &request).await.unwrap();
         assert_eq!(deleted.deleted, [true, false]);
     });
@@ -67,7 +72,8 @@ fn keys_of_several_shards_are_answered_in_the_order_asked() {
         assert!(written.outcomes.iter().all(|outcome| outcome.version > 0));
         let asked: Vec<&str> = names.iter().map(String::as_str).collect();
         let read: v1::GetResponse = rig.call(GET, &keys(&asked)).await.unwrap();
-        let values: Vec<_> = read.entries.iter().map(|e| String::from_utf8(e.value.to_vec()).unwrap()).collect();
+        let values: Vec<_> =
+            read.entries.iter().map(|e| String::from_utf8(e.value.to_vec()).unwrap()).collect();
         assert_eq!(values, names);
 
         rig.fake.fail_shard(2);
@@ -98,7 +104,8 @@ fn records_are_appended_and_read() {
     run(async {
         let rig = Rig::new().await;
         let path = "flowmesh.v1.Stream/Append";
-        let done: v1::AppendResponse = rig.call(path, &append("one", &[(None, "a"), (None, "b")])).await.unwrap();
+        let done: v1::AppendResponse =
+            rig.call(path, &append("one", &[(None, "a"), (None, "b")])).await.unwrap();
         assert_eq!((done.base_offset, done.count, done.parts.len()), (0, 2, 0));
         let done: v1::AppendResponse = rig.call(path, &append("new", &[(None, "a")])).await.unwrap();
         assert_eq!((done.base_offset, done.count), (0, 1));
@@ -141,7 +148,8 @@ fn jobs_are_enqueued_reserved_and_acknowledged_once() {
         let reserved: v1::ReserveResponse = rig.call("flowmesh.v1.Queue/Reserve", &request).await.unwrap();
         assert_eq!(reserved.jobs.len(), 2);
         assert_eq!((&reserved.jobs[1].payload[..], reserved.jobs[1].priority), (&[1u8][..], 5));
-        let leases = reserved.jobs.iter().map(|job| v1::Lease { job_id: job.job_id, token: job.token }).collect();
+        let leases =
+            reserved.jobs.iter().map(|job| v1::Lease { job_id: job.job_id, token: job.token }).collect();
         let request = v1::AckRequest { queue: "q".into(), leases };
         let acked: v1::AckResponse = rig.call("flowmesh.v1.Queue/Ack", &request).await.unwrap();
         assert!(acked.outcomes.iter().all(|outcome| outcome.error.is_none()));
@@ -159,8 +167,10 @@ fn resources_are_created_listed_changed_and_deleted() {
             rig.call("flowmesh.v1.Admin/CreateResource", &create).await.unwrap();
         assert!(created.created);
         assert_eq!(created.resource.unwrap().path, "default/default/queue/mail");
-        let failure =
-            rig.call::<v1::CreateResourceResponse>("flowmesh.v1.Admin/CreateResource", &create).await.unwrap_err();
+        let failure = rig
+            .call::<v1::CreateResourceResponse>("flowmesh.v1.Admin/CreateResource", &create)
+            .await
+            .unwrap_err();
         assert_eq!((failure.code, failure.reason().as_str()), (6, "RESOURCE_EXISTS"));
 
         let mut names = Vec::new();
@@ -176,7 +186,9 @@ fn resources_are_created_listed_changed_and_deleted() {
             }
         }
         assert_eq!(names.len(), 5);
-        assert!(names.is_sorted_by_key(|name| name.split('/').next_back().map(str::to_owned)) || names.len() == 5);
+        assert!(
+            names.is_sorted_by_key(|name| name.split('/').next_back().map(str::to_owned)) || names.len() == 5
+        );
 
         let settings = v1::QueueSettings { max_attempts: Some(9), ..Default::default() };
         let settings = v1::Settings { kind: Some(v1::settings::Kind::Queue(settings)) };
@@ -264,7 +276,11 @@ fn bad_requests_get_named_errors_and_the_connection_lives() {
             let failure = raw(&rig, GET, bytes).await;
             assert_eq!((failure.code, failure.reason().as_str()), (code, reason), "{what}: {failure:?}");
         }
-        let names = [("a b", 3, "INVALID_ARGUMENT"), ("none", 5, "RESOURCE_NOT_FOUND"), ("a/b/queue/s", 3, "WRONG_KIND")];
+        let names = [
+            ("a b", 3, "INVALID_ARGUMENT"),
+            ("none", 5, "RESOURCE_NOT_FOUND"),
+            ("a/b/queue/s", 3, "WRONG_KIND"),
+        ];
         for (store, code, reason) in names {
             let request = v1::GetRequest { store: store.into(), ..keys(&["a"]) };
             let failure = rig.call::<v1::GetResponse>(GET, &request).await.unwrap_err();
@@ -435,7 +451,8 @@ fn a_wait_that_is_over_in_vain_is_an_empty_answer() {
         let reserved: v1::ReserveResponse = rig.call("flowmesh.v1.Queue/Reserve", &request).await.unwrap();
         assert!(reserved.jobs.is_empty());
         let too_long = v1::ReserveRequest { queue: "q".into(), wait_ms: 60_001, ..Default::default() };
-        let failure = rig.call::<v1::ReserveResponse>("flowmesh.v1.Queue/Reserve", &too_long).await.unwrap_err();
+        let failure =
+            rig.call::<v1::ReserveResponse>("flowmesh.v1.Queue/Reserve", &too_long).await.unwrap_err();
         assert_eq!(failure.reason(), "INVALID_ARGUMENT");
     });
 }

@@ -60,7 +60,7 @@ impl Rig {
         let (stop, stopped) = oneshot::channel();
         let shutdown = async move {
             if stopped.await.is_err() {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         };
         let server = spawn_local(serve_connection(far, Rc::clone(&edge), shutdown));
@@ -85,7 +85,13 @@ impl Rig {
             .header("te", "trailers");
         let mut client = self.client.clone().ready().await.unwrap();
         let (response, send) = client.send_request(change(request).body(()).unwrap(), false).unwrap();
-        Call { send, response: Some(response), body: None, buffer: BytesMut::new(), headers: HeaderMap::new() }
+        Call {
+            send,
+            response: Some(response),
+            body: None,
+            buffer: BytesMut::new(),
+            headers: HeaderMap::new(),
+        }
     }
 
     /// A whole unary call.

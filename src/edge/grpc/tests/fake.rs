@@ -14,9 +14,9 @@ use flowmesh_model::placement::SlotMap;
 use flowmesh_model::reject::LeaseLost;
 use flowmesh_model::reply::{EntryValue, LeasedJob, QueueStatus, RecordRun, RecordRuns};
 use flowmesh_model::{
-    Catalog, CatalogCommand, CatalogVersion, Command, Durability, JobId, Kind, KvCommand, LeaseToken, Lsn, Millis,
-    Offset, PartitionRef, QueueCommand, Reject, Reply, ResourceId, ResourceInfo, ResourcePath, Settings, ShardId,
-    StreamCommand, StreamSettings,
+    Catalog, CatalogCommand, CatalogVersion, Command, Durability, JobId, Kind, KvCommand, LeaseToken, Lsn,
+    Millis, Offset, PartitionRef, QueueCommand, Reject, Reply, ResourceId, ResourceInfo, ResourcePath,
+    Settings, ShardId, StreamCommand, StreamSettings,
 };
 use futures::FutureExt;
 use futures::channel::oneshot;
@@ -27,6 +27,8 @@ use crate::edge::backend::{Backend, ServerFacts};
 /// The backend.
 #[derive(Clone)]
 pub struct Fake(Rc<State>);
+
+type Held = (Box<dyn ReplySink>, Result<Reply, Reject>);
 
 struct Waiter {
     to: ShardId,
@@ -51,7 +53,7 @@ struct State {
     waiting: RefCell<Vec<Waiter>>,
     /// Replies are kept until they are let go.
     hold: Cell<bool>,
-    held: RefCell<Vec<(Box<dyn ReplySink>, Result<Reply, Reject>)>>,
+    held: RefCell<Vec<Held>>,
     serving: Cell<bool>,
     commands: Cell<usize>,
     fail_shard: Cell<Option<ShardId>>,
@@ -176,7 +178,11 @@ impl Fake {
                     ReadFrom::Offset(offset) => offset,
                 };
                 if from > next {
-                    return Some(Err(Reject::OffsetOutOfRange { requested: from, earliest: Offset(0), next }));
+                    return Some(Err(Reject::OffsetOutOfRange {
+                        requested: from,
+                        earliest: Offset(0),
+                        next,
+                    }));
                 }
                 let (mut bytes, mut count) = (0, 0);
                 let found: Vec<_> = runs
@@ -194,7 +200,12 @@ impl Fake {
                     return None;
                 }
                 let end = found.last().map_or(from, |run| run.base.plus(run.count.into()));
-                Ok(Reply::Records(RecordRuns { runs: found, next: end, earliest: Offset(0), high_watermark: next }))
+                Ok(Reply::Records(RecordRuns {
+                    runs: found,
+                    next: end,
+                    earliest: Offset(0),
+                    high_watermark: next,
+                }))
             }
             StreamCommand::Status => {
                 let bytes = runs.iter().map(|run| run.records.len() as u64).sum();
@@ -221,15 +232,15 @@ impl Fake {
                     return None;
                 }
                 let jobs = queue.ready.len().min(*jobs_max as usize);
-                let leased: Vec<_> = queue.ready.drain(..jobs).map(|(job, new)| (job, new)).collect();
+                let leased: Vec<_> = queue.ready.drain(..jobs).collect();
                 Reply::Reserved(leased.into_iter().map(|(job, new)| self.lease(queue, job, new)).collect())
             }
             QueueCommand::Ack { leases } => {
                 Reply::Settled(leases.iter().map(|lease| settle(queue, lease.job, lease.token)).collect())
             }
-            QueueCommand::Nack { nacks } => {
-                Reply::Settled(nacks.iter().map(|nack| settle(queue, nack.lease.job, nack.lease.token)).collect())
-            }
+            QueueCommand::Nack { nacks } => Reply::Settled(
+                nacks.iter().map(|nack| settle(queue, nack.lease.job, nack.lease.token)).collect(),
+            ),
             QueueCommand::Extend { leases, .. } => Reply::Extended(
                 leases
                     .iter()
@@ -309,7 +320,9 @@ impl Fake {
             (CatalogCommand::Create { .. }, Some(_)) => {
                 return Err(Reject::ResourceExists { path: path.to_string() });
             }
-            (CatalogCommand::Create { settings, .. }, None) => (self.create(path.clone(), settings.clone()), true),
+            (CatalogCommand::Create { settings, .. }, None) => {
+                (self.create(path.clone(), settings.clone()), true)
+            }
             (CatalogCommand::Update { settings, .. }, Some(old)) => {
                 let info = Arc::new(ResourceInfo { settings: settings.clone(), ..(*old).clone() });
                 self.replace(others.chain([Arc::clone(&info)]));
@@ -374,6 +387,18 @@ fn settle(queue: &mut Queue, job: JobId, token: LeaseToken) -> Result<(), Reject
     }
 }
 
+struct Sink(oneshot::Sender<Result<Reply, Reject>>);
+
+impl ReplySink for Sink {
+    fn deliver(self: Box<Self>, outcome: Result<Reply, Reject>) {
+        let _ = self.0.send(outcome);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.0.is_canceled()
+    }
+}
+
 impl Backend for Fake {
     fn catalog(&self) -> Arc<Catalog> {
         Arc::clone(&self.0.catalog.borrow())
@@ -420,15 +445,6 @@ impl Backend for Fake {
 
     fn call(&self, to: ShardId, command: Command) -> impl Future<Output = Result<Reply, Reject>> + 'static {
         let (sender, receiver) = oneshot::channel();
-        struct Sink(oneshot::Sender<Result<Reply, Reject>>);
-        impl ReplySink for Sink {
-            fn deliver(self: Box<Self>, outcome: Result<Reply, Reject>) {
-                let _ = self.0.send(outcome);
-            }
-            fn is_closed(&self) -> bool {
-                self.0.is_canceled()
-            }
-        }
         self.dispatch(to, command, Box::new(Sink(sender)));
         receiver.map(|outcome| outcome.unwrap_or(Err(Reject::ShuttingDown)))
     }

@@ -88,7 +88,8 @@ fn an_old_connection_is_told_to_go_away() {
 #[test]
 fn a_client_that_answers_no_ping_is_dropped_and_one_that_does_is_not() {
     run(async {
-        let config = GrpcConfig { keepalive_interval: SHORT, keepalive_timeout: SHORT, ..GrpcConfig::default() };
+        let config =
+            GrpcConfig { keepalive_interval: SHORT, keepalive_timeout: SHORT, ..GrpcConfig::default() };
         let rig = Rig::with(Fake::new(1), config.clone()).await;
         tokio::time::sleep(SHORT * 8).await;
         rig.call::<v1::GetResponse>("flowmesh.v1.Kv/Get", &get()).await.unwrap();

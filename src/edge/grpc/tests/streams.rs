@@ -17,7 +17,8 @@ const SUBSCRIBE: &str = "flowmesh.v1.Stream/Subscribe";
 const WORK: &str = "flowmesh.v1.Queue/Work";
 
 fn append(stream: &str, sequence: u64, values: &[&str]) -> v1::AppendStreamRequest {
-    let record = |value: &&str| v1::Record { value: Bytes::copy_from_slice(value.as_bytes()), ..Default::default() };
+    let record =
+        |value: &&str| v1::Record { value: Bytes::copy_from_slice(value.as_bytes()), ..Default::default() };
     let records = values.iter().map(record).collect();
     v1::AppendStreamRequest { stream: stream.into(), partition: None, records, sequence }
 }
@@ -188,7 +189,10 @@ fn a_consumer_gets_what_is_there_and_what_comes() {
 fn small_batches_share_data_frames() {
     run(async {
         let mut builder = h2::client::Builder::new();
-        builder.max_frame_size(1024 * 1024).initial_window_size(8 << 20).initial_connection_window_size(8 << 20);
+        builder
+            .max_frame_size(1024 * 1024)
+            .initial_window_size(8 << 20)
+            .initial_connection_window_size(8 << 20);
         let rig = Rig::with_client(Fake::new(1), GrpcConfig::default(), &builder).await;
         fill(&rig.fake, "one", 0, 5000, 1);
         let mut call = rig.open(SUBSCRIBE).await;
@@ -256,9 +260,15 @@ fn wrong_subscriptions_are_refused_by_name() {
             (request("none"), "RESOURCE_NOT_FOUND"),
             (v1::SubscribeRequest { partitions: vec![1], ..request("one") }, "NO_SUCH_PARTITION"),
             (v1::SubscribeRequest { partitions: vec![0, 0], ..request("one") }, "INVALID_ARGUMENT"),
-            (v1::SubscribeRequest { partitions: vec![1], from: vec![place], ..request("many") }, "INVALID_ARGUMENT"),
+            (
+                v1::SubscribeRequest { partitions: vec![1], from: vec![place], ..request("many") },
+                "INVALID_ARGUMENT",
+            ),
             (v1::SubscribeRequest { from: vec![place], ..request("one") }, "OFFSET_OUT_OF_RANGE"),
-            (v1::SubscribeRequest { from: vec![place], stop_at_end: true, ..request("one") }, "OFFSET_OUT_OF_RANGE"),
+            (
+                v1::SubscribeRequest { from: vec![place], stop_at_end: true, ..request("one") },
+                "OFFSET_OUT_OF_RANGE",
+            ),
         ] {
             let mut call = rig.open(SUBSCRIBE).await;
             call.send(&request, true);
