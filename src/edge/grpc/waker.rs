@@ -9,7 +9,8 @@ use std::task::{Wake, Waker};
 
 use futures::task::AtomicWaker;
 
-/// The waker and its flags. Atomic because a [`Waker`] must be; in practice only one core touches it.
+/// The waker and its flags. Atomic because other cores wake too; sequentially consistent because the end of a pass and
+/// a wake-up each write one flag and then read the other's.
 #[derive(Debug, Default)]
 pub struct PassWaker {
     running: AtomicBool,
@@ -21,19 +22,19 @@ impl PassWaker {
     /// A pass begins; wake-ups so far are taken.
     pub fn begin(&self, task: &Waker) {
         self.task.register(task);
-        self.running.store(true, Ordering::Release);
-        self.woken.store(false, Ordering::Release);
+        self.running.store(true, Ordering::SeqCst);
+        self.woken.store(false, Ordering::SeqCst);
     }
 
     /// Whether something woke it since it was last asked or begun.
     pub fn take(&self) -> bool {
-        self.woken.swap(false, Ordering::AcqRel)
+        self.woken.swap(false, Ordering::SeqCst)
     }
 
     /// The pass is over: from now on wake-ups wake the task, and one that came meanwhile does so at once.
     pub fn end(&self) {
-        self.running.store(false, Ordering::Release);
-        if self.woken.load(Ordering::Acquire) {
+        self.running.store(false, Ordering::SeqCst);
+        if self.woken.load(Ordering::SeqCst) {
             self.task.wake();
         }
     }
@@ -45,7 +46,7 @@ impl Wake for PassWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if !self.woken.swap(true, Ordering::AcqRel) && !self.running.load(Ordering::Acquire) {
+        if !self.woken.swap(true, Ordering::SeqCst) && !self.running.load(Ordering::SeqCst) {
             self.task.wake();
         }
     }
