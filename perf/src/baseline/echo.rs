@@ -69,10 +69,16 @@ async fn connection(stream: TcpStream) {
         .max_concurrent_streams(STREAMS_MAX)
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         .handshake::<_, Bytes>(stream);
-    let Ok(mut connection) = handshake.await else { return };
+    let mut handshake = std::pin::pin!(handshake);
+    let next_round = || round.set(round.get() + 1);
+    let shaken = poll_fn(|cx| {
+        next_round();
+        handshake.as_mut().poll(cx)
+    });
+    let Ok(mut connection) = shaken.await else { return };
     let mut answers = FuturesUnordered::new();
     poll_fn(|cx| {
-        round.set(round.get() + 1);
+        next_round();
         serve_round(&mut connection, &mut answers, cx)
     })
     .await;

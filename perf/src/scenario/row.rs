@@ -133,7 +133,7 @@ impl Row {
     /// A row from its rounds.
     pub fn new(what: impl Into<String>, unit: Unit, goal: Goal, bare_what: &str, rounds: Vec<Round>) -> Self {
         let measured = median(rounds.iter().map(|round| round.measured));
-        let bare = rounds.iter().all(|round| round.bare.is_some() && !rounds.is_empty());
+        let bare = !rounds.is_empty() && rounds.iter().all(|round| round.bare.is_some());
         let bare = bare.then(|| median(rounds.iter().filter_map(|round| round.bare)));
         let ratio = bare.map(|_| {
             median(
