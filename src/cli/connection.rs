@@ -1,13 +1,12 @@
 //! The way to the server: one HTTP/2 connection, and the patience to find it again.
 
-use std::error::Error as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 
 use super::args::{DEFAULT_ADDR, Server};
-use super::failure::{Failure, Refusal};
+use super::failure::{Failure, Refusal, root_cause};
 use super::output::note;
 
 /// A message from the server: the largest batch (4 MiB) with everything around it.
@@ -59,10 +58,10 @@ impl Server {
             .keep_alive_while_idle(true)
             .user_agent(concat!("flowmesh-cli/", env!("CARGO_PKG_VERSION")))
             .map_err(|error| Failure::Usage(error.to_string()))?;
-        endpoint
-            .connect()
-            .await
-            .map_err(|error| Failure::Unreachable { addr: url, problem: root_cause(&error) })
+        endpoint.connect().await.map_err(|error| Failure::Unreachable {
+            addr: url,
+            problem: root_cause(&error, &error.to_string()),
+        })
     }
 
     /// A request that fails once the timeout has passed.
@@ -78,17 +77,6 @@ impl Server {
         request.set_timeout(self.timeout + wait);
         request
     }
-}
-
-/// The words of the deepest error; transport errors only say "transport error" themselves.
-fn root_cause(error: &tonic::transport::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(deeper) = source {
-        text = deeper.to_string();
-        source = deeper.source();
-    }
-    text
 }
 
 /// The wait between attempts to go on after a loss: 50 ms, doubling to 2 s, each a random half to a whole of it, and an

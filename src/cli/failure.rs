@@ -10,6 +10,7 @@
 //! | 5 | a condition does not hold: the key or resource exists, another version, a lost lease |
 //! | 130 | interrupted |
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 
@@ -79,7 +80,7 @@ impl Refusal {
         let mut refusal = Self {
             code: status.code(),
             reason: String::new(),
-            message: status.message().to_owned(),
+            message: root_cause(status, status.message()),
             retry_after_ms: None,
         };
         let details = rpc::Status::decode(status.details()).unwrap_or_default().details;
@@ -134,6 +135,17 @@ impl Refusal {
             _ => 1,
         }
     }
+}
+
+/// The words of the deepest error below `error`, else `words`: transport errors only say "transport error" themselves.
+pub fn root_cause(error: &(dyn Error + 'static), words: &str) -> String {
+    let mut text = words.to_owned();
+    let mut source = error.source();
+    while let Some(deeper) = source {
+        text = deeper.to_string();
+        source = deeper.source();
+    }
+    text
 }
 
 impl fmt::Display for Refusal {
