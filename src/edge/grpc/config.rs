@@ -22,11 +22,11 @@ pub struct GrpcConfig {
     pub reply_backlog_bytes_max: usize,
     /// The client must have finished the HTTP/2 handshake by then.
     pub handshake_timeout: Duration,
-    /// A ping goes out when nothing was received for so long.
+    /// A ping goes out when nothing was received for so long; `Duration::MAX`: never.
     pub keepalive_interval: Duration,
     /// The connection is dropped if nothing came in for so long after a ping.
     pub keepalive_timeout: Duration,
-    /// A connection without calls for so long is told to go away.
+    /// A connection without calls for so long is told to go away; `Duration::MAX`: never.
     pub idle_timeout: Duration,
     /// A connection is told to go away at this age; for load balancers that spread connections.
     pub age_max: Option<Duration>,

@@ -42,6 +42,14 @@ use flowmesh_model::Reject;
 /// Rounds of one pass before other tasks of the core get their turn.
 const ROUNDS_MAX: usize = 8;
 
+/// Calls that a client may reset before they are accepted. All that came is read before calls are accepted, so after a
+/// stall many calls of a patient client may have timed out at once; far more are an attack.
+const RESETS_PENDING_MAX: usize = 256;
+
+/// What h2 may spend on small DATA frames that were not read yet: enough for a whole connection window of messages of
+/// 100 bytes, each in a frame of its own.
+const FRAME_OVERHEAD_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// Serves one connection until the client leaves, `shutdown` is ready and all calls have ended, or time is up.
 /// Dropping it drops the connection with all its calls.
 pub async fn serve_connection<IO, B>(
@@ -109,7 +117,9 @@ fn builder(config: &GrpcConfig) -> h2::server::Builder {
         .max_frame_size(config.frame_bytes_max)
         .max_header_list_size(config.header_bytes_max)
         .max_concurrent_streams(config.streams_max)
-        .max_send_buffer_size(config.send_buffer_bytes);
+        .max_send_buffer_size(config.send_buffer_bytes)
+        .max_pending_accept_reset_streams(RESETS_PENDING_MAX)
+        .data_frame_budget(FRAME_OVERHEAD_BYTES_MAX);
     builder
 }
 

@@ -177,3 +177,16 @@ fn many_calls_share_one_connection() {
         assert_eq!((counted.connections_total, counted.connections_open), (1, 1));
     });
 }
+
+#[test]
+fn many_calls_that_time_out_at_once_do_not_end_the_connection() {
+    run(async {
+        let rig = Rig::new().await;
+        for _ in 0..100 {
+            let mut call = rig.open("flowmesh.v1.Kv/Get").await;
+            call.send(&get(), false);
+            call.send.send_reset(h2::Reason::CANCEL);
+        }
+        rig.call::<v1::GetResponse>("flowmesh.v1.Kv/Get", &get()).await.unwrap();
+    });
+}
