@@ -7,6 +7,7 @@
 //! | a crash: of every 512-byte sector any version since the last sync survives (torn, lost and reordered writes) | [`SimDisk::crash`] |
 //! | a crash: of names made, changed or removed since the last directory sync any part survives | [`SimDisk::crash`] |
 //! | a crash: a file has its synced or its latest length | [`SimDisk::crash`] |
+//! | the process is killed: nothing is lost, and what was not synced still may be | [`SimDisk::restart`] |
 //! | power fails at the n-th operation, which may still have an effect; none after it is carried out | [`SimDisk::power_cut_after`] |
 //! | the n-th operation of a kind fails, without effect (a sync: with an unknown effect) | [`SimDisk::fail`] |
 //! | no space for more than so many bytes | [`SimDisk::set_space`] |
@@ -204,6 +205,13 @@ impl SimDisk {
             space: world.space,
         };
         Self { world: Rc::new(RefCell::new(after)) }
+    }
+
+    /// The process dies, the machine does not: nothing is lost, and no fault is planned any more.
+    pub fn restart(&self) {
+        let mut world = self.world.borrow_mut();
+        world.cut_at = None;
+        world.planned.clear();
     }
 
     /// Lets the power fail at the `nth` operation from now, 1 being the next.

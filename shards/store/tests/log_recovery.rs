@@ -456,6 +456,21 @@ fn every_flipped_bit_is_found_or_harmless() {
 }
 
 #[test]
+fn what_recovery_handed_over_is_durable() {
+    // The process is killed: what was only written is read back. Then the power fails.
+    block_on(async {
+        for seed in 0..20 {
+            let disk = with_entries(seed, 2, 3).await;
+            disk.restart();
+            let (_, _, entries) = open(&disk, config(41), Lsn(0)).await;
+            assert_eq!(entries.len(), 5);
+            let (_, _, entries) = open(&disk.crash(), config(42), Lsn(0)).await;
+            assert_eq!(entries.len(), 5);
+        }
+    });
+}
+
+#[test]
 fn a_failed_recovery_can_be_tried_again() {
     block_on(async {
         let disk = with_entries(40, 5, 1).await;

@@ -332,7 +332,11 @@ async fn lives(seed: u64, cuts: &[u64]) {
         if let Ok(files) = opened {
             while checkpoint(&files, &mut random, &mut known).await.is_ok() {}
         }
-        disk = disk.crash();
+        if random.below(3) == 0 {
+            disk.restart();
+        } else {
+            disk = disk.crash();
+        }
     }
     let files = open(&disk, &[(AT, known)]).await;
     assert_eq!(read_all(&files, 500, 20_000).await, known);

@@ -191,9 +191,7 @@ async fn create<D: Disk>(
     let header = new_header(&config, run, listing.next_seq, 0);
     let request = SegmentRequest { disk: disk.clone(), whose: whose.clone(), header, spare: None };
     let prepared = request.prepare().await.map_err(|PrepareFailed { error }| error)?;
-    if let Some(above) = whose.dir.parent() {
-        disk.sync_dir(above).await.map_err(|error| whose.io("sync the directory of", header.seq, error))?;
-    }
+    sync_dir_above(disk, &whose).await?;
     Ok(Log::opened(Opened {
         disk: disk.clone(),
         whose,
@@ -206,6 +204,16 @@ async fn create<D: Disk>(
         next_seq: header.seq + 1,
         config,
     }))
+}
+
+async fn sync_dir_above<D: Disk>(disk: &D, whose: &Whose) -> Result<(), LogError> {
+    let Some(above) = whose.dir.parent() else { return Ok(()) };
+    disk.sync_dir(above).await.map_err(|source| LogError::Io {
+        shard: whose.shard,
+        action: "sync",
+        file: above.to_path_buf(),
+        source,
+    })
 }
 
 /// A segment with a header that holds.
@@ -416,13 +424,15 @@ impl<'a, D: Disk> Walk<'a, D> {
         Ok((!ends_cleanly).then_some(Cut { file, offset, lsn, what }))
     }
 
-    /// What was read may still be in a volatile cache.
+    /// What was read may still be in a volatile cache, even the directory itself: the process before may have been
+    /// killed at any point.
     async fn make_durable(&self, disk: &D) -> Result<(), LogError> {
         for segment in &self.segments {
             let synced = segment.file.sync().await;
             synced.map_err(|error| self.whose.io("sync", segment.header.seq, error))?;
         }
-        sync_dir(disk, self.whose).await
+        sync_dir(disk, self.whose).await?;
+        sync_dir_above(disk, self.whose).await
     }
 
     /// The segments with entries, and the one to go on with.
