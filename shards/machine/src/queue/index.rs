@@ -4,7 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, Reader, put_varint};
 use flowmesh_model::{IndexWrite, JobId, LeaseToken, Lsn, Millis, Space};
 
-use super::job::{self, JobState};
+use super::job;
 use super::{JOB_BYTES, Queue};
 use crate::changes::{Change, Seals, Touch, image, removal};
 use crate::keys::Home;

@@ -1,0 +1,261 @@
+//! A shard without a disk: a machine, the log it wrote, an index and segment files in memory, and a clock to turn.
+
+#![allow(dead_code)] // each test binary uses a part of it
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use flowmesh_machine::{Decision, EntryContext, Machine, MachineConfig, StreamFlush};
+use flowmesh_model::record::{RecordPacker, RecordView};
+use flowmesh_model::reply::RecordRun;
+use flowmesh_model::{
+    Batch, CatalogCommand, Command, Fact, IndexWrite, Kind, Lsn, Millis, Offset, PartitionRef, Reject, Reply,
+    ResourceId, ResourcePath, Settings, ShardId, Space, fact,
+};
+
+pub const CONFIG: MachineConfig =
+    MachineConfig { shard: ShardId(0), catalog_owner: true, hash_seed: 7, checkpoints: true };
+
+pub type Index = BTreeMap<(Space, Bytes), Bytes>;
+
+/// What a command came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    Changed(Reply, Batch<Fact>),
+    Answered(Reply, Lsn),
+    Waits,
+    Cold(Offset),
+    Rejected(Reject),
+}
+
+impl Outcome {
+    pub fn reply(self) -> Reply {
+        match self {
+            Self::Changed(reply, _) | Self::Answered(reply, _) => reply,
+            other => panic!("no reply: {other:?}"),
+        }
+    }
+}
+
+pub struct World {
+    pub machine: Machine,
+    pub log: Vec<(EntryContext, Batch<Fact>)>,
+    pub now: Millis,
+    pub lsn: Lsn,
+    pub index: Index,
+    pub index_lsn: Lsn,
+    pub files: BTreeMap<PartitionRef, Vec<RecordRun>>,
+    /// A checkpoint in the making: its LSN, what was collected, whether that is all.
+    pub sealed: Option<(Lsn, Vec<IndexWrite>, bool)>,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self {
+            machine: Machine::new(CONFIG),
+            log: Vec::new(),
+            now: Millis(1_000),
+            lsn: Lsn(0),
+            index: Index::new(),
+            index_lsn: Lsn(0),
+            files: BTreeMap::new(),
+            sealed: None,
+        }
+    }
+}
+
+impl World {
+    pub fn decide(&self, command: &Command) -> Result<Decision, Reject> {
+        self.machine.decide(self.now, self.lsn.next(), command)
+    }
+
+    pub fn run(&mut self, command: &Command) -> Outcome {
+        match self.decide(command) {
+            Ok(Decision::Change { facts, reply }) => {
+                assert!(!facts.is_empty(), "a change has facts");
+                self.commit(facts.clone());
+                if matches!(command, Command::Catalog(_)) {
+                    self.machine.set_catalog(self.machine.catalog_snapshot());
+                }
+                Outcome::Changed(reply, facts)
+            }
+            Ok(Decision::Answer { reply, seen }) => {
+                assert!(seen <= self.lsn, "an answer shows what has not happened");
+                Outcome::Answered(reply, seen)
+            }
+            Ok(Decision::Wait(_)) => Outcome::Waits,
+            Ok(Decision::Fetch(read)) => Outcome::Cold(read.from),
+            Err(reject) => Outcome::Rejected(reject),
+        }
+    }
+
+    /// Logs facts, as bytes, and applies what is read back.
+    pub fn commit(&mut self, facts: impl IntoIterator<Item = Fact>) {
+        self.lsn = self.lsn.next();
+        let at = EntryContext { lsn: self.lsn, time: self.machine.clamp(self.now) };
+        let mut bytes = Vec::new();
+        facts.into_iter().for_each(|fact| fact.encode(&mut bytes));
+        let facts = fact::decode_all(bytes.into()).unwrap();
+        self.log.push((at, facts.clone()));
+        facts.into_iter().for_each(|fact| self.machine.apply(at, fact));
+    }
+
+    /// Does what is due, in ticks of `facts_max`.
+    pub fn tick(&mut self, facts_max: usize) -> Vec<Fact> {
+        let mut all = Vec::new();
+        for _ in 0..10_000 {
+            let tick = self.machine.tick(self.now, facts_max);
+            assert!(tick.facts.len() <= facts_max);
+            if !tick.facts.is_empty() {
+                all.extend(tick.facts.clone());
+                self.commit(tick.facts);
+            }
+            if tick.next.is_none_or(|next| next > self.machine.clamp(self.now)) {
+                return all;
+            }
+        }
+        panic!("ticks never end");
+    }
+
+    pub fn create(&mut self, kind: Kind, name: &str) -> ResourceId {
+        self.create_with(name, Settings::default_for(kind))
+    }
+
+    pub fn create_with(&mut self, name: &str, settings: Settings) -> ResourceId {
+        let path = ResourcePath::parse(settings.kind(), name).unwrap();
+        let create = CatalogCommand::Create { path, settings, or_existing: true };
+        match self.run(&Command::Catalog(create)).reply() {
+            Reply::Resource { info, .. } => info.id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn delete(&mut self, kind: Kind, name: &str) -> Outcome {
+        let path = ResourcePath::parse(kind, name).unwrap();
+        self.run(&Command::Catalog(CatalogCommand::Delete { path }))
+    }
+
+    /// Starts a checkpoint; its records go to the files at once.
+    pub fn seal(&mut self) {
+        for StreamFlush { at, runs } in self.machine.seal() {
+            let file = self.files.entry(at).or_default();
+            let mut end = file.last().map_or(Offset(0), |run| run.base.plus(u64::from(run.count)));
+            for run in runs {
+                // What was flushed for a checkpoint that failed comes again.
+                if run.base.plus(u64::from(run.count)) > end {
+                    assert_eq!(run.base, end, "files have no gap");
+                    end = run.base.plus(u64::from(run.count));
+                    file.push(run);
+                }
+            }
+        }
+        self.sealed = Some((self.lsn, Vec::new(), false));
+    }
+
+    pub fn collect(&mut self, items_max: usize) {
+        if let Some((_, writes, all)) = &mut self.sealed {
+            *all = self.machine.collect(items_max, writes);
+        }
+    }
+
+    /// Ends the checkpoint. Returns whether there was one.
+    pub fn write(&mut self) -> bool {
+        while self.sealed.as_ref().is_some_and(|(_, _, all)| !all) {
+            self.collect(3);
+        }
+        let Some((lsn, writes, _)) = self.sealed.take() else { return false };
+        let keys: BTreeSet<_> = writes.iter().map(|write| (write.space, write.key.clone())).collect();
+        assert_eq!(keys.len(), writes.len(), "each key is written once");
+        for IndexWrite { space, key, value } in writes {
+            match value {
+                Some(value) => self.index.insert((space, key), value),
+                None => self.index.remove(&(space, key)),
+            };
+        }
+        self.index_lsn = lsn;
+        self.machine.sealed_written();
+        for at in self.machine.take_dropped_streams() {
+            self.files.remove(&at);
+        }
+        true
+    }
+
+    pub fn unseal(&mut self) {
+        self.sealed = None;
+        self.machine.unseal();
+    }
+
+    /// What a start after a crash at this moment gives.
+    pub fn recovered(&self) -> Machine {
+        let mut machine = restored(&self.index);
+        for (at, facts) in self.log.iter().filter(|(at, _)| at.lsn > self.index_lsn) {
+            facts.iter().for_each(|fact| machine.apply(*at, fact.clone()));
+        }
+        machine.set_catalog(machine.catalog_snapshot());
+        machine
+    }
+
+    /// A machine that read the log up to `lsn` and nothing else.
+    pub fn replayed(&self, lsn: Lsn) -> Machine {
+        let mut machine = Machine::new(CONFIG);
+        for (at, facts) in self.log.iter().take_while(|(at, _)| at.lsn <= lsn) {
+            facts.iter().for_each(|fact| machine.apply(*at, fact.clone()));
+        }
+        machine
+    }
+
+    /// Goes on as after a crash and a start.
+    pub fn crash(&mut self) {
+        self.machine = self.recovered();
+        self.sealed = None;
+        let ends: BTreeMap<_, _> = restored(&self.index).stream_ends().into_iter().collect();
+        self.files.retain(|at, _| ends.contains_key(at));
+        for (at, file) in &mut self.files {
+            file.retain(|run| run.base < ends[at]);
+            let end = file.last().map_or(Offset(0), |run| run.base.plus(u64::from(run.count)));
+            assert_eq!(end, ends[at], "files are cut at a run's end");
+        }
+    }
+}
+
+/// A machine with what an index has.
+pub fn restored(index: &Index) -> Machine {
+    let mut machine = Machine::new(CONFIG);
+    for ((space, key), value) in index {
+        machine.restore(*space, key, value.clone()).unwrap();
+    }
+    machine.finish_restore().unwrap();
+    machine
+}
+
+/// All that a machine would write to an empty index.
+pub fn written_afresh(mut machine: Machine) -> Index {
+    let mut writes = Vec::new();
+    machine.seal();
+    while !machine.collect(100, &mut writes) {}
+    writes.into_iter().map(|write| ((write.space, write.key), write.value.unwrap())).collect()
+}
+
+/// Packed records with these values.
+pub fn pack(values: &[&[u8]]) -> flowmesh_model::record::PackedRecords {
+    let mut packer = RecordPacker::default();
+    for value in values {
+        packer.push(&RecordView { value, ..RecordView::default() });
+    }
+    flowmesh_model::record::PackedRecords::check(packer.finish()).unwrap()
+}
+
+/// Values of packed records.
+pub fn values(runs: &[RecordRun]) -> Vec<Vec<u8>> {
+    let slices = runs.iter().flat_map(|run| flowmesh_model::record::RecordSlices::new(&run.records));
+    slices.map(|record| RecordView::read(record.unwrap()).unwrap().value.to_vec()).collect()
+}
+
+/// So many cases, or what `PROPTEST_CASES` says.
+pub fn cases(cases: u32) -> proptest::test_runner::Config {
+    let default = proptest::test_runner::Config::default();
+    if std::env::var_os("PROPTEST_CASES").is_some() {
+        return default;
+    }
+    proptest::test_runner::Config { cases, ..default }
+}

@@ -1,0 +1,331 @@
+//! A crash at any moment loses nothing and invents nothing: whatever commands, ticks, checkpoints and failures came
+//! before, the index with the log behind it is exactly the state.
+
+mod common;
+
+use bytes::Bytes;
+use common::{Outcome, World, pack, restored, values, written_afresh};
+use flowmesh_model::command::{LeaseRef, Nack, NewJob, ReadFrom, SetEntry, SetIf, SetTtl};
+use flowmesh_model::{
+    Batch, Command, Kind, KvCommand, Millis, Offset, PartitionRef, QueueCommand, QueueSettings, Reply,
+    ResourceId, Settings, StreamCommand, StreamSettings,
+};
+use proptest::prelude::*;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Append { stream: u8, partition: u32, records: u8 },
+    Enqueue { queue: u8, jobs: Vec<(u8, u64)> },
+    Reserve { queue: u8, jobs: u32 },
+    Settle { queue: u8, lease: usize, how: u8 },
+    Set { store: u8, key: u8, size: u8, ttl: Option<u64>, condition: u8 },
+    Delete { store: u8, key: u8 },
+    Recreate { kind: u8, which: u8 },
+    Drop { kind: u8, which: u8 },
+    Pass { ms: u64 },
+    Tick,
+    Seal,
+    Collect { items: usize },
+    Write,
+    Fail,
+    Evict,
+    Crash,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let which = 0u8..2;
+    prop_oneof![
+        4 => (which.clone(), 0u32..3, 1u8..4).prop_map(|(stream, partition, records)| Step::Append { stream, partition, records }),
+        4 => (which.clone(), prop::collection::vec((0u8..3, 0u64..50), 1..4)).prop_map(|(queue, jobs)| Step::Enqueue { queue, jobs }),
+        4 => (which.clone(), 1u32..4).prop_map(|(queue, jobs)| Step::Reserve { queue, jobs }),
+        5 => (which.clone(), any::<usize>(), 0u8..6).prop_map(|(queue, lease, how)| Step::Settle { queue, lease, how }),
+        8 => (which.clone(), 0u8..4, 0u8..20, prop::option::of(1u64..60), 0u8..5)
+            .prop_map(|(store, key, size, ttl, condition)| Step::Set { store, key, size, ttl, condition }),
+        6 => (which.clone(), 0u8..4).prop_map(|(store, key)| Step::Delete { store, key }),
+        1 => (0u8..3, which.clone()).prop_map(|(kind, which)| Step::Recreate { kind, which }),
+        1 => (0u8..3, which).prop_map(|(kind, which)| Step::Drop { kind, which }),
+        4 => (0u64..80).prop_map(|ms| Step::Pass { ms }),
+        3 => Just(Step::Tick),
+        3 => Just(Step::Seal),
+        6 => (1usize..6).prop_map(|items| Step::Collect { items }),
+        2 => Just(Step::Write),
+        1 => Just(Step::Fail),
+        1 => Just(Step::Evict),
+        1 => Just(Step::Crash),
+    ]
+}
+
+struct Driver {
+    world: World,
+    streams: [ResourceId; 2],
+    queues: [ResourceId; 2],
+    stores: [ResourceId; 2],
+    leases: [Vec<LeaseRef>; 2],
+    /// What was ever appended, by partition.
+    appended: std::collections::BTreeMap<PartitionRef, Vec<Vec<u8>>>,
+}
+
+const NAMES: [&str; 2] = ["a", "b{tag}"];
+
+fn stream_settings() -> Settings {
+    Settings::Stream(StreamSettings { partitions: 3, ..StreamSettings::default() })
+}
+
+fn queue_settings() -> Settings {
+    Settings::Queue(QueueSettings { backoff_initial_ms: 10, max_attempts: 2, ..QueueSettings::default() })
+}
+
+impl Driver {
+    fn new() -> Self {
+        let mut world = World::default();
+        let streams = NAMES.map(|name| world.create_with(name, stream_settings()));
+        let queues = NAMES.map(|name| world.create_with(name, queue_settings()));
+        let stores = NAMES.map(|name| world.create(Kind::Kv, name));
+        Self { world, streams, queues, stores, leases: Default::default(), appended: Default::default() }
+    }
+
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Append { stream, partition, records } => self.append(*stream, *partition, *records),
+            Step::Enqueue { queue, jobs } => {
+                let jobs = jobs.iter().map(|&(priority, delay_ms)| NewJob {
+                    payload: Bytes::from(vec![priority; 3]),
+                    priority,
+                    delay_ms,
+                    ..NewJob::default()
+                });
+                self.queue(*queue, QueueCommand::Enqueue { jobs: jobs.collect() });
+            }
+            Step::Reserve { queue, jobs } => {
+                let reserve = QueueCommand::Reserve {
+                    jobs_max: *jobs,
+                    visibility_timeout_ms: Some(100),
+                    worker: Bytes::from_static(b"w"),
+                    wait_until: None,
+                };
+                if let Outcome::Changed(Reply::Reserved(leased), _) = self.queue(*queue, reserve) {
+                    let leases = leased.iter().map(|job| LeaseRef { job: job.job, token: job.token });
+                    self.leases[usize::from(*queue)].extend(leases);
+                }
+            }
+            Step::Settle { queue, lease, how } => self.settle(*queue, *lease, *how),
+            Step::Set { store, key, size, ttl, condition } => {
+                let entry = SetEntry {
+                    key: Bytes::from(vec![b'k', *key]),
+                    value: Bytes::from(vec![*size; usize::from(*size)]),
+                    ttl: ttl.map_or(SetTtl::Keep, SetTtl::Millis),
+                    condition: match condition {
+                        0 => SetIf::Absent,
+                        1 => SetIf::Present,
+                        _ => SetIf::Always,
+                    },
+                };
+                self.kv(*store, KvCommand::Set { entries: Batch::from_elem(entry, 1) });
+            }
+            Step::Delete { store, key } => {
+                let keys = Batch::from_elem(Bytes::from(vec![b'k', *key]), 1);
+                self.kv(*store, KvCommand::Delete { keys, if_version: None });
+            }
+            Step::Recreate { kind, which } => self.recreate(*kind, *which),
+            Step::Drop { kind, which } => {
+                let kind = Kind::ALL[usize::from(*kind)];
+                self.world.delete(kind, NAMES[usize::from(*which)]);
+            }
+            Step::Pass { ms } => self.world.now = self.world.now.plus(*ms),
+            Step::Tick => {
+                self.world.tick(2);
+            }
+            Step::Seal if self.world.sealed.is_none() => self.world.seal(),
+            Step::Seal => {}
+            Step::Collect { items } => self.world.collect(*items),
+            Step::Write => self.write(),
+            Step::Fail => self.world.unseal(),
+            Step::Evict => self.world.machine.evict_tails(100),
+            Step::Crash => self.crash(),
+        }
+    }
+
+    fn append(&mut self, stream: u8, partition: u32, records: u8) {
+        let at = PartitionRef { resource: self.streams[usize::from(stream)], partition };
+        let values: Vec<Vec<u8>> = (0..records).map(|n| vec![n; usize::from(n) + 1]).collect();
+        let slices: Vec<&[u8]> = values.iter().map(Vec::as_slice).collect();
+        let append = StreamCommand::Append { records: pack(&slices) };
+        if let Outcome::Changed(..) = self.world.run(&Command::Stream(at, append)) {
+            self.appended.entry(at).or_default().extend(values);
+        }
+    }
+
+    fn settle(&mut self, queue: u8, lease: usize, how: u8) {
+        let leases = &self.leases[usize::from(queue)];
+        let Some(&lease) = leases.get(lease % leases.len().max(1)) else { return };
+        let nack = |delay_ms| {
+            let nack = Nack { lease, delay_ms, error: Bytes::from_static(b"no") };
+            QueueCommand::Nack { nacks: Batch::from_elem(nack, 1) }
+        };
+        let command = match how {
+            0 => nack(None),
+            1 => nack(Some(0)),
+            2 => QueueCommand::Extend {
+                leases: Batch::from_elem(lease, 1),
+                visibility_timeout_ms: Some(200),
+            },
+            _ => QueueCommand::Ack { leases: Batch::from_vec(vec![lease, lease]) },
+        };
+        self.queue(queue, command);
+    }
+
+    fn queue(&mut self, queue: u8, command: QueueCommand) -> Outcome {
+        self.world.run(&Command::Queue(self.queues[usize::from(queue)], command))
+    }
+
+    fn kv(&mut self, store: u8, command: KvCommand) -> Outcome {
+        self.world.run(&Command::Kv(self.stores[usize::from(store)], command))
+    }
+
+    fn recreate(&mut self, kind: u8, which: u8) {
+        let which = usize::from(which);
+        let name = NAMES[which];
+        match kind {
+            0 => self.streams[which] = self.world.create_with(name, stream_settings()),
+            1 => {
+                let id = self.world.create_with(name, queue_settings());
+                if id != self.queues[which] {
+                    self.leases[which].clear();
+                }
+                self.queues[which] = id;
+            }
+            _ => self.stores[which] = self.world.create(Kind::Kv, name),
+        }
+    }
+
+    /// The index is what a machine would have written that only read the log up to the seal.
+    fn write(&mut self) {
+        if self.world.write() {
+            let replayed = self.world.replayed(self.world.index_lsn);
+            assert_eq!(restored(&self.world.index).dump(), replayed.dump(), "the index is the state at the seal");
+            let afresh = written_afresh(replayed);
+            assert_eq!(self.world.index, afresh, "the index has no more than that");
+        }
+    }
+
+    fn crash(&mut self) {
+        let before = self.world.machine.dump();
+        self.world.crash();
+        assert_eq!(self.world.machine.dump(), before);
+    }
+
+    fn check(&self) {
+        self.world.machine.check_all();
+        let recovered = self.world.recovered();
+        recovered.check_all();
+        assert_eq!(recovered.dump(), self.world.machine.dump());
+    }
+
+    /// Every record ever appended can be read, from memory or files, as it was.
+    fn check_records(&self) {
+        for (at, expected) in &self.appended {
+            let mut read: Vec<Vec<u8>> = Vec::new();
+            while read.len() < expected.len() {
+                let from = Offset(read.len() as u64);
+                let command = StreamCommand::Read {
+                    from: ReadFrom::Offset(from),
+                    records_max: 5,
+                    bytes_max: 100,
+                    wait_until: None,
+                };
+                match self.world.decide(&Command::Stream(*at, command)) {
+                    Ok(flowmesh_machine::Decision::Fetch(_)) => {
+                        let run = self.world.files[at].iter().find(|run| run.base == from).unwrap();
+                        read.extend(values(std::slice::from_ref(run)));
+                    }
+                    Ok(flowmesh_machine::Decision::Answer { reply: Reply::Records(records), .. }) => {
+                        assert_eq!(records.next.0, from.0 + values(&records.runs).len() as u64);
+                        assert!(records.next > from, "a read gets on");
+                        read.extend(values(&records.runs));
+                    }
+                    Ok(other) => panic!("{other:?}"),
+                    Err(_) => break,
+                }
+            }
+            assert!(read.is_empty() || &read == expected);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(common::cases(500))]
+    #[test]
+    fn a_crash_at_any_moment_loses_nothing(steps in prop::collection::vec(step(), 1..150)) {
+        let mut driver = Driver::new();
+        for (number, step) in steps.iter().enumerate() {
+            driver.step(step);
+            driver.world.machine.check_all();
+            if number % 8 == 7 {
+                driver.check();
+            }
+        }
+        driver.check();
+        driver.check_records();
+        driver.write();
+        driver.check();
+    }
+}
+
+#[test]
+fn what_lived_and_died_between_two_checkpoints_is_never_written() {
+    let mut driver = Driver::new();
+    driver.world.seal();
+    driver.write();
+    let before = driver.world.index.len();
+    for key in 0..5 {
+        driver.step(&Step::Set { store: 0, key, size: 3, ttl: None, condition: 2 });
+        driver.step(&Step::Delete { store: 0, key });
+        driver.step(&Step::Enqueue { queue: 0, jobs: vec![(0, 0)] });
+        driver.step(&Step::Reserve { queue: 0, jobs: 1 });
+        driver.step(&Step::Settle { queue: 0, lease: key.into(), how: 5 });
+    }
+    driver.world.seal();
+    driver.world.collect(1_000);
+    let (_, writes, all) = driver.world.sealed.clone().unwrap();
+    assert!(all);
+    assert_eq!(writes.len(), 2, "the counters of the queue and of the store: {writes:?}");
+    driver.write();
+    assert_eq!(driver.world.index.len(), before + 2);
+}
+
+#[test]
+fn a_clock_that_goes_back_revives_no_key() {
+    let mut driver = Driver::new();
+    driver.step(&Step::Set { store: 0, key: 1, size: 3, ttl: Some(50), condition: 2 });
+    let get = KvCommand::Get { keys: Batch::from_elem(Bytes::from(vec![b'k', 1]), 1) };
+    let there = |driver: &mut Driver| match driver.kv(0, get.clone()) {
+        Outcome::Answered(Reply::Values(values), _) => values[0].is_some(),
+        other => panic!("{other:?}"),
+    };
+    assert!(there(&mut driver));
+    driver.world.now = driver.world.now.plus(50);
+    assert!(!there(&mut driver));
+    driver.world.tick(10);
+    driver.world.now = Millis(1);
+    assert!(!there(&mut driver));
+    driver.world.crash();
+    assert!(!there(&mut driver));
+}
+
+#[test]
+fn files_of_a_dropped_stream_go_only_after_the_checkpoint_that_forgets_it() {
+    let mut driver = Driver::new();
+    driver.append(0, 1, 2);
+    driver.world.seal();
+    driver.write();
+    let at = PartitionRef { resource: driver.streams[0], partition: 1 };
+    driver.world.delete(Kind::Stream, NAMES[0]);
+    driver.world.tick(10);
+    assert!(driver.world.machine.take_dropped_streams().is_empty());
+    driver.world.seal();
+    driver.world.collect(100);
+    assert!(driver.world.machine.take_dropped_streams().is_empty());
+    driver.world.machine.sealed_written();
+    assert_eq!(driver.world.machine.take_dropped_streams(), [at]);
+    driver.world.machine.check_all();
+}
