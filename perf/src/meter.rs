@@ -101,12 +101,12 @@ fn thread_time(process: u32, thread: u32) -> Option<ThreadTime> {
     let dir = format!("/proc/{process}/task/{thread}");
     let name = fs::read_to_string(format!("{dir}/comm")).ok()?.trim().to_owned();
     let run = fs::read_to_string(format!("{dir}/schedstat")).ok();
-    let run_ns = match run.as_deref().and_then(|text| text.split_ascii_whitespace().next()?.parse().ok()) {
-        Some(ns) => ns,
-        None => {
-            let (user, system) = ticks(&fs::read_to_string(format!("{dir}/stat")).ok()?);
-            (user + system) * 10_000_000
-        }
+    let exact = run.as_deref().and_then(|text| text.split_ascii_whitespace().next()?.parse().ok());
+    let run_ns = if let Some(ns) = exact {
+        ns
+    } else {
+        let (user, system) = ticks(&fs::read_to_string(format!("{dir}/stat")).ok()?);
+        (user + system) * 10_000_000
     };
     Some(ThreadTime { thread, name, run_ns })
 }

@@ -52,17 +52,17 @@ pub fn load_table(result: &LoadResult) -> String {
     let mut text = format!("{ops}\n");
     for op in &result.ops {
         for (what, count) in &op.errors {
-            text.push_str(&format!("{}: {count} × {what}\n", op.op));
+            text += &format!("{}: {count} × {what}\n", op.op);
         }
     }
     if let Some(server) = &result.server {
-        text.push_str(&format!(
+        text += &format!(
             "server: {:.2} cores, its busiest thread {:.2}; {:.2} µs a call, {:.3} µs an item\n",
             server.cores, server.busiest_thread_cores, server.us_per_call, server.us_per_item
-        ));
+        );
     }
     let busy: Vec<String> = result.client_busy.iter().map(|busy| format!("{:.0} %", busy * 100.0)).collect();
-    text.push_str(&format!("generator's threads: {}\n", busy.join(", ")));
+    text += &format!("generator's threads: {}\n", busy.join(", "));
     text
 }
 

@@ -1,5 +1,8 @@
 //! The load client against the h2 crate's server, an implementation it shares no code with.
 
+// This whole file is a test.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::missing_docs_in_private_items)]
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -211,7 +214,7 @@ fn thousands_of_calls_share_one_connection() {
 #[test]
 fn an_answer_of_many_messages_larger_than_our_window_arrives() {
     let body: Vec<u8> = (0..900_000u32).map(|i| i as u8).collect();
-    let calls = call_all(serve(PLAIN), &[body.clone()], 1, MANY);
+    let calls = call_all(serve(PLAIN), std::slice::from_ref(&body), 1, MANY);
     assert_eq!(calls[0].messages.len(), 50);
     assert!(calls[0].messages.iter().all(|message| *message == body));
 }

@@ -92,20 +92,25 @@ impl Head {
     /// The head as it travels.
     #[inline]
     pub fn encode(&self) -> [u8; HEAD_BYTES] {
-        let [_, a, b, c] = self.length.to_be_bytes();
-        let [d, e, f, g] = self.stream.to_be_bytes();
-        [a, b, c, self.kind, self.flags, d, e, f, g]
+        let [_, length @ ..] = self.length.to_be_bytes();
+        let mut bytes = [0; HEAD_BYTES];
+        let (start, stream) = bytes.split_at_mut(5);
+        let (length_at, rest) = start.split_at_mut(3);
+        length_at.copy_from_slice(&length);
+        rest.copy_from_slice(&[self.kind, self.flags]);
+        stream.copy_from_slice(&self.stream.to_be_bytes());
+        bytes
     }
 
     /// Reads what [`Head::encode`] wrote.
     #[inline]
     pub fn decode(bytes: [u8; HEAD_BYTES]) -> Self {
-        let [a, b, c, kind, flags, d, e, f, g] = bytes;
+        let [high, middle, low, kind, flags, stream @ ..] = bytes;
         Self {
-            length: u32::from_be_bytes([0, a, b, c]),
+            length: u32::from_be_bytes([0, high, middle, low]),
             kind,
             flags,
-            stream: u32::from_be_bytes([d & 0x7f, e, f, g]),
+            stream: u32::from_be_bytes(stream) & 0x7fff_ffff,
         }
     }
 }

@@ -10,7 +10,7 @@ use super::request::Methods;
 use super::socket::{Peer, Poll};
 
 /// How long one call may take.
-const CALL_DEADLINE: Duration = Duration::from_secs(60);
+const CALL_DEADLINE: Duration = Duration::from_mins(1);
 
 /// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +110,7 @@ impl UnaryClient {
                         .push(bytes, |message| answer = Some(message.to_vec()))
                         .map_err(|_| CallError::BadAnswer)?,
                     Event::Headers { answer, end: true, .. } => {
-                        status = Some(answer.grpc_status.unwrap_or(2))
+                        status = Some(answer.grpc_status.unwrap_or(2));
                     }
                     Event::Headers { .. } => {}
                     Event::Reset { code, .. } => return Err(CallError::Reset(code)),

@@ -30,7 +30,7 @@ pub struct Calls {
     keys: KeySpace,
     /// Keys may be missing: they are deleted in the same mix, or were never written.
     may_miss: bool,
-    calls: Vec<Call>,
+    clients: Vec<Call>,
     answers: u64,
 }
 
@@ -50,7 +50,7 @@ impl Calls {
             first: first.0,
             keys,
             may_miss,
-            calls: std::iter::repeat_with(Call::default).take(clients).collect(),
+            clients: std::iter::repeat_with(Call::default).take(clients).collect(),
             answers: 0,
         }
     }
@@ -71,7 +71,7 @@ impl Calls {
     }
 
     fn finish(&mut self, io: &mut Io<'_>, failure: Option<String>) -> Progress {
-        let Some(call) = self.calls.get_mut(io.client as usize) else { return Progress::Idle };
+        let Some(call) = self.clients.get_mut(io.client as usize) else { return Progress::Idle };
         let op = OpId(self.first + call.op);
         match (failure, call.verdict.take()) {
             (Some(failure), _) => io.recorder.failed(op, failure),
@@ -89,7 +89,7 @@ impl Workload for Calls {
     fn begin(&mut self, io: &mut Io<'_>, due: u64) {
         let op = self.choose(io);
         let (Some(operation), Some(call)) =
-            (self.operations.get_mut(op), self.calls.get_mut(io.client as usize))
+            (self.operations.get_mut(op), self.clients.get_mut(io.client as usize))
         else {
             return;
         };
@@ -108,7 +108,7 @@ impl Workload for Calls {
     fn on_data(&mut self, io: &mut Io<'_>, bytes: &[u8]) -> Progress {
         self.answers += 1;
         let whole = self.answers.is_multiple_of(WHOLE_CHECK_EVERY);
-        let Some(call) = self.calls.get_mut(io.client as usize) else { return Progress::Working };
+        let Some(call) = self.clients.get_mut(io.client as usize) else { return Progress::Working };
         let Some(operation) = self.operations.get(call.op) else { return Progress::Working };
         let Call { keys, deframer, verdict, .. } = call;
         let framed = deframer.push(bytes, |message| {

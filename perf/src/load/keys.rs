@@ -64,7 +64,7 @@ impl KeySpace {
     pub fn pick(&self, random: &mut Random) -> u64 {
         match &self.distribution {
             Distribution::Uniform => self.at(random.below(self.count)),
-            Distribution::Zipf(zipf) => mix(zipf.next(random)) % self.count,
+            Distribution::Zipf(zipf) => mix(zipf.draw(random)) % self.count,
         }
     }
 }

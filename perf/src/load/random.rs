@@ -12,7 +12,7 @@ impl Random {
 
     /// Any number.
     #[inline]
-    pub fn next(&mut self) -> u64 {
+    pub fn any(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
@@ -20,13 +20,13 @@ impl Random {
     /// A number below `bound`, which is not 0. The error of the multiplication is below bound / 2⁶⁴.
     #[inline]
     pub fn below(&mut self, bound: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
+        ((u128::from(self.any()) * u128::from(bound)) >> 64) as u64
     }
 
     /// A number in 0..1.
     #[inline]
     pub fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+        (self.any() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 }
 
@@ -63,7 +63,7 @@ impl Zipf {
     }
 
     /// The next number.
-    pub fn next(&self, random: &mut Random) -> u64 {
+    pub fn draw(&self, random: &mut Random) -> u64 {
         loop {
             let u = self.integral_last + random.unit() * (self.integral_first - self.integral_last);
             let x = integral_inverse(u, self.exponent);
@@ -109,7 +109,7 @@ mod tests {
         let (zipf, mut random) = (Zipf::new(n, exponent), Random::new(7));
         let mut counts = vec![0u32; n as usize + 1];
         for _ in 0..DRAWS {
-            counts[zipf.next(&mut random) as usize] += 1;
+            counts[zipf.draw(&mut random) as usize] += 1;
         }
         assert_eq!(counts[0], 0);
         let total: f64 = (1..=n).map(|k| (k as f64).powf(-exponent)).sum();

@@ -241,13 +241,13 @@ impl Worker {
                 lane.peer.keep(input);
                 return Ok(());
             };
-            self.handle(group, event);
+            self.handle(group, &event);
         }
     }
 
     #[inline]
-    fn handle(&mut self, group: usize, event: Event<'_>) {
-        let (client, progress) = match event {
+    fn handle(&mut self, group: usize, event: &Event<'_>) {
+        let (client, progress) = match *event {
             Event::Data { tag, bytes, end } => {
                 let progress = self.with_io(group, tag, |workload, io| {
                     let progress = workload.on_data(io, bytes);

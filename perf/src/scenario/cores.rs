@@ -101,7 +101,7 @@ pub fn hop(lab: &Lab) -> anyhow::Result<Vec<Row>> {
     }
     let owner =
         loads.last().and_then(|load| load.server.as_ref()).map_or(0.0, |server| server.busiest_thread_cores);
-    let mut row = Row::new(
+    let row = Row::new(
         "a get through the other core to a saturated one, p99",
         Unit::Microseconds,
         Goal::AtMost(1000.0),
@@ -110,7 +110,6 @@ pub fn hop(lab: &Lab) -> anyhow::Result<Vec<Row>> {
     )
     .with_loads(loads)
     .with_note(&format!("the saturated core was {:.0} % busy", owner * 100.0));
-    row.bare_what = "the same without the hop".to_owned();
     Ok(vec![row])
 }
 

@@ -86,11 +86,11 @@ impl Report {
             "| what | measured | bare limit | ratio | target | verdict |\n|---|---:|---:|---:|---|---|\n",
         );
         for row in &self.rows {
-            text.push_str(&format!("| {} |\n", cells(row).join(" | ")));
+            text += &format!("| {} |\n", cells(row).join(" | "));
         }
         text.push_str("\n## Notes\n\n");
         for row in self.rows.iter().filter(|row| !row.note.is_empty()) {
-            text.push_str(&format!("- **{}**: {}\n", row.what, row.note.replace('\n', "\n  ")));
+            text += &format!("- **{}**: {}\n", row.what, row.note.replace('\n', "\n  "));
         }
         text
     }

@@ -16,7 +16,7 @@ use crate::load::ops::paths;
 use crate::meter::{self, Memory};
 
 /// How long a server may take to become ready; a replay of a large log counts.
-const READY_DEADLINE: Duration = Duration::from_secs(120);
+const READY_DEADLINE: Duration = Duration::from_mins(2);
 /// Between two looks at whether it is ready.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
@@ -97,7 +97,7 @@ impl Server {
         command
             .arg("serve")
             .args(["--shards", &options.shards.to_string(), "--cpus", &cpus.join(",")])
-            .args(["--durability", "always", "--auto-create", "true", "--log-format", "json"])
+            .args(["--durability", "always", "--auto-create", "--log-format", "json"])
             .arg("--data-dir")
             .arg(&options.dir)
             .args(["--grpc-addr", &address(0).to_string(), "--http-addr", &address(1).to_string()])
