@@ -263,7 +263,9 @@ impl<D: Disk> Inner<D> {
             partition.next
         };
         let mut bases = self.bases_on_disk(at).await?;
-        self.remove_files(at, bases.split_off(&next)).await?;
+        if !bases.is_empty() {
+            self.remove_files(at, bases.split_off(&next)).await?;
+        }
         let tail = match bases.last() {
             Some(&base) => self.cut(at, base, next).await?,
             None if next > Offset(0) => return Err(self.missing(at, Offset(0))),
@@ -283,14 +285,12 @@ impl<D: Disk> Inner<D> {
     }
 
     async fn remove_files(&self, at: PartitionRef, bases: BTreeSet<Offset>) -> Result<(), SegmentError> {
-        if bases.is_empty() {
-            return Ok(());
-        }
         for base in bases {
             let file = self.path(at, base);
             self.disk.remove(&file).await.map_err(|error| io_error(at, "remove", &file, error))?;
         }
-        // Or a crash brings them back, beside what is written in their place.
+        // Or a crash brings them back, beside what is written in their place; and with them those that a process
+        // removed that was killed before it came to this.
         let dir = self.dir(at);
         self.disk.sync_dir(&dir).await.map_err(|error| io_error(at, "sync", &dir, error))
     }
