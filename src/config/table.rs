@@ -279,7 +279,10 @@ fn log_level(text: &str) -> Result<String, Refusal> {
     }
     let word = text.trim().to_ascii_lowercase();
     match word.as_str() {
-        "info" | "debug" | "trace" => Ok(format!("warn,flowmesh={word}")),
+        // glommio calls it an error that a file system has no polled I/O; what matters is checked at start.
+        "error" | "warn" => Ok(format!("{word},glommio=off")),
+        "info" => Ok("warn,glommio=off,flowmesh=info".to_owned()),
+        "debug" | "trace" => Ok(format!("warn,flowmesh={word}")),
         _ => Ok(word),
     }
 }
