@@ -3,14 +3,13 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Output, Stdio};
 
-use crate::common::server::{BINARY, signal, wait_exit};
+use crate::common::server::{binary, signal, wait_exit};
 use crate::common::wait::eventually_blocking;
 use crate::common::{Home, Server};
 
 /// A shell that finds `flowmesh` and talks to this server.
 fn shell(server: &Server, home: &Home, script: &str) -> Command {
-    let bin = std::path::Path::new(BINARY).parent().unwrap();
-    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let path = format!("{}:{}", binary().parent().unwrap().display(), std::env::var("PATH").unwrap());
     let mut command = Command::new("bash");
     command
         .args(["-euo", "pipefail", "-c", script])
@@ -144,7 +143,7 @@ fn mistakes_are_said_on_standard_error_with_an_exit_code() {
     let port = server.grpc_port();
     server.stop();
     let away =
-        Command::new(BINARY).args(["kv", "get", "s", "k", "-a", &format!(":{port}")]).output().unwrap();
+        Command::new(binary()).args(["kv", "get", "s", "k", "-a", &format!(":{port}")]).output().unwrap();
     assert_eq!(away.status.code(), Some(4), "{away:?}");
 }
 
