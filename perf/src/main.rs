@@ -1,5 +1,7 @@
 //! `flowmesh-perf`: the same as `flowmesh bench`, as a program of its own.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 
 // The server's allocator, so that the bare echo is measured under the same conditions.
@@ -14,6 +16,12 @@ struct Program {
     args: flowmesh_perf::cli::Args,
 }
 
-fn main() -> anyhow::Result<()> {
-    flowmesh_perf::run(Program::parse().args)
+fn main() -> ExitCode {
+    match flowmesh_perf::run(Program::parse().args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

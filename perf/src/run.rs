@@ -96,7 +96,7 @@ fn load_spec(args: &LoadArgs) -> anyhow::Result<LoadSpec> {
     })
 }
 
-/// Writes what reads need: every key, if keys are read; records, if the stream is.
+/// Writes what reads need: every key, if keys are read; records, if the stream is; one, if it is subscribed to.
 fn fill(args: &LoadArgs) -> anyhow::Result<()> {
     use crate::load::OpKind;
     let target = *args.addrs.first().context("no address")?;
@@ -104,6 +104,9 @@ fn fill(args: &LoadArgs) -> anyhow::Result<()> {
     if let Some(get) = find(OpKind::Get) {
         let keys = KeySpace::new(args.keys, None);
         scenario::fill::keys(target, &args.resource, &keys, get.value_bytes)?;
+    }
+    if args.subscribers > 0 {
+        scenario::fill::records(target, &args.resource, 1, args.value_bytes)?;
     }
     if let Some(read) = find(OpKind::Read) {
         scenario::fill::records(target, &args.resource, u64::from(read.batch), read.value_bytes)?;

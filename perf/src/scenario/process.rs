@@ -152,10 +152,9 @@ impl Server {
         Ok(meter::memory_of(self.pid())?)
     }
 
-    /// The sum of a metric over all its labels; none if there is no such metric.
-    pub fn metric(&self, name: &str) -> anyhow::Result<Option<f64>> {
-        let (_, text) = http_get(self.http, "/metrics")?;
-        Ok(sum_of_metric(&text, name))
+    /// What its shards replayed from their logs when it started.
+    pub fn recovered(&self) -> Recovered {
+        recovered_in(&fs::read_to_string(&self.log).unwrap_or_default())
     }
 
     /// A connection for single calls.
@@ -252,13 +251,39 @@ fn http_get(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
     Ok((status, body.to_owned()))
 }
 
-fn sum_of_metric(text: &str, name: &str) -> Option<f64> {
-    let values = text.lines().filter_map(|line| {
-        let rest = line.strip_prefix(name)?;
-        let rest = if rest.starts_with('{') { rest.split_once('}')?.1 } else { rest };
-        rest.starts_with(' ').then(|| rest.trim().parse::<f64>().ok())?
+/// What shards replayed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Facts of all shards.
+    pub facts: u64,
+    /// Milliseconds of the slowest.
+    pub ms: u64,
+}
+
+/// Adds up the lines that say `recovered`, in either of the server's log formats.
+fn recovered_in(log: &str) -> Recovered {
+    let lines = log.lines().map(without_colours).filter(|line| line.contains("recovered"));
+    lines.fold(Recovered::default(), |sum, line| Recovered {
+        facts: sum.facts + number_after(&line, "facts"),
+        ms: sum.ms.max(number_after(&line, "ms")),
+    })
+}
+
+/// The number of a field, written `name=1` or `"name":1`; 0 if there is none.
+fn number_after(line: &str, name: &str) -> u64 {
+    let fields = line.split([' ', ',', '{', '}']);
+    let numbers = fields.filter_map(|field| {
+        let (key, value) = field.split_once(['=', ':'])?;
+        (key.trim_matches('"') == name).then(|| value.trim_matches('"').parse().ok())?
     });
-    values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
+    numbers.last().unwrap_or(0)
+}
+
+/// A line without terminal colours (ESC `[` … `m`).
+fn without_colours(line: &str) -> String {
+    let mut parts = line.split('\u{1b}');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| text + part.split_once('m').map_or("", |(_, rest)| rest))
 }
 
 /// Removes a data directory and the log beside it.
@@ -272,12 +297,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_metric_is_summed_over_its_labels_and_nothing_else() {
-        let text =
-            "# HELP a_total x\na_total{shard=\"0\"} 3\na_total{shard=\"1\"} 4.5\na_total_other 9\nb 1e3\n";
-        assert_eq!(sum_of_metric(text, "a_total"), Some(7.5));
-        assert_eq!(sum_of_metric(text, "b"), Some(1000.0));
-        assert_eq!(sum_of_metric(text, "c"), None);
+    fn what_was_recovered_is_read_in_both_formats() {
+        let human = "\u{1b}[2m2026\u{1b}[0m \u{1b}[32m INFO\u{1b}[0m boot::core: recovered \u{1b}[3mshard\u{1b}[0m\u{1b}[2m=\u{1b}[0m0 \
+                     \u{1b}[3mfacts\u{1b}[0m\u{1b}[2m=\u{1b}[0m70 \u{1b}[3mms\u{1b}[0m\u{1b}[2m=\u{1b}[0m533\nother facts=9 ms=9999";
+        assert_eq!(recovered_in(human), Recovered { facts: 70, ms: 533 });
+        let json = "{\"level\":\"INFO\",\"fields\":{\"message\":\"recovered\",\"shard\":\"0\",\"facts\":5,\"ms\":3}}\n\
+                    {\"level\":\"INFO\",\"fields\":{\"message\":\"recovered\",\"shard\":\"1\",\"facts\":6,\"ms\":2}}";
+        assert_eq!(recovered_in(json), Recovered { facts: 11, ms: 3 });
     }
 
     #[test]

@@ -49,13 +49,11 @@ fn replay_of(lab: &Lab, what: &str, op: OpSpec, shape: (usize, usize)) -> anyhow
 /// Starts again; returns facts and seconds as the server counts them, or else those acknowledged and the whole start.
 fn replayed(guest: &mut Guest, acknowledged: f64) -> anyhow::Result<(f64, f64, &'static str)> {
     let server = guest.restart()?;
-    let facts = server.metric("flowmesh_recovered_facts_total")?;
-    let seconds = server.metric("flowmesh_recovery_seconds")?;
-    match (facts, seconds) {
-        (Some(facts), Some(seconds)) if facts > 0.0 && seconds > 0.0 => {
-            Ok((facts, seconds, "by the server's own count"))
-        }
-        _ => Ok((acknowledged, server.ready_after.as_secs_f64(), "the whole start")),
+    let recovered = server.recovered();
+    if recovered.facts > 0 && recovered.ms > 0 {
+        Ok((recovered.facts as f64, recovered.ms as f64 / 1000.0, "by the server's own count"))
+    } else {
+        Ok((acknowledged, server.ready_after.as_secs_f64(), "the whole start"))
     }
 }
 
