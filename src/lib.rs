@@ -1,6 +1,8 @@
 //! FlowMesh: one server for cache, job queues and event streams.
 
+pub mod admin;
 pub mod boot;
 pub mod config;
 pub mod edge;
 pub mod router;
+pub mod telemetry;

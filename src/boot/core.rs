@@ -16,6 +16,7 @@ use flowmesh_rt::net::{Listener, TcpStream};
 use flowmesh_rt::time;
 
 use super::{Plan, RtTimer};
+use crate::admin::{self, Status};
 use crate::edge::backend::ServerFacts;
 use crate::edge::grpc::{Edge, GrpcConfig, serve_connection};
 use crate::router::message::Message;
@@ -42,6 +43,7 @@ pub(super) async fn live(core: usize, plan: Arc<Plan>) -> anyhow::Result<()> {
 }
 
 async fn recover_and_serve(id: ShardId, plan: &Arc<Plan>) -> anyhow::Result<()> {
+    let status = if id.0 == 0 { Some(admin::start(plan.config.http_addr)?) } else { None };
     let mesh = Rc::new(plan.mesh.take(usize::from(id.0)));
     let shard = Shard::open(shard_config(id, plan), RtDisk::new(), RtTimer).await?;
     let (facts, ms) = {
@@ -60,7 +62,7 @@ async fn recover_and_serve(id: ShardId, plan: &Arc<Plan>) -> anyhow::Result<()> 
     if !plan.stage.recovered().await {
         return Ok(());
     }
-    serve(id, plan, &router).await?;
+    serve(id, plan, &router, status).await?;
     plan.stage.drained().await;
     shard.shut_down().await;
     Ok(())
@@ -93,6 +95,7 @@ fn route(id: ShardId, plan: &Arc<Plan>, shard: &LocalShard, mesh: &Rc<Mesh<Messa
         auto_create: plan.config.auto_create,
     };
     let out = Rc::clone(mesh);
+    #[expect(clippy::result_large_err, reason = "the message comes back to be dropped, not to travel on")]
     let send = Box::new(move |to: ShardId, message| out.send(usize::from(to.0), message));
     let router = Router::new(config, shard.clone(), send);
     let (inbox, receiver) = (Rc::clone(mesh), router.clone());
@@ -126,7 +129,12 @@ fn run_loops(shard: &LocalShard, durability: Durability) {
 }
 
 /// Serves until a stop is asked for and all connections have ended, or the time for that is over.
-async fn serve(id: ShardId, plan: &Arc<Plan>, router: &Router) -> anyhow::Result<()> {
+async fn serve(
+    id: ShardId,
+    plan: &Arc<Plan>,
+    router: &Router,
+    status: Option<Rc<Status>>,
+) -> anyhow::Result<()> {
     let config = &plan.config;
     let edge = Edge::new(router.clone(), grpc_config(plan), server_facts(plan));
     let counted = Rc::clone(&edge);
@@ -139,6 +147,9 @@ async fn serve(id: ShardId, plan: &Arc<Plan>, router: &Router) -> anyhow::Result
         spawn_local(accept(listener, Rc::clone(&edge), Rc::clone(&open), Arc::clone(plan))).detach();
     }
     if id.0 == 0 {
+        if let Some(status) = &status {
+            status.serving(router.clone());
+        }
         tracing::info!(grpc = %config.grpc_addr, http = %config.http_addr, "ready");
         let signals = plan.signals.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut signals) = signals {
@@ -154,6 +165,9 @@ async fn serve(id: ShardId, plan: &Arc<Plan>, router: &Router) -> anyhow::Result
         }
     }
     plan.stage.stop_asked().await;
+    if let Some(status) = &status {
+        status.stopping();
+    }
     let deadline = time::now_ms() + config.shutdown_timeout_ms;
     while open.get() > 0 && time::now_ms() < deadline {
         time::sleep(DRAIN_LOOK).await;
@@ -169,17 +183,14 @@ fn core_address(core_ports: Option<u16>, shared: SocketAddr, id: ShardId) -> Opt
 
 fn grpc_config(plan: &Plan) -> GrpcConfig {
     let config = &plan.config;
-    let mut grpc = GrpcConfig {
+    GrpcConfig {
+        keepalive_interval: Duration::from_millis(config.keepalive_ms),
         streams_max: config.connection_streams_max,
         handshake_timeout: Duration::from_millis(config.handshake_timeout_ms),
         keepalive_timeout: Duration::from_millis(config.keepalive_timeout_ms),
         drain_timeout: Duration::from_millis(config.shutdown_timeout_ms),
         ..GrpcConfig::default()
-    };
-    if config.keepalive_ms > 0 {
-        grpc.keepalive_interval = Duration::from_millis(config.keepalive_ms);
     }
-    grpc
 }
 
 fn server_facts(plan: &Plan) -> ServerFacts {

@@ -9,7 +9,9 @@ pub mod datadir;
 mod stage;
 mod timer;
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use flowmesh_model::placement::SlotMap;
@@ -46,20 +48,17 @@ struct Plan {
 /// Whatever kept it from starting, by name; or that a core died.
 pub fn run(config: Config) -> anyhow::Result<()> {
     let signals = Signals::install().context("cannot take over SIGTERM and SIGINT")?;
-    init_logs(&config);
+    crate::telemetry::logs::init(&config);
     let data = match config.durability {
         Durability::Memory => None,
         _ => Some(DataDir::open(&config.data_dir, config.shards, config.shards_default)?),
     };
-    let (shards, slots, hash_seed) = match &data {
-        Some(data) => {
-            let made = data.description();
-            (made.shards, made.slots.clone(), made.hash_seed)
-        }
-        None => {
-            let shards = config.shards.unwrap_or(config.shards_default);
-            (shards, SlotMap::new(shards), datadir::random_seed())
-        }
+    let (shards, slots, hash_seed) = if let Some(data) = &data {
+        let made = data.description();
+        (made.shards, made.slots.clone(), made.hash_seed)
+    } else {
+        let shards = config.shards.unwrap_or(config.shards_default);
+        (shards, SlotMap::new(shards), datadir::random_seed())
     };
     let cores: Vec<CoreConfig> = (0..shards).map(|shard| core_config(&config, ShardId(shard))).collect();
     for warning in startup::prepare(&cores)? {
@@ -99,21 +98,32 @@ fn core_config(config: &Config, shard: ShardId) -> CoreConfig {
     }
 }
 
+/// How long a server that has just died may still hold its ports: the kernel takes io_uring down in the background.
+const PORT_WAIT: Duration = Duration::from_secs(3);
+
+/// How often they are tried.
+const PORT_RETRY: Duration = Duration::from_millis(10);
+
 /// SO_REUSEPORT would let two servers share a port without a word.
 fn ensure_ports_free(config: &Config, shards: u16) -> anyhow::Result<()> {
-    net::ensure_unused(config.grpc_addr).context("setting grpc_addr")?;
-    net::ensure_unused(config.http_addr).context("setting http_addr")?;
+    let deadline = Instant::now() + PORT_WAIT;
+    ensure_free(config.grpc_addr, deadline).context("setting grpc_addr")?;
+    ensure_free(config.http_addr, deadline).context("setting http_addr")?;
     if let Some(first) = config.core_ports {
         for shard in 0..shards {
             let mut addr = config.grpc_addr;
             addr.set_port(first.saturating_add(shard));
-            net::ensure_unused(addr).context("setting core_ports")?;
+            ensure_free(addr, deadline).context("setting core_ports")?;
         }
     }
     Ok(())
 }
 
-fn init_logs(config: &Config) {
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level).unwrap_or_default();
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+fn ensure_free(addr: SocketAddr, deadline: Instant) -> Result<(), net::BindError> {
+    loop {
+        match net::ensure_unused(addr) {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(PORT_RETRY),
+            outcome => return outcome,
+        }
+    }
 }

@@ -104,9 +104,10 @@ impl Router {
 
     fn answer(&self, id: u32, outcome: Result<Reply, Reject>) {
         let sink = self.inner.pending.borrow_mut().take(id);
-        match sink {
-            Some(sink) => sink.deliver(outcome),
-            None => tracing::error!(id, "an answer that nobody waits for"),
+        if let Some(sink) = sink {
+            sink.deliver(outcome)
+        } else {
+            tracing::error!(id, "an answer that nobody waits for")
         }
     }
 

@@ -61,6 +61,9 @@ pub struct Router {
     inner: Rc<Inner>,
 }
 
+/// Who asked, and the number they gave their request.
+type RequestKey = (ShardId, u32);
+
 struct Inner {
     config: RouterConfig,
     shard: LocalShard,
@@ -75,7 +78,7 @@ struct Inner {
     /// Whether this core has got a catalog yet.
     has_catalog: Cell<bool>,
     /// Waiting requests of other cores, so that they can be cancelled.
-    cancels: RefCell<HashMap<(ShardId, u32), Rc<Cell<bool>>>>,
+    cancels: RefCell<HashMap<RequestKey, Rc<Cell<bool>>>>,
     hops_in: Cell<u64>,
     hops_out: Cell<u64>,
     edge_stats: RefCell<Box<dyn Fn() -> CounterSnapshot>>,

@@ -17,18 +17,15 @@ impl Pending {
 
     /// Keeps a sink and gives it a number.
     pub fn insert(&mut self, sink: Box<dyn ReplySink>) -> u32 {
-        match self.free.pop() {
-            Some(id) => {
-                if let Some(place) = self.sinks.get_mut(id as usize) {
-                    debug_assert!(place.is_none(), "a free number has no sink");
-                    *place = Some(sink);
-                }
-                id
+        if let Some(id) = self.free.pop() {
+            if let Some(place) = self.sinks.get_mut(id as usize) {
+                debug_assert!(place.is_none(), "a free number has no sink");
+                *place = Some(sink);
             }
-            None => {
-                self.sinks.push(Some(sink));
-                (self.sinks.len() - 1) as u32
-            }
+            id
+        } else {
+            self.sinks.push(Some(sink));
+            (self.sinks.len() - 1) as u32
         }
     }
 

@@ -1,5 +1,6 @@
 //! What a shard counts about itself: plain numbers, written by its core alone, copied out when someone asks.
 
+use flowmesh_machine::MachineStats;
 use flowmesh_model::{Command, KvCommand, QueueCommand, StreamCommand};
 
 /// Operations that are counted and timed, each with its batch forms.
@@ -227,6 +228,8 @@ pub struct ShardStats {
     pub waiting_commands: u64,
     /// 1 if the shard is fenced.
     pub fenced: u64,
+    /// Counts of what the shard holds.
+    pub state: MachineStats,
 }
 
 impl ShardStats {

@@ -75,6 +75,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 Ok(())
             })
             .await?;
+            durable.streams.remove_unknown().await?;
             if let Some(cut) = &recovered.cut {
                 tracing::info!(shard = %config.shard, ?cut, "cut the unfinished end of the log: none of it was acknowledged");
             }

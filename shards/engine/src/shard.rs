@@ -151,7 +151,9 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         let (log_bytes, memory_bytes) = (state.log.log_bytes(), state.machine.memory_bytes());
         let (parked, waiting, synced) = (state.parked.len(), state.waiting.len(), state.parked.synced());
         let fenced = u64::from(state.fenced.is_some());
+        let held = state.machine.stats();
         let stats = &mut state.stats;
+        stats.state = held;
         stats.last_lsn = last_lsn.0;
         stats.synced_lsn = synced.0;
         stats.log_bytes = log_bytes;
