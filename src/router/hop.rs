@@ -105,9 +105,9 @@ impl Router {
     fn answer(&self, id: u32, outcome: Result<Reply, Reject>) {
         let sink = self.inner.pending.borrow_mut().take(id);
         if let Some(sink) = sink {
-            sink.deliver(outcome)
+            sink.deliver(outcome);
         } else {
-            tracing::error!(id, "an answer that nobody waits for")
+            tracing::error!(id, "an answer that nobody waits for");
         }
     }
 

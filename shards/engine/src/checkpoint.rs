@@ -12,10 +12,10 @@
 use std::time::Duration;
 
 use flowmesh_machine::StreamFlush;
-use flowmesh_model::{IndexWrite, Lsn};
+use flowmesh_model::{IndexWrite, Lsn, PartitionRef};
 use flowmesh_store::disk::Disk;
 use flowmesh_store::index::IndexError;
-use flowmesh_store::log::LogError;
+use flowmesh_store::log::{LogError, TrimWork};
 use flowmesh_store::segments::SegmentError;
 use futures::future::{Either, select};
 use thiserror::Error;
@@ -89,24 +89,8 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             state.checkpointing = true;
             (lsn, state.machine.seal())
         };
-        let done = self.write_checkpoint(durable, lsn, &flushes).await;
-        let mut state = self.inner.state.borrow_mut();
-        state.checkpointing = false;
-        if let Err(error) = done {
-            state.machine.unseal();
-            return Err(error);
-        }
-        for flush in &flushes {
-            if let Some(last) = flush.runs.last() {
-                state.machine.flushed(flush.at, last.base.plus(u64::from(last.count)));
-            }
-        }
-        state.machine.sealed_written();
-        state.machine.evict_tails(self.inner.config.tail_bytes);
-        state.stats.checkpoint_lsn = lsn.0;
-        let dropped = state.machine.take_dropped_streams();
-        let trim = state.log.trim(lsn);
-        drop(state);
+        let written = self.write_checkpoint(durable, lsn, &flushes).await;
+        let (dropped, trim) = self.checkpoint_written(written, lsn, &flushes)?;
         for at in dropped {
             durable.streams.delete(at).await?;
         }
@@ -114,15 +98,40 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             let trimmed = trim.run().await?;
             self.inner.state.borrow_mut().log.trimmed(trimmed);
         }
-        let mut state = self.inner.state.borrow_mut();
-        state.log_bytes_at_checkpoint = state.log.log_bytes();
-        let elapsed = self.inner.timer.monotonic_ns().saturating_sub(started);
-        state.stats.checkpoint_ns.record(elapsed);
-        drop(state);
-        tracing::debug!(shard = %self.inner.config.shard, %lsn, ms = elapsed / 1_000_000, "checkpoint");
+        let elapsed_ns = self.inner.timer.monotonic_ns().saturating_sub(started);
+        {
+            let mut state = self.inner.state.borrow_mut();
+            state.log_bytes_at_checkpoint = state.log.log_bytes();
+            state.stats.checkpoint_ns.record(elapsed_ns);
+        }
+        tracing::debug!(shard = %self.inner.config.shard, %lsn, ms = elapsed_ns / 1_000_000, "checkpoint");
         self.inner.signals.segment.notify();
         self.inner.signals.checkpointed.notify();
         Ok(())
+    }
+
+    /// Takes note of the outcome. Returns streams whose files can go, and the log that can be given back.
+    fn checkpoint_written(
+        &self,
+        written: Result<(), CheckpointError>,
+        lsn: Lsn,
+        flushes: &[StreamFlush],
+    ) -> Result<(Vec<PartitionRef>, Option<TrimWork<D>>), CheckpointError> {
+        let mut state = self.inner.state.borrow_mut();
+        state.checkpointing = false;
+        if let Err(error) = written {
+            state.machine.unseal();
+            return Err(error);
+        }
+        for flush in flushes {
+            if let Some(last) = flush.runs.last() {
+                state.machine.flushed(flush.at, last.base.plus(u64::from(last.count)));
+            }
+        }
+        state.machine.sealed_written();
+        state.machine.evict_tails(self.inner.config.tail_bytes);
+        state.stats.checkpoint_lsn = lsn.0;
+        Ok((state.machine.take_dropped_streams(), state.log.trim(lsn)))
     }
 
     async fn write_checkpoint(
@@ -169,7 +178,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             self.inner.signals.commit.notify();
             let landed = std::pin::pin!(self.inner.signals.landed.wait());
             let look_again = std::pin::pin!(self.inner.timer.sleep(LOOK_AGAIN));
-            drop(select(landed, look_again).await);
+            select(landed, look_again).await;
         }
     }
 

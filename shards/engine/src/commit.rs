@@ -98,7 +98,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             if failed.is_some() {
                 let retry = std::pin::pin!(self.inner.timer.sleep(SEGMENT_RETRY));
                 let wanted = std::pin::pin!(self.inner.signals.checkpointed.wait());
-                drop(select(retry, wanted).await);
+                select(retry, wanted).await;
             }
         }
     }
@@ -138,18 +138,15 @@ impl<D: Disk> State<D> {
     }
 
     fn segment_prepared(&mut self, failed: Option<&str>) {
-        match failed {
-            Some(error) => {
-                tracing::warn!(error, "cannot prepare a log segment; writes go on while there is one");
-                self.segment_failures += 1;
-            }
-            None => {
-                if self.disk_full {
-                    tracing::info!("the disk has space again: writes go on");
-                }
-                self.disk_full = false;
-            }
+        if let Some(error) = failed {
+            tracing::warn!(error, "cannot prepare a log segment; writes go on while there is one");
+            self.segment_failures += 1;
+            return;
         }
+        if self.disk_full {
+            tracing::info!("the disk has space again: writes go on");
+        }
+        self.disk_full = false;
     }
 
     /// The last entry that is acknowledged or will be.

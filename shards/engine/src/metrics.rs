@@ -166,9 +166,9 @@ impl Histogram {
         (0..BUCKETS).take_while(|&b| Self::bucket_max(b) <= bound).filter_map(|b| self.buckets.get(b)).sum()
     }
 
-    /// The value that a share `q` (0 to 1) of all values does not exceed; 0 if there are none.
-    pub fn quantile(&self, q: f64) -> u64 {
-        let wanted = (self.count as f64 * q).ceil() as u64;
+    /// The value that so many percent of all values do not exceed; 0 if there are none.
+    pub fn percentile(&self, percent: u64) -> u64 {
+        let wanted = (self.count * percent).div_ceil(100);
         let mut seen = 0;
         for (bucket, count) in self.buckets.iter().enumerate() {
             seen += count;
@@ -256,11 +256,11 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_are_at_most_a_quarter_off() {
+    fn percentiles_are_at_most_a_quarter_off() {
         let mut histogram = Histogram::default();
         (1..=1000).for_each(|value| histogram.record(value));
-        assert!((500..=640).contains(&histogram.quantile(0.5)));
-        assert!((990..=1279).contains(&histogram.quantile(0.99)));
+        assert!((500..=640).contains(&histogram.percentile(50)));
+        assert!((990..=1279).contains(&histogram.percentile(99)));
         assert_eq!(histogram.count(), 1000);
         assert_eq!(histogram.at_most(u64::MAX), 1000);
     }

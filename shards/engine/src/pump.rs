@@ -9,7 +9,9 @@
 //! | rejected by the state | as an answer that shows everything so far: a crash must not take the reason back |
 //! | rejected by itself | answered at once |
 
-use flowmesh_machine::{Decision, EntryContext};
+use std::collections::VecDeque;
+
+use flowmesh_machine::{Decision, EntryContext, WaitKey};
 use flowmesh_model::limits::ENTRY_BYTES_MAX;
 use flowmesh_model::{
     Batch, Code, Command, Durability, Fact, KvCommand, Lsn, Millis, QueueCommand, Reject, Reply, ResourceId,
@@ -54,6 +56,19 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             state.run(command, sink, now, now_ns, now_ns, &mut effects);
             state.serve_woken(now, now_ns, &mut effects);
             state.note_times(&mut effects);
+        }
+        self.carry_on(effects);
+    }
+
+    /// After a change of the catalog: those who wait for something of a resource that is gone are told.
+    pub(crate) fn recheck_waiting(&self) {
+        let (now, now_ns) = (self.inner.timer.now(), self.inner.timer.monotonic_ns());
+        let mut effects = Effects::default();
+        {
+            let mut state = self.inner.state.borrow_mut();
+            for key in state.waiting.keys() {
+                state.serve(key, now, now_ns, &mut effects);
+            }
         }
         self.carry_on(effects);
     }
@@ -230,25 +245,29 @@ impl<D: Disk> State<D> {
             return;
         }
         while let Some(key) = self.machine.take_woken() {
-            let mut waiters = self.waiting.take(key);
-            let mut still = std::collections::VecDeque::new();
-            while let Some(waiter) = waiters.pop_front() {
-                if waiter.sink.is_closed() {
-                    continue;
-                }
-                match self.machine.decide(now, self.log.next_lsn(), &waiter.command) {
-                    Ok(Decision::Wait(_)) => {
-                        still.push_back(waiter);
-                        // Nothing is left in a queue: those behind need not look.
-                        if matches!(key, flowmesh_machine::WaitKey::Queue(_)) {
-                            still.append(&mut waiters);
-                        }
-                    }
-                    _ => self.run_waiter(waiter, now, now_ns, effects),
-                }
-            }
-            self.waiting.put_back(key, still);
+            self.serve(key, now, now_ns, effects);
         }
+    }
+
+    fn serve(&mut self, key: WaitKey, now: Millis, now_ns: u64, effects: &mut Effects) {
+        let mut waiters = self.waiting.take(key);
+        let mut still = VecDeque::new();
+        while let Some(waiter) = waiters.pop_front() {
+            if waiter.sink.is_closed() {
+                continue;
+            }
+            if matches!(self.machine.decide(now, self.log.next_lsn(), &waiter.command), Ok(Decision::Wait(_)))
+            {
+                still.push_back(waiter);
+                // Nothing is left in a queue: those behind need not look.
+                if matches!(key, WaitKey::Queue(_)) {
+                    still.append(&mut waiters);
+                }
+            } else {
+                self.run_waiter(waiter, now, now_ns, effects);
+            }
+        }
+        self.waiting.put_back(key, still);
     }
 
     /// Runs a command that has waited.

@@ -140,6 +140,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 .collect();
             state.machine.set_catalog(catalog);
         }
+        self.recheck_waiting();
         // What was deleted is dropped by a tick.
         self.inner.signals.tick.notify();
     }

@@ -54,6 +54,13 @@ impl Waiting {
         self.by_key.entry(key).or_default().push_back(Waiter { command, sink, until, started_ns, id });
     }
 
+    /// What commands wait for.
+    pub fn keys(&self) -> Vec<WaitKey> {
+        let mut keys: Vec<WaitKey> = self.by_key.keys().copied().collect();
+        keys.sort_unstable();
+        keys
+    }
+
     /// Takes all that wait for `key`, in order. Those that must wait on are put back with [`Waiting::put_back`].
     pub fn take(&mut self, key: WaitKey) -> VecDeque<Waiter> {
         let waiters = self.by_key.remove(&key).unwrap_or_default();

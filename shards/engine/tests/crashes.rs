@@ -3,6 +3,14 @@
 //!
 //! Only the index is on a real disk (fjall has no other): its commits are all or nothing either way.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::type_complexity,
+    missing_docs,
+    reason = "a test"
+)]
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::poll_fn;
