@@ -108,7 +108,12 @@ impl Machine {
         match command {
             Command::Stream(at, command) => {
                 let (held, info) = self.find(at.resource, Kind::Stream)?;
-                let decision = self.decide_stream(*at, held, info, now, command)?;
+                let stream = match held {
+                    Some(Held { parts: Parts::Stream(stream), .. }) => Some(stream),
+                    _ => None,
+                };
+                let partition = stream::decide::find(stream, info.settings.stream()?, *at)?;
+                let decision = stream::decide::Asked { partition, at: *at, now }.decide(command)?;
                 Ok(introduce(decision, held, info))
             }
             Command::Queue(id, command) => {
@@ -136,22 +141,6 @@ impl Machine {
                 Err(Reject::Internal("a catalog command for a shard that does not own it"))
             }
         }
-    }
-
-    fn decide_stream(
-        &self,
-        at: PartitionRef,
-        held: Option<&Held>,
-        info: &ResourceInfo,
-        now: Millis,
-        command: &StreamCommand,
-    ) -> Result<Decision, Reject> {
-        let stream = match held {
-            Some(Held { parts: Parts::Stream(stream), .. }) => Some(stream),
-            _ => None,
-        };
-        let partition = stream::decide::find(stream, info.settings.stream()?, at)?;
-        stream::decide::Asked { partition, at, now }.decide(command)
     }
 
     /// The resource as it is held, if it is, and as the snapshot has it.
@@ -261,19 +250,20 @@ impl Machine {
     /// `ResourceDropped`.
     fn drop_resource(&mut self, id: ResourceId) {
         self.drops.remove(&id);
-        let Some(held) = self.held.remove(&id) else {
+        let Some(mut held) = self.held.remove(&id) else {
             panic!("a resource was dropped that was not held: {id}")
         };
         if let Some(armed) = held.armed {
             self.timers.remove(&(armed, id));
         }
-        match &held.parts {
+        match &mut held.parts {
             Parts::Stream(stream) => {
-                for (partition, _) in stream.partitions() {
-                    self.woken.wake_last(WaitKey::Stream(PartitionRef { resource: id, partition }));
+                for (partition, held) in stream.partitions_mut() {
+                    self.woken
+                        .wake(&mut held.woken, WaitKey::Stream(PartitionRef { resource: id, partition }));
                 }
             }
-            Parts::Queue(_) => self.woken.wake_last(WaitKey::Queue(id)),
+            Parts::Queue(queue) => self.woken.wake(&mut queue.woken, WaitKey::Queue(id)),
             Parts::Kv(_) => {}
         }
         self.bury(id, held);

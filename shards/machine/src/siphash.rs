@@ -3,6 +3,8 @@
 //!
 //! The standard library has the same function but no way to give it a key; a test compares the two.
 
+use std::hash::{BuildHasher, Hasher};
+
 /// The hash's key.
 #[derive(Clone, Copy)]
 pub(crate) struct SipKey(u64, u64);
@@ -83,11 +85,38 @@ impl State {
     }
 }
 
+/// Lets maps of byte strings use the keyed hash.
+impl BuildHasher for SipKey {
+    type Hasher = SipHasher;
+
+    fn build_hasher(&self) -> SipHasher {
+        SipHasher { key: *self, hash: 0 }
+    }
+}
+
+/// The hash of one byte string.
+pub(crate) struct SipHasher {
+    key: SipKey,
+    hash: u64,
+}
+
+impl Hasher for SipHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.hash = self.key.hash(bytes);
+    }
+
+    /// The length of a slice comes before its bytes; it is part of their hash anyway.
+    fn write_usize(&mut self, _length: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.hash
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::hash::Hasher;
 
     proptest! {
         #[test]

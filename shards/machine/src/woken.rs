@@ -30,11 +30,6 @@ impl Woken {
         }
     }
 
-    /// Lists a key whose owner is gone.
-    pub fn wake_last(&mut self, key: WaitKey) {
-        self.keys.push_back(key);
-    }
-
     /// The first key of the list; its owner must forget that it was listed.
     pub fn pop(&mut self) -> Option<WaitKey> {
         self.keys.pop_front()

@@ -1,6 +1,9 @@
 //! A crash at any moment loses nothing and invents nothing: whatever commands, ticks, checkpoints and failures came
 //! before, the index with the log behind it is exactly the state.
 
+// A test fails by panicking.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
 mod common;
 
 use bytes::Bytes;
@@ -165,10 +168,9 @@ impl Driver {
         let command = match how {
             0 => nack(None),
             1 => nack(Some(0)),
-            2 => QueueCommand::Extend {
-                leases: Batch::from_elem(lease, 1),
-                visibility_timeout_ms: Some(200),
-            },
+            2 => {
+                QueueCommand::Extend { leases: Batch::from_elem(lease, 1), visibility_timeout_ms: Some(200) }
+            }
             _ => QueueCommand::Ack { leases: Batch::from_vec(vec![lease, lease]) },
         };
         self.queue(queue, command);
@@ -202,7 +204,11 @@ impl Driver {
     fn write(&mut self) {
         if self.world.write() {
             let replayed = self.world.replayed(self.world.index_lsn);
-            assert_eq!(restored(&self.world.index).dump(), replayed.dump(), "the index is the state at the seal");
+            assert_eq!(
+                restored(&self.world.index).dump(),
+                replayed.dump(),
+                "the index is the state at the seal"
+            );
             let afresh = written_afresh(replayed);
             assert_eq!(self.world.index, afresh, "the index has no more than that");
         }

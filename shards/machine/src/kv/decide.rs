@@ -1,7 +1,5 @@
 //! What can be asked of single keys.
 
-use std::hash::{BuildHasher, Hasher};
-
 use bytes::Bytes;
 use flowmesh_model::command::{SetEntry, SetIf, SetTtl};
 use flowmesh_model::limits::{DELAY_MS_MAX, KEY_BYTES_MAX, REPLY_BYTES_MAX, VALUE_BYTES_MAX};
@@ -10,10 +8,10 @@ use flowmesh_model::settings::within;
 use flowmesh_model::{Batch, Fact, KvCommand, KvSettings, Lsn, Millis, Reject, Reply, ResourceId};
 use smallvec::smallvec;
 
+use super::batch::{Current, Written};
 use super::{Entry, Store};
 use crate::decision::Decision;
 use crate::limit::{items, size};
-use crate::siphash::SipKey;
 
 /// The store, its number, its settings, the time it is and the LSN a change will get.
 pub(crate) struct Asked<'a> {
@@ -73,24 +71,22 @@ impl<'a> Asked<'a> {
     fn set(&self, entries: &[SetEntry]) -> Result<Decision, Reject> {
         items("entries", entries.len())?;
         let (mut facts, mut seen) = (Batch::with_capacity(entries.len()), Lsn(0));
-        let mut written = Written::of(entries, self.store.sip);
+        let mut written = Written::when(entries.len() > 1 && entries.iter().any(looks), self.store.sip);
         let mut outcomes = Batch::with_capacity(entries.len());
         for entry in entries {
             check_entry(entry)?;
             // What is there is looked up only if it matters.
-            let before = if entry.condition == SetIf::Always && entry.ttl != SetTtl::Keep {
-                None
+            let before = if looks(entry) {
+                written.get(&entry.key).or_else(|| self.look(&entry.key, &mut seen).map(Current::of))
             } else {
-                written.get(&entry.key).unwrap_or_else(|| {
-                    self.look(&entry.key, &mut seen).map(|entry| (entry.version, entry.expires_at()))
-                })
+                None
             };
-            if let Err(reject) = holds(entry.condition, before.map(|(version, _)| version)) {
+            if let Err(reject) = holds(entry.condition, before.map(|before| before.version)) {
                 outcomes.push(Err(reject));
                 continue;
             }
-            let expires_at = self.expires_at(entry.ttl, before.map(|(_, expires_at)| expires_at));
-            written.put(&entry.key, self.lsn, expires_at);
+            let expires_at = self.expires_at(entry.ttl, before);
+            written.put(&entry.key, Current { version: self.lsn, expires_at });
             outcomes.push(Ok(self.lsn));
             facts.push(Fact::KeySet {
                 store: self.id,
@@ -107,12 +103,12 @@ impl<'a> Asked<'a> {
         })
     }
 
-    fn expires_at(&self, ttl: SetTtl, before: Option<Option<Millis>>) -> Option<Millis> {
+    fn expires_at(&self, ttl: SetTtl, before: Option<Current>) -> Option<Millis> {
         let default = || self.settings.default_ttl_ms.map(|ttl_ms| self.now.plus(ttl_ms));
         match ttl {
             SetTtl::Millis(ttl_ms) => Some(self.now.plus(ttl_ms)),
             SetTtl::Default => default(),
-            SetTtl::Keep => before.unwrap_or_else(default),
+            SetTtl::Keep => before.map_or_else(default, |before| before.expires_at),
         }
     }
 
@@ -125,7 +121,7 @@ impl<'a> Asked<'a> {
             let there = deleted.get(key).is_none() && self.look(key, &mut seen).is_some();
             flags.push(there);
             if there {
-                deleted.put(key, self.lsn, None);
+                deleted.put(key, Current { version: self.lsn, expires_at: None });
                 facts.push(Fact::KeyDeleted { store: self.id, key: key.clone() });
             }
         }
@@ -160,6 +156,11 @@ pub(super) fn value_of(entry: &Entry, with_value: bool) -> EntryValue {
     }
 }
 
+/// Whether what is there makes a difference.
+fn looks(entry: &SetEntry) -> bool {
+    entry.condition != SetIf::Always || entry.ttl == SetTtl::Keep
+}
+
 fn holds(condition: SetIf, actual: Option<Lsn>) -> Result<(), Reject> {
     let holds = match condition {
         SetIf::Always => true,
@@ -190,61 +191,5 @@ fn check_entry(entry: &SetEntry) -> Result<(), Reject> {
     match entry.ttl {
         SetTtl::Millis(ttl_ms) => within("ttl_ms", ttl_ms, 1, DELAY_MS_MAX),
         SetTtl::Default | SetTtl::Keep => Ok(()),
-    }
-}
-
-/// What a key holds after the earlier items of the same batch: version and end.
-type After = Option<(Lsn, Option<Millis>)>;
-
-/// Keys that earlier items of the batch changed. Remembers nothing where no later item could notice. Never iterated.
-struct Written<'a> {
-    keys: Option<hashbrown::HashMap<&'a [u8], (Lsn, Option<Millis>), SipKey>>,
-}
-
-impl<'a> Written<'a> {
-    fn of(entries: &[SetEntry], sip: SipKey) -> Self {
-        let looks = |entry: &SetEntry| entry.condition != SetIf::Always || entry.ttl == SetTtl::Keep;
-        Self::when(entries.len() > 1 && entries.iter().any(looks), sip)
-    }
-
-    fn when(needed: bool, sip: SipKey) -> Self {
-        Self { keys: needed.then(|| hashbrown::HashMap::with_hasher(sip)) }
-    }
-
-    fn get(&self, key: &[u8]) -> Option<After> {
-        self.keys.as_ref()?.get(key).copied().map(Some)
-    }
-
-    fn put(&mut self, key: &'a [u8], version: Lsn, expires_at: Option<Millis>) {
-        if let Some(keys) = &mut self.keys {
-            keys.insert(key, (version, expires_at));
-        }
-    }
-}
-
-/// Lets maps of byte strings use the keyed hash.
-impl BuildHasher for SipKey {
-    type Hasher = SipHasher;
-
-    fn build_hasher(&self) -> SipHasher {
-        SipHasher { sip: *self, hash: 0 }
-    }
-}
-
-/// The hash of one byte string.
-pub(crate) struct SipHasher {
-    sip: SipKey,
-    hash: u64,
-}
-
-impl Hasher for SipHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        self.hash ^= self.sip.hash(bytes);
-    }
-
-    fn write_usize(&mut self, _length: usize) {}
-
-    fn finish(&self) -> u64 {
-        self.hash
     }
 }

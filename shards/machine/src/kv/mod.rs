@@ -13,6 +13,7 @@
 //! and are shared by all three.
 
 mod apply;
+mod batch;
 mod check;
 pub(crate) mod decide;
 mod index;

@@ -4,11 +4,12 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 use flowmesh_model::limits::{BATCH_ITEMS_MAX, KEY_BYTES_MAX, REPLY_BYTES_MAX};
+use flowmesh_model::settings::within;
 use flowmesh_model::{Lsn, Reject, Reply};
 
 use super::decide::{Asked, value_of};
 use crate::decision::Decision;
-use crate::limit::{items, size};
+use crate::limit::size;
 
 /// Expired keys a scan steps over before it says that there may be more: bounds the work when many keys end together.
 const EXPIRED_MAX: usize = BATCH_ITEMS_MAX;
@@ -25,7 +26,7 @@ impl Asked<'_> {
     ) -> Result<Decision, Reject> {
         size("prefix", prefix, KEY_BYTES_MAX)?;
         size("after", after.unwrap_or_default(), KEY_BYTES_MAX)?;
-        items("keys_max", keys_max as usize)?;
+        within("keys_max", u64::from(keys_max), 1, BATCH_ITEMS_MAX as u64)?;
         let start = match after {
             Some(after) if after >= prefix => Bound::Excluded(after),
             _ => Bound::Included(prefix),

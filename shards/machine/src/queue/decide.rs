@@ -39,7 +39,7 @@ impl Asked<'_> {
         match command {
             QueueCommand::Enqueue { jobs } => self.enqueue(jobs),
             QueueCommand::Reserve { jobs_max, visibility_timeout_ms, worker, wait_until } => {
-                items("jobs_max", *jobs_max as usize)?;
+                within("jobs_max", u64::from(*jobs_max), 1, BATCH_ITEMS_MAX as u64)?;
                 size("worker", worker, TEXT_BYTES_MAX)?;
                 wait(*wait_until, self.now)?;
                 let until = self.visible_at(*visibility_timeout_ms)?;
@@ -71,7 +71,7 @@ impl Asked<'_> {
         let (mut facts, mut ids) = (Batch::with_capacity(jobs.len()), Batch::with_capacity(jobs.len()));
         let mut job = self.queue.counters.last_job;
         for new in jobs {
-            self.check_new(new)?;
+            check_new(new)?;
             job = JobId(job.0 + 1);
             ids.push(job);
             facts.push(Fact::JobEnqueued {
@@ -87,23 +87,9 @@ impl Asked<'_> {
         Ok(Decision::Change { facts, reply: Reply::Enqueued(ids) })
     }
 
-    fn check_new(&self, new: &NewJob) -> Result<(), Reject> {
-        size("job payload", &new.payload, VALUE_BYTES_MAX)?;
-        if !new.headers.is_empty() {
-            check_headers(&new.headers)?;
-        }
-        if new.delay_ms > 0 {
-            within("delay_ms", new.delay_ms, 0, DELAY_MS_MAX)?;
-        }
-        match new.max_attempts {
-            None => Ok(()),
-            Some(attempts) => within("max_attempts", u64::from(attempts), 1, u64::from(ATTEMPTS_MAX)),
-        }
-    }
-
     fn reserve(&self, jobs_max: u32, until: Millis, worker: &Bytes, wait_until: Option<Millis>) -> Decision {
         let fit = ENTRY_BYTES_MAX / (LEASE_FACT_BYTES + worker.len());
-        let wanted = (jobs_max as usize).min(BATCH_ITEMS_MAX).min(fit);
+        let wanted = (jobs_max as usize).min(fit);
         let (mut facts, mut leased, mut bytes) = (Batch::new(), Vec::new(), 0);
         let mut token = self.queue.counters.last_token;
         self.for_each_ready(|id, job| {
@@ -165,8 +151,10 @@ impl Asked<'_> {
         let outcomes = leases
             .iter()
             .map(|&lease| {
+                // A job that is done has no lease any more, whatever the token.
+                once.check(lease.job)?;
                 self.check_lease(lease)?;
-                once.settle(lease.job)?;
+                once.settled(lease.job);
                 facts.push(Fact::JobDone { queue: self.id, job: lease.job });
                 Ok(())
             })
@@ -186,7 +174,8 @@ impl Asked<'_> {
             .iter()
             .map(|nack| {
                 let job = self.check_lease(nack.lease)?;
-                once.settle(nack.lease.job)?;
+                once.check(nack.lease.job)?;
+                once.settled(nack.lease.job);
                 facts.push(self.failed(nack, job));
                 Ok(())
             })
@@ -274,6 +263,20 @@ impl Asked<'_> {
     }
 }
 
+fn check_new(new: &NewJob) -> Result<(), Reject> {
+    size("job payload", &new.payload, VALUE_BYTES_MAX)?;
+    if !new.headers.is_empty() {
+        check_headers(&new.headers)?;
+    }
+    if new.delay_ms > 0 {
+        within("delay_ms", new.delay_ms, 0, DELAY_MS_MAX)?;
+    }
+    match new.max_attempts {
+        None => Ok(()),
+        Some(attempts) => within("max_attempts", u64::from(attempts), 1, u64::from(ATTEMPTS_MAX)),
+    }
+}
+
 fn leased_job(id: JobId, job: &Job, token: LeaseToken, until: Millis) -> LeasedJob {
     LeasedJob {
         job: id,
@@ -304,11 +307,22 @@ impl Once {
         }
     }
 
-    fn settle(&mut self, job: JobId) -> Result<(), Reject> {
-        let first = match self {
-            Self::Ascending => true,
-            Self::Seen(seen) => seen.insert(job),
-        };
-        if first { Ok(()) } else { Err(Reject::LeaseLost { job, reason: LeaseLost::Settled }) }
+    /// Refuses a job that was settled before in this batch.
+    fn check(&self, job: JobId) -> Result<(), Reject> {
+        match self {
+            Self::Seen(seen) if seen.contains(&job) => {
+                Err(Reject::LeaseLost { job, reason: LeaseLost::Settled })
+            }
+            Self::Seen(_) | Self::Ascending => Ok(()),
+        }
+    }
+
+    fn settled(&mut self, job: JobId) {
+        match self {
+            Self::Ascending => {}
+            Self::Seen(seen) => {
+                seen.insert(job);
+            }
+        }
     }
 }

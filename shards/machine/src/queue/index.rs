@@ -91,7 +91,9 @@ impl Queue {
                 self.changes.list(id);
             }
         }
-        gone.into_iter().for_each(|id| self.changes.list_gone(id));
+        for id in gone {
+            self.changes.list_gone(id);
+        }
     }
 
     /// Takes at most `items_max` jobs of a dropped queue out of memory and appends the keys the index has of them to

@@ -99,6 +99,10 @@ impl Stream {
         (0u32..).zip(&self.partitions).filter_map(|(number, held)| Some((number, held.as_deref()?)))
     }
 
+    pub fn partitions_mut(&mut self) -> impl Iterator<Item = (u32, &mut Partition)> {
+        (0u32..).zip(&mut self.partitions).filter_map(|(number, held)| Some((number, held.as_deref_mut()?)))
+    }
+
     /// An estimate of what it takes in memory.
     pub fn memory_bytes(&self) -> u64 {
         self.memory_bytes

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // each test binary uses a part of it
 
+pub mod text;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;

@@ -1,0 +1,140 @@
+//! Facts, replies and rejections as one line of text each, for golden scripts.
+
+use bytes::Bytes;
+use flowmesh_model::reply::EntryValue;
+use flowmesh_model::{Fact, Reply};
+
+use super::{Outcome, values};
+
+fn text(bytes: &Bytes) -> String {
+    format!("{:?}", String::from_utf8_lossy(bytes))
+}
+
+fn end(expires_at: Option<flowmesh_model::Millis>) -> String {
+    expires_at.map_or_else(|| "never".to_owned(), |at| at.to_string())
+}
+
+pub fn fact(fact: &Fact) -> String {
+    match fact {
+        Fact::ResourceCreated { id, path, settings } => {
+            format!("ResourceCreated {id} {path} {}", serde_json::to_string(settings).unwrap())
+        }
+        Fact::ResourceUpdated { id, settings } => {
+            format!("ResourceUpdated {id} {}", serde_json::to_string(settings).unwrap())
+        }
+        Fact::ResourceDeleted { id } => format!("ResourceDeleted {id}"),
+        Fact::ResourceDropped { id } => format!("ResourceDropped {id}"),
+        Fact::ResourceHeld { id, path } => format!("ResourceHeld {id} {path}"),
+        Fact::RecordsAppended { at, base, count, records } => {
+            format!("RecordsAppended {at} base {base} count {count} bytes {}", records.len())
+        }
+        Fact::JobEnqueued { queue, job, ready_at, max_attempts, priority, payload, .. } => format!(
+            "JobEnqueued {queue} job {job} ready at {ready_at} attempts {max_attempts} priority {priority} {}",
+            text(payload)
+        ),
+        Fact::JobLeased { queue, job, token, until, worker } => {
+            format!("JobLeased {queue} job {job} token {token} until {until} worker {}", text(worker))
+        }
+        Fact::LeaseExtended { queue, job, until } => format!("LeaseExtended {queue} job {job} until {until}"),
+        Fact::JobDone { queue, job } => format!("JobDone {queue} job {job}"),
+        Fact::JobReturned { queue, job, ready_at, cause, error } => {
+            format!("JobReturned {queue} job {job} ready at {ready_at} {cause:?} {}", text(error))
+        }
+        Fact::JobDied { queue, job, cause, error } => {
+            format!("JobDied {queue} job {job} {cause:?} {}", text(error))
+        }
+        Fact::KeySet { store, key, value, expires_at } => {
+            format!("KeySet {store} {} = {} ends {}", text(key), text(value), end(*expires_at))
+        }
+        Fact::KeyDeleted { store, key } => format!("KeyDeleted {store} {}", text(key)),
+        Fact::KeyExpired { store, key } => format!("KeyExpired {store} {}", text(key)),
+    }
+}
+
+fn value(value: &EntryValue) -> String {
+    format!("{} version {} ends {}", text(&value.value), value.version, end(value.expires_at))
+}
+
+fn lines<T>(head: &str, items: impl IntoIterator<Item = T>, line: impl Fn(T) -> String) -> String {
+    items.into_iter().fold(head.to_owned(), |out, item| format!("{out}\n  {}", line(item)))
+}
+
+pub fn reply(reply: &Reply) -> String {
+    match reply {
+        Reply::Appended { base, count, appended_at } => {
+            format!("appended base {base} count {count} at {appended_at}")
+        }
+        Reply::Records(records) => {
+            let head = format!(
+                "records next {} earliest {} high watermark {}",
+                records.next, records.earliest, records.high_watermark
+            );
+            lines(&head, &records.runs, |run| {
+                let values: Vec<String> = values(std::slice::from_ref(run))
+                    .iter()
+                    .map(|value| String::from_utf8_lossy(value).into_owned())
+                    .collect();
+                format!("{} at {}: {}", run.base, run.appended_at, values.join(" "))
+            })
+        }
+        Reply::StreamStatus { earliest, next, bytes } => format!("stream {earliest}..{next} bytes {bytes}"),
+        Reply::Enqueued(jobs) => {
+            format!("enqueued {}", jobs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+        }
+        Reply::Reserved(jobs) => lines("reserved", jobs, |job| {
+            format!(
+                "job {} token {} attempt {} priority {} until {} enqueued {} {}",
+                job.job,
+                job.token,
+                job.attempt,
+                job.priority,
+                job.leased_until,
+                job.enqueued_at,
+                text(&job.payload)
+            )
+        }),
+        Reply::Settled(outcomes) => lines("settled", outcomes, |outcome| match outcome {
+            Ok(()) => "ok".to_owned(),
+            Err(reject) => format!("{} {reject}", reject.reason()),
+        }),
+        Reply::Extended(outcomes) => lines("extended", outcomes, |outcome| match outcome {
+            Ok(until) => format!("until {until}"),
+            Err(reject) => format!("{} {reject}", reject.reason()),
+        }),
+        Reply::QueueStatus(s) => format!(
+            "queue ready {} delayed {} leased {} dead {} done {} enqueued {} oldest {} ms",
+            s.ready, s.delayed, s.leased, s.dead, s.done_total, s.enqueued_total, s.oldest_ready_ms
+        ),
+        Reply::Written(outcomes) => lines("written", outcomes, |outcome| match outcome {
+            Ok(version) => format!("version {version}"),
+            Err(reject) => format!("{} {reject}", reject.reason()),
+        }),
+        Reply::Values(values) => {
+            lines("values", values, |found| found.as_ref().map_or_else(|| "absent".to_owned(), value))
+        }
+        Reply::Flags(flags) => format!("flags {flags:?}"),
+        Reply::Scanned { entries, more } => {
+            lines(&format!("scanned more {more}"), entries, |(key, found)| {
+                format!("{} = {}", text(key), value(found))
+            })
+        }
+        Reply::Resource { info, changed, version } => format!(
+            "resource {} {} created {} changed {changed} version {version}",
+            info.id, info.path, info.created_at
+        ),
+    }
+}
+
+pub fn outcome(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Changed(shown, facts) => {
+            let facts: String =
+                facts.iter().fold(String::new(), |out, known| format!("{out}+ {}\n", fact(known)));
+            format!("{facts}= {}\n", reply(shown))
+        }
+        Outcome::Answered(shown, seen) => format!("= {} (seen {seen})\n", reply(shown)),
+        Outcome::Waits => "waits\n".to_owned(),
+        Outcome::Cold(from) => format!("reads segment files from {from}\n"),
+        Outcome::Rejected(reject) => format!("! {} {reject}\n", reject.reason()),
+    }
+}

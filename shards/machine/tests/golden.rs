@@ -1,0 +1,319 @@
+//! Golden scripts: `testdata/*.script`. A block is one or more commands, a rule, and what they must come to:
+//!
+//! ```text
+//! enqueue mail hello priority=5
+//! ----
+//! + JobEnqueued …        a fact
+//! = enqueued 1           the reply; `(seen 3)` says which entry an answer without facts waits for
+//! ! JOB_NOT_FOUND …      a rejection
+//! ```
+//!
+//! `UPDATE_GOLDEN=1 cargo test -p flowmesh-machine --test golden` writes what is there now; read the diff like code.
+//!
+//! Names stand for resources of the command's kind, `#7` for a bare number. Options are `name=value`; several jobs or
+//! entries in one command are separated by `|`.
+
+// A test fails by panicking.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod common;
+
+use std::fmt::Write;
+use std::path::Path;
+
+use bytes::Bytes;
+use common::{World, pack, text};
+use flowmesh_model::command::{LeaseRef, Nack, NewJob, ReadFrom, SetEntry, SetIf, SetTtl};
+use flowmesh_model::{
+    Batch, CatalogCommand, Command, JobId, Kind, KvCommand, LeaseToken, Lsn, Millis, Offset, PartitionRef,
+    QueueCommand, ResourceId, ResourcePath, Settings, StreamCommand,
+};
+
+/// The words of a command: plain ones in order, and options.
+struct Words<'a> {
+    plain: Vec<&'a str>,
+    options: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Words<'a> {
+    fn of(line: &'a str) -> Self {
+        let (options, plain) = line.split_whitespace().partition::<Vec<_>, _>(|word| word.contains('='));
+        let options = options.into_iter().map(|word| word.split_once('=').unwrap()).collect();
+        Self { plain, options }
+    }
+
+    fn option(&self, name: &str) -> Option<&'a str> {
+        self.options.iter().find(|(option, _)| *option == name).map(|(_, value)| *value)
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        self.option(name).map(|value| value.parse().unwrap())
+    }
+}
+
+fn bytes(word: &str) -> Bytes {
+    Bytes::copy_from_slice(word.as_bytes())
+}
+
+fn lease(word: &str) -> LeaseRef {
+    let (job, token) = word.split_once(':').unwrap();
+    LeaseRef { job: JobId(job.parse().unwrap()), token: LeaseToken(token.parse().unwrap()) }
+}
+
+struct Script {
+    world: World,
+}
+
+impl Script {
+    fn id(&self, kind: Kind, name: &str) -> ResourceId {
+        if let Some(number) = name.strip_prefix('#') {
+            return ResourceId(number.parse().unwrap());
+        }
+        let catalog = self.world.machine.catalog_snapshot();
+        catalog.find(kind, name).unwrap_or_else(|| panic!("no {kind} {name}")).id
+    }
+
+    fn partition(&self, word: &str) -> PartitionRef {
+        let (name, partition) = word.split_once('/').unwrap();
+        PartitionRef { resource: self.id(Kind::Stream, name), partition: partition.parse().unwrap() }
+    }
+
+    fn run(&mut self, line: &str) -> String {
+        let words = Words::of(line);
+        match words.plain.as_slice() {
+            ["at", time] => {
+                self.world.now = Millis(time.parse().unwrap());
+                String::new()
+            }
+            ["tick"] => {
+                let facts = self.world.tick(2);
+                text::facts(&facts)
+            }
+            ["due"] => format!("due {:?}\n", self.world.machine.next_due().map(Millis::get)),
+            ["woken"] => {
+                let mut out = String::new();
+                while let Some(key) = self.world.machine.take_woken() {
+                    writeln!(out, "woken {key:?}").unwrap();
+                }
+                out
+            }
+            ["checkpoint"] => {
+                self.world.seal();
+                self.world.write();
+                String::new()
+            }
+            ["evict"] => {
+                self.world.machine.evict_tails(0);
+                String::new()
+            }
+            _ => {
+                let command = self.command(line);
+                let outcome = self.world.run(&command);
+                self.world.machine.check_all();
+                text::outcome(&outcome)
+            }
+        }
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let words = Words::of(line);
+        let plain = words.plain.as_slice();
+        match plain {
+            [
+                verb @ ("create" | "update" | "delete"),
+                kind @ ("stream" | "queue" | "kv"),
+                name,
+                flags @ ..,
+            ] => {
+                let path = ResourcePath::parse(Kind::parse(kind).unwrap(), name).unwrap();
+                let settings = settings(kind, &words);
+                Command::Catalog(match *verb {
+                    "create" => {
+                        CatalogCommand::Create { path, settings, or_existing: flags.contains(&"or-existing") }
+                    }
+                    "update" => CatalogCommand::Update { path, settings },
+                    _ => CatalogCommand::Delete { path },
+                })
+            }
+            ["append" | "read" | "stream-status", place, rest @ ..] => {
+                Command::Stream(self.partition(place), stream_command(plain[0], rest, &words, self.world.now))
+            }
+            ["set" | "get" | "del" | "exists" | "scan", store, rest @ ..] => {
+                Command::Kv(self.id(Kind::Kv, store), kv_command(plain[0], rest, &words, line))
+            }
+            [verb, queue, rest @ ..] => {
+                let command = queue_command(verb, rest, &words, line, self.world.now);
+                Command::Queue(self.id(Kind::Queue, queue), command)
+            }
+            _ => panic!("what is `{line}`?"),
+        }
+    }
+}
+
+fn settings(kind: &str, words: &Words<'_>) -> Settings {
+    let mut json = serde_json::Map::new();
+    json.insert("kind".into(), words.option("settings").unwrap_or(kind).into());
+    for (name, value) in words.options.iter().filter(|(name, _)| *name != "settings") {
+        json.insert((*name).into(), value.parse::<u64>().map_or_else(|_| (*value).into(), Into::into));
+    }
+    serde_json::from_value(json.into()).unwrap()
+}
+
+fn stream_command(verb: &str, rest: &[&str], words: &Words<'_>, now: Millis) -> StreamCommand {
+    match (verb, rest) {
+        ("append", values) => {
+            let values: Vec<&[u8]> = values.iter().map(|value| value.as_bytes()).collect();
+            StreamCommand::Append { records: pack(&values) }
+        }
+        ("read", [from]) => StreamCommand::Read {
+            from: match *from {
+                "earliest" => ReadFrom::Earliest,
+                "latest" => ReadFrom::Latest,
+                offset => ReadFrom::Offset(Offset(offset.parse().unwrap())),
+            },
+            records_max: words.number("records_max").unwrap_or(100) as u32,
+            bytes_max: words.number("bytes_max").unwrap_or(1000) as u32,
+            wait_until: words.number("wait").map(|ms| now.plus(ms)),
+        },
+        _ => StreamCommand::Status,
+    }
+}
+
+fn queue_command(verb: &str, rest: &[&str], words: &Words<'_>, line: &str, now: Millis) -> QueueCommand {
+    let leases = || rest.iter().map(|word| lease(word)).collect::<Batch<_>>();
+    match verb {
+        "enqueue" => {
+            let jobs = line.split_once(char::is_whitespace).unwrap().1;
+            let jobs = jobs.split_once(char::is_whitespace).map_or("", |(_, jobs)| jobs);
+            QueueCommand::Enqueue {
+                jobs: jobs.split('|').filter(|job| !job.trim().is_empty()).map(new_job).collect(),
+            }
+        }
+        "reserve" => QueueCommand::Reserve {
+            jobs_max: rest.first().map_or(1, |jobs| jobs.parse().unwrap()),
+            visibility_timeout_ms: words.number("timeout"),
+            worker: bytes(words.option("worker").unwrap_or("w")),
+            wait_until: words.number("wait").map(|ms| now.plus(ms)),
+        },
+        "ack" => QueueCommand::Ack { leases: leases() },
+        "nack" => QueueCommand::Nack {
+            nacks: leases()
+                .into_iter()
+                .map(|lease| Nack {
+                    lease,
+                    delay_ms: words.number("delay"),
+                    error: bytes(words.option("error").unwrap_or("")),
+                })
+                .collect(),
+        },
+        "extend" => QueueCommand::Extend { leases: leases(), visibility_timeout_ms: words.number("timeout") },
+        "status" => QueueCommand::Status,
+        _ => panic!("what is `{line}`?"),
+    }
+}
+
+fn new_job(text: &str) -> NewJob {
+    let words = Words::of(text);
+    NewJob {
+        payload: bytes(words.plain.first().copied().unwrap_or("")),
+        headers: Bytes::new(),
+        priority: words.number("priority").unwrap_or(0) as u8,
+        delay_ms: words.number("delay").unwrap_or(0),
+        max_attempts: words.number("attempts").map(|attempts| attempts as u32),
+    }
+}
+
+fn kv_command(verb: &str, rest: &[&str], words: &Words<'_>, line: &str) -> KvCommand {
+    let keys = || rest.iter().map(|word| bytes(word)).collect::<Batch<_>>();
+    match verb {
+        "set" => {
+            let entries = line.splitn(3, char::is_whitespace).nth(2).unwrap_or_default();
+            KvCommand::Set {
+                entries: entries.split('|').filter(|entry| !entry.is_empty()).map(set_entry).collect(),
+            }
+        }
+        "get" => KvCommand::Get { keys: keys() },
+        "del" => KvCommand::Delete { keys: keys(), if_version: words.number("version").map(Lsn) },
+        "exists" => KvCommand::Exists { keys: keys() },
+        _ => KvCommand::Scan {
+            prefix: bytes(rest.first().copied().filter(|prefix| *prefix != "*").unwrap_or("")),
+            after: words.option("after").map(bytes),
+            keys_max: words.number("keys_max").unwrap_or(100) as u32,
+            with_values: words.option("values") != Some("no"),
+        },
+    }
+}
+
+fn set_entry(text: &str) -> SetEntry {
+    let words = Words::of(text);
+    SetEntry {
+        key: words.plain.first().map_or_else(Bytes::new, |key| bytes(key)),
+        value: words.plain.get(1).map_or_else(Bytes::new, |value| bytes(value)),
+        ttl: match words.option("ttl") {
+            None => SetTtl::Default,
+            Some("keep") => SetTtl::Keep,
+            Some(ms) => SetTtl::Millis(ms.parse().unwrap()),
+        },
+        condition: match words.option("if") {
+            None => SetIf::Always,
+            Some("absent") => SetIf::Absent,
+            Some("present") => SetIf::Present,
+            Some(version) => SetIf::Version(Lsn(version.parse().unwrap())),
+        },
+    }
+}
+
+/// Runs the commands of a script and returns it with what they came to.
+fn played(script: &str) -> String {
+    let (mut out, mut state) = (String::new(), Script { world: World::default() });
+    for block in script.split("\n\n").filter(|block| !block.trim().is_empty()) {
+        let commands = block.split("----").next().unwrap().trim();
+        if !out.is_empty() {
+            out.push('\n');
+        }
+        out.push_str(commands);
+        out.push('\n');
+        let lines: Vec<&str> = commands.lines().filter(|line| !line.starts_with('#')).collect();
+        if lines.is_empty() {
+            continue;
+        }
+        out.push_str("----\n");
+        for line in lines {
+            out.push_str(&state.run(line));
+        }
+    }
+    let recovered = state.world.recovered();
+    assert_eq!(recovered.dump(), state.world.machine.dump(), "what was played is recovered");
+    out
+}
+
+fn check(name: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name);
+    let script = std::fs::read_to_string(&path).unwrap();
+    let played = played(&script);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, &played).unwrap();
+    } else {
+        assert!(played == script, "{name} differs; UPDATE_GOLDEN=1 rewrites it. Now:\n{played}");
+    }
+}
+
+#[test]
+fn stream() {
+    check("stream.script");
+}
+
+#[test]
+fn queue() {
+    check("queue.script");
+}
+
+#[test]
+fn kv() {
+    check("kv.script");
+}
+
+#[test]
+fn catalog() {
+    check("catalog.script");
+}
