@@ -248,7 +248,9 @@ fn replay() {
     }
     let count = log.len() as u64;
     let mut encoded = Vec::new();
-    log.iter().for_each(|(_, fact)| fact.encode(&mut encoded));
+    for (_, fact) in &log {
+        fact.encode(&mut encoded);
+    }
     let encoded = Bytes::from(encoded);
     measure("decode and apply: facts of jobs and keys", count, || {
         let mut machine = Machine::new(MachineConfig {

@@ -6,6 +6,8 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use common::{Outcome, World, pack, restored, values, written_afresh};
 use flowmesh_model::command::{LeaseRef, Nack, NewJob, ReadFrom, SetEntry, SetIf, SetTtl};
@@ -65,7 +67,7 @@ struct Driver {
     stores: [ResourceId; 2],
     leases: [Vec<LeaseRef>; 2],
     /// What was ever appended, by partition.
-    appended: std::collections::BTreeMap<PartitionRef, Vec<Vec<u8>>>,
+    appended: BTreeMap<PartitionRef, Vec<Vec<u8>>>,
 }
 
 const NAMES: [&str; 2] = ["a", "b{tag}"];
@@ -84,7 +86,7 @@ impl Driver {
         let streams = NAMES.map(|name| world.create_with(name, stream_settings()));
         let queues = NAMES.map(|name| world.create_with(name, queue_settings()));
         let stores = NAMES.map(|name| world.create(Kind::Kv, name));
-        Self { world, streams, queues, stores, leases: Default::default(), appended: Default::default() }
+        Self { world, streams, queues, stores, leases: [Vec::new(), Vec::new()], appended: BTreeMap::new() }
     }
 
     fn step(&mut self, step: &Step) {

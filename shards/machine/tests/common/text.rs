@@ -125,11 +125,15 @@ pub fn reply(reply: &Reply) -> String {
     }
 }
 
+/// One line each.
+pub fn facts(facts: &[Fact]) -> String {
+    facts.iter().fold(String::new(), |out, known| format!("{out}+ {}\n", fact(known)))
+}
+
 pub fn outcome(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Changed(shown, facts) => {
-            let facts: String =
-                facts.iter().fold(String::new(), |out, known| format!("{out}+ {}\n", fact(known)));
+            let facts = self::facts(facts);
             format!("{facts}= {}\n", reply(shown))
         }
         Outcome::Answered(shown, seen) => format!("= {} (seen {seen})\n", reply(shown)),
