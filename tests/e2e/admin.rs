@@ -117,7 +117,7 @@ async fn a_first_write_creates_only_where_the_server_allows_it() {
     let paths = list(&mut client, v1::ListResourcesRequest::default()).await;
     assert_eq!(
         paths,
-        ["default/default/kv/store", "default/default/queue/mail", "default/default/stream/logs"]
+        ["default/default/stream/logs", "default/default/queue/mail", "default/default/kv/store"]
     );
 }
 
@@ -136,7 +136,7 @@ async fn many_first_writes_at_once_make_one_resource() {
 }
 
 #[tokio::test]
-async fn lists_are_by_path_in_pages_and_filtered() {
+async fn lists_are_in_order_in_pages_and_filtered() {
     let home = Home::new();
     let server = home.start();
     let mut client = server.client().await;

@@ -1,7 +1,5 @@
 //! What a well-formed message with bad contents gets: a named error, and nothing is done.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use flowmesh_proto::v1;
 use flowmesh_proto::v1::settings::Kind;
@@ -251,38 +249,4 @@ async fn numbers_outside_of_their_range_are_refused_by_name() {
         v1::ReserveRequest { queue: "s".into(), worker: "w".repeat(1025), ..v1::ReserveRequest::default() };
     refused(client.queue.reserve(worker).await, Code::InvalidArgument, "TOO_LARGE");
     assert_eq!(client.queue_status("s").await.ready, 1, "nothing was leased or enqueued");
-}
-
-#[tokio::test]
-async fn a_deadline_in_the_past_does_nothing() {
-    let home = Home::new();
-    let server = home.start();
-    let mut client = server.client().await;
-    client.append("s", ["x"]).await.unwrap();
-    let mut request = tonic::Request::new(v1::AppendRequest {
-        stream: "s".into(),
-        partition: None,
-        records: vec![record("late")],
-    });
-    request.metadata_mut().insert("grpc-timeout", "0n".parse().unwrap());
-    let status = client.stream.append(request).await.unwrap_err();
-    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
-    assert_eq!(client.values("s").await, ["x"]);
-}
-
-#[tokio::test]
-async fn a_deadline_ends_a_wait() {
-    let home = Home::new();
-    let server = home.start();
-    let mut client = server.client().await;
-    client.append("s", ["x"]).await.unwrap();
-    let wait = v1::ReadRequest { wait_ms: 60_000, ..read_at("s", 1) };
-    let mut request = tonic::Request::new(wait);
-    // tonic would end the call by itself: only the header says it, so the server must.
-    request.metadata_mut().insert("grpc-timeout", "200m".parse().unwrap());
-    let status = tokio::time::timeout(Duration::from_secs(30), client.stream.read(request))
-        .await
-        .unwrap()
-        .unwrap_err();
-    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
 }

@@ -11,9 +11,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tonic::Code;
 
-use crate::common::client::record;
+use crate::common::client::{read_at, record};
 use crate::common::wire::{Answer, GRPC, Wire, frame, frame_of_length, framed};
-use crate::common::{Home, Random, Server, within};
+use crate::common::{Home, Random, Server, now_ms, within};
 
 fn append(value: &'static str) -> v1::AppendRequest {
     v1::AppendRequest { stream: "logs".into(), partition: None, records: vec![record(value)] }
@@ -202,9 +202,28 @@ async fn deadlines_that_make_no_sense_are_refused() {
         let answer = wire.call("/flowmesh.v1.Stream/Append", &headers, framed(&append("x"))).await.unwrap();
         assert_ne!(answer.grpc_status, Some(0), "grpc-timeout {timeout:?}: {answer:?}");
     }
-    let past = [GRPC[0], GRPC[1], ("grpc-timeout", "0S")];
-    let answer = wire.call("/flowmesh.v1.Stream/Append", &past, framed(&append("x"))).await.unwrap();
+    server.assert_healthy();
+}
+
+#[tokio::test]
+async fn a_deadline_in_the_past_does_nothing_and_one_ahead_ends_a_wait() {
+    let home = Home::new();
+    let server = home.start();
+    let mut wire = Wire::connect(server.grpc_port()).await;
+    is(&wire.grpc("Stream/Append", framed(&append("good"))).await, Code::Ok);
+    for past in ["0S", "0n"] {
+        let past = [GRPC[0], GRPC[1], ("grpc-timeout", past)];
+        let answer = wire.call("/flowmesh.v1.Stream/Append", &past, framed(&append("late"))).await.unwrap();
+        is(&answer, Code::DeadlineExceeded);
+    }
+    // tonic would end the call by itself; here only the server knows of the deadline.
+    let wait = v1::ReadRequest { wait_ms: 60_000, ..read_at("logs", 1) };
+    let soon = [GRPC[0], GRPC[1], ("grpc-timeout", "200m")];
+    let before = now_ms();
+    let answer = wire.call("/flowmesh.v1.Stream/Read", &soon, framed(&wait)).await.unwrap();
     is(&answer, Code::DeadlineExceeded);
+    assert!(now_ms() >= before + 200);
+    only_these(&server, &["good"]).await;
 }
 
 #[tokio::test]

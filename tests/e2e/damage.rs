@@ -27,10 +27,10 @@ fn home() -> Home {
     Home::new().set("checkpoint_interval_ms", "1h")
 }
 
-/// The places of all batches of shard 0's log, oldest first.
-fn batches(home: &Home) -> Vec<(PathBuf, u64)> {
+/// The places of all batches of a shard's log, oldest first.
+fn batches(home: &Home, shard: u16) -> Vec<(PathBuf, u64)> {
     let mut found = Vec::new();
-    for path in home.log_files(0) {
+    for path in home.log_files(shard) {
         let bytes = fs::read(&path).unwrap();
         let starts = (PAGE..bytes.len()).step_by(PAGE).filter(|at| bytes[*at..].starts_with(BATCH_MAGIC));
         found.extend(starts.map(|at| (path.clone(), at as u64)));
@@ -43,7 +43,7 @@ fn batches(home: &Home) -> Vec<(PathBuf, u64)> {
 async fn damage_in_the_middle_is_refused_with_shard_file_and_offset() {
     let home = home();
     logged(&home).await;
-    let all = batches(&home);
+    let all = batches(&home, 0);
     let (file, at) = &all[all.len() / 2];
     let healthy = fs::read(file).unwrap();
     // In the batch's header, in an entry's header, in a record.
@@ -51,9 +51,14 @@ async fn damage_in_the_middle_is_refused_with_shard_file_and_offset() {
         flip_byte(file, at + inside);
         let (_, said) = home.start_refused();
         let name = file.file_name().unwrap().to_str().unwrap();
-        for wanted in ["shard 0", name, &at.to_string(), "damaged"] {
+        for wanted in ["shard 0", name, "damaged"] {
             assert!(said.contains(wanted), "byte {inside}: it should say {wanted}: {said}");
         }
+        // The batch or the entry that cannot be read.
+        let place =
+            said.split("at byte ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+        let place = place.unwrap_or_else(|| panic!("byte {inside}: it should say where: {said}"));
+        assert!((*at..=at + inside).contains(&place), "byte {inside} of {at}: {said}");
         // It does not make things worse: the same bytes, and the same answer again.
         home.start_refused();
         flip_byte(file, at + inside);
@@ -64,10 +69,32 @@ async fn damage_in_the_middle_is_refused_with_shard_file_and_offset() {
 }
 
 #[tokio::test]
+async fn one_damaged_shard_keeps_the_server_down_and_is_named() {
+    for damaged in [0, 1] {
+        let home = home().shards(2);
+        let server = home.start();
+        let mut client = server.client().await;
+        let entries: Vec<_> =
+            (0..40).map(|i| crate::common::client::entry(format!("key{i}"), vec![1u8; 5000])).collect();
+        for entry in &entries {
+            client.set_entry("store", entry.clone()).await.unwrap();
+        }
+        server.kill9();
+        let all = batches(&home, damaged);
+        let (file, at) = &all[all.len() / 2];
+        flip_byte(file, at + 10);
+        let (_, said) = home.start_refused();
+        assert!(said.contains(&format!("shard {damaged}")) && said.contains("damaged"), "{said}");
+        flip_byte(file, at + 10);
+        assert_eq!(home.start().client().await.scan("store", b"", 0).await.len(), 40);
+    }
+}
+
+#[tokio::test]
 async fn a_torn_tail_is_cut_and_the_log_goes_on() {
     let home = home();
     let records = logged(&home).await;
-    let (file, at) = batches(&home).pop().unwrap();
+    let (file, at) = batches(&home, 0).pop().unwrap();
     // As after a power cut in the middle of the last write: its second half never arrived. (That it was acknowledged is
     // this test's lie; a write that was not synced is all that a real power cut can tear.)
     File::options().write(true).open(&file).unwrap().write_all_at(&[0u8; PAGE], at + PAGE as u64).unwrap();
@@ -96,7 +123,7 @@ async fn a_missing_segment_is_refused_by_its_number() {
     assert!(files.len() >= 4, "{files:?}");
     let hidden = home.scratch().join("hidden.log");
     let with_batches: Vec<PathBuf> = {
-        let mut all: Vec<PathBuf> = batches(&home).into_iter().map(|(file, _)| file).collect();
+        let mut all: Vec<PathBuf> = batches(&home, 0).into_iter().map(|(file, _)| file).collect();
         all.dedup();
         all
     };

@@ -172,7 +172,7 @@ async fn a_call_that_starts_wrong_is_refused() {
     let refusal = within("a refusal", outcome(&mut client, no_hello)).await;
     refused(refusal, Code::InvalidArgument, "INVALID_ARGUMENT");
     let greedy = within("a refusal", outcome(&mut client, hello("mail", 10_001))).await;
-    refused(greedy, Code::InvalidArgument, "INVALID_ARGUMENT");
+    refused(greedy, Code::InvalidArgument, "TOO_LARGE");
 
     let (sender, mut answers) = open(&mut client, hello("mail", 0)).await.unwrap();
     sender.send(hello("mail", 0)).await.unwrap();
