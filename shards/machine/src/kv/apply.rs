@@ -1,5 +1,6 @@
 //! How facts change a store.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -23,17 +24,16 @@ impl Store {
         if touch == Touch::CaptureAndList {
             cx.seals.capture(image(Space::Keys, cx.home.entry_key(key), index::encode(entry)));
         }
-        let (before, expired_at) = (entry.memory_bytes(), entry.expires_at);
+        let before = entry.memory_bytes();
         entry.value = value;
         entry.version = cx.at.lsn;
-        entry.expires_at = expires_at;
+        if entry.expires_at != expires_at {
+            reschedule(&mut self.expiry, &mut self.expiry_number, entry, expires_at);
+        }
         self.memory_bytes = self.memory_bytes + entry.memory_bytes() - before;
-        if touch != Touch::Known || expired_at != expires_at {
+        if touch != Touch::Known {
             let key = Arc::clone(&entry.key);
-            self.reschedule(&key, expired_at, expires_at);
-            if touch != Touch::Known {
-                self.list(key);
-            }
+            self.list(key);
         }
     }
 
@@ -43,10 +43,20 @@ impl Store {
         if cx.seals.touch(&mut mark) != Touch::Known {
             self.list(Arc::clone(&key));
         }
-        let entry = Entry { key: Arc::clone(&key), value, version: cx.at.lsn, expires_at, mark };
+        self.put(
+            hash,
+            Entry { key, value, version: cx.at.lsn, expires_at: Millis(0), expiry_number: 0, mark },
+            expires_at,
+        );
+    }
+
+    /// Adds an entry that is not there, and which ends then.
+    pub(super) fn put(&mut self, hash: u64, mut entry: Entry, expires_at: Millis) {
+        if expires_at.0 != 0 {
+            reschedule(&mut self.expiry, &mut self.expiry_number, &mut entry, expires_at);
+        }
         self.memory_bytes += entry.memory_bytes();
-        self.reschedule(&key, Millis(0), expires_at);
-        self.ordered.insert(key);
+        self.ordered.insert(Arc::clone(&entry.key));
         self.table.insert(hash, entry);
     }
 
@@ -59,7 +69,7 @@ impl Store {
         }
         self.memory_bytes -= entry.memory_bytes();
         self.ordered.remove(key);
-        self.reschedule(&entry.key, entry.expires_at, Millis(0));
+        reschedule(&mut self.expiry, &mut self.expiry_number, &mut entry, Millis(0));
         self.last_removal = cx.at.lsn;
         if entry.mark.in_index() {
             self.changes.list_gone(entry.key);
@@ -75,16 +85,22 @@ impl Store {
             self.changes.thin(lives);
         }
     }
+}
 
-    pub(super) fn reschedule(&mut self, key: &Key, before: Millis, after: Millis) {
-        if before == after {
-            return;
-        }
-        if before.0 != 0 {
-            self.expiry.remove(&(before, Arc::clone(key)));
-        }
-        if after.0 != 0 {
-            self.expiry.insert((after, Arc::clone(key)));
-        }
+/// Gives an entry another end.
+fn reschedule(
+    expiry: &mut BTreeMap<(Millis, u64), Key>,
+    last: &mut u64,
+    entry: &mut Entry,
+    expires_at: Millis,
+) {
+    if entry.expires_at.0 != 0 {
+        expiry.remove(&(entry.expires_at, entry.expiry_number));
+    }
+    entry.expires_at = expires_at;
+    if expires_at.0 != 0 {
+        *last += 1;
+        entry.expiry_number = *last;
+        expiry.insert((expires_at, *last), Arc::clone(&entry.key));
     }
 }

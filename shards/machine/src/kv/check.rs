@@ -17,7 +17,9 @@ impl Store {
             assert!(Arc::ptr_eq(&entry.key, key), "key bytes exist once");
             memory_bytes += entry.memory_bytes();
             if let Some(at) = entry.expires_at() {
-                assert!(self.expiry.contains(&(at, Arc::clone(key))));
+                assert!(
+                    self.expiry.get(&(at, entry.expiry_number)).is_some_and(|other| Arc::ptr_eq(other, key))
+                );
                 expiring += 1;
             }
             if seals.is_listed(entry.mark) && seals.are_made() {

@@ -6,7 +6,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, Reader, detached, put_varint};
 use flowmesh_model::{IndexWrite, Lsn, Millis, Space};
 
-use super::{Entry, Key, Store};
+use super::{Entry, Store};
 use crate::changes::{Change, Mark, Seals, Touch, image, removal};
 use crate::keys::{self, Home};
 
@@ -48,18 +48,15 @@ impl Store {
         if self.table.find(hash, key).is_some() {
             return Err(Malformed("the same key twice"));
         }
-        let key: Key = Arc::from(key);
         let entry = Entry {
-            key: Arc::clone(&key),
+            key: Arc::from(key),
             value: detached(&value),
             version,
-            expires_at,
+            expires_at: Millis(0),
+            expiry_number: 0,
             mark: Mark::IN_INDEX,
         };
-        self.memory_bytes += entry.memory_bytes();
-        self.reschedule(&key, Millis(0), expires_at);
-        self.ordered.insert(key);
-        self.table.insert(hash, entry);
+        self.put(hash, entry, expires_at);
         Ok(())
     }
 
@@ -127,7 +124,7 @@ impl Store {
             } else if let Some(Change::Gone(key)) = self.changes.next() {
                 (key, true)
             } else {
-                self.expiry = std::collections::BTreeSet::new();
+                self.expiry = std::collections::BTreeMap::new();
                 return count;
             };
             if in_index {

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `table` | keyed hash | everything that names a key |
 //! | `ordered` | key | scans |
-//! | `expiry` | moment, then key | ticks |
+//! | `expiry` | moment, then arrival | ticks |
 //!
 //! An entry whose time is up is not there for any command, whether or not a tick has removed it. Key bytes exist once
 //! and are shared by all three.
@@ -20,7 +20,7 @@ mod index;
 mod scan;
 mod table;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -38,7 +38,7 @@ pub(crate) type Key = Arc<[u8]>;
 const ENTRY_BYTES: u64 = (size_of::<Entry>() + 24 + 24 + 16 + 24 + 32) as u64;
 
 /// What a place in the order of expiry takes.
-const EXPIRY_BYTES: u64 = 36;
+const EXPIRY_BYTES: u64 = 48;
 
 /// One entry.
 #[derive(Debug)]
@@ -49,6 +49,8 @@ pub(crate) struct Entry {
     pub version: Lsn,
     /// When it is no longer there; `Millis(0)` if never.
     expires_at: Millis,
+    /// Its place among those that end at the same moment: comparing numbers is cheaper than following keys.
+    expiry_number: u64,
     pub mark: Mark,
 }
 
@@ -76,7 +78,9 @@ pub(crate) struct Store {
     sip: SipKey,
     table: Table,
     ordered: BTreeSet<Key>,
-    expiry: BTreeSet<(Millis, Key)>,
+    expiry: BTreeMap<(Millis, u64), Key>,
+    /// The last number given out in `expiry`. Not part of the state.
+    expiry_number: u64,
     /// The entry that removed a key last.
     last_removal: Lsn,
     changes: Changes<Key>,
@@ -89,7 +93,8 @@ impl Store {
             sip,
             table: Table::default(),
             ordered: BTreeSet::new(),
-            expiry: BTreeSet::new(),
+            expiry: BTreeMap::new(),
+            expiry_number: 0,
             last_removal: Lsn(0),
             changes: Changes::default(),
             memory_bytes: 0,
@@ -115,12 +120,12 @@ impl Store {
     /// When something is due next.
     #[inline]
     pub fn next_due(&self) -> Option<Millis> {
-        self.expiry.first().map(|(at, _)| *at)
+        self.expiry.first_key_value().map(|((at, _), _)| *at)
     }
 
     /// Appends the removal of keys whose time is up.
     pub fn expire(&self, store: ResourceId, now: Millis, facts_max: usize, facts: &mut Vec<Fact>) {
-        let over = self.expiry.iter().take_while(|(at, _)| *at <= now).take(facts_max);
+        let over = self.expiry.iter().take_while(|((at, _), _)| *at <= now).take(facts_max);
         facts.extend(over.map(|(_, key)| Fact::KeyExpired { store, key: Bytes::copy_from_slice(key) }));
     }
 }
