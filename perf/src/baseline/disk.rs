@@ -24,7 +24,7 @@ pub const LARGE_WRITE_BYTES: usize = 1024 * 1024;
 const SYNC_FILE_BYTES: u64 = 16 * 1024 * 1024;
 /// The file that large writes go through, round and round.
 const LARGE_FILE_BYTES: u64 = 256 * 1024 * 1024;
-/// Large writes under way at once: enough to keep a disk busy while one is being prepared.
+/// Large writes under way at once where the most is wanted: enough to keep a disk busy while one is being prepared.
 const LARGE_WRITES_AT_ONCE: usize = 4;
 
 /// What the disk does by itself.
@@ -34,8 +34,10 @@ pub struct DiskLimits {
     pub sync_write: LatencySummary,
     /// The same with plain system calls, for comparison.
     pub sync_write_plain: LatencySummary,
-    /// 1 MiB writes through the runtime, several at once, in 10⁶ bytes a second.
+    /// 1 MiB writes through the runtime, one after the other, in 10⁶ bytes a second.
     pub large_megabytes_per_s: f64,
+    /// The same, four at once.
+    pub large_at_once_megabytes_per_s: f64,
     /// 1 MiB writes with plain system calls, one after the other, in 10⁶ bytes a second.
     pub large_plain_megabytes_per_s: f64,
 }
@@ -48,7 +50,8 @@ pub fn measure(dir: &Path, cpu: Option<usize>, each: Duration) -> anyhow::Result
     Ok(DiskLimits {
         sync_write: sync_writes(dir, cpu, each)?.summary(),
         sync_write_plain: sync_writes_plain(dir, each)?.summary(),
-        large_megabytes_per_s: large_writes(dir, cpu, each)?,
+        large_megabytes_per_s: large_writes(dir, cpu, 1, each)?,
+        large_at_once_megabytes_per_s: large_writes(dir, cpu, LARGE_WRITES_AT_ONCE, each)?,
         large_plain_megabytes_per_s: large_writes_plain(dir, each)?,
     })
 }
@@ -80,11 +83,11 @@ pub fn sync_writes(dir: &Path, cpu: Option<usize>, span: Duration) -> anyhow::Re
     Ok(latencies)
 }
 
-/// 1 MiB writes through the runtime, several at once, in 10⁶ bytes a second. Not synced.
+/// 1 MiB writes through the runtime, `at_once` of them under way, in 10⁶ bytes a second. Not synced.
 ///
 /// # Errors
 /// As [`measure`].
-pub fn large_writes(dir: &Path, cpu: Option<usize>, span: Duration) -> anyhow::Result<f64> {
+pub fn large_writes(dir: &Path, cpu: Option<usize>, at_once: usize, span: Duration) -> anyhow::Result<f64> {
     let path = Scratch::new(dir, "large-write")?;
     let file = path.0.clone();
     on_core(cpu, move || {
@@ -98,7 +101,7 @@ pub fn large_writes(dir: &Path, cpu: Option<usize>, span: Duration) -> anyhow::R
                 async move { file.write_at(buf, LARGE_WRITE_BYTES, at).await }
             };
             let mut writes: FuturesUnordered<_> =
-                (0..LARGE_WRITES_AT_ONCE).map(|_| write(RtDisk.alloc(LARGE_WRITE_BYTES))).collect();
+                (0..at_once).map(|_| write(RtDisk.alloc(LARGE_WRITE_BYTES))).collect();
             let (began, mut done) = (Instant::now(), 0u64);
             while let Some(buf) = writes.next().await {
                 let buf = buf?;

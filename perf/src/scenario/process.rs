@@ -271,12 +271,11 @@ fn recovered_in(log: &str) -> Recovered {
 
 /// The number of a field, written `name=1` or `"name":1`; 0 if there is none.
 fn number_after(line: &str, name: &str) -> u64 {
-    let fields = line.split([' ', ',', '{', '}']);
-    let numbers = fields.filter_map(|field| {
+    let mut numbers = line.split([' ', ',', '{', '}']).filter_map(|field| {
         let (key, value) = field.split_once(['=', ':'])?;
         (key.trim_matches('"') == name).then(|| value.trim_matches('"').parse().ok())?
     });
-    numbers.last().unwrap_or(0)
+    numbers.next_back().unwrap_or(0)
 }
 
 /// A line without terminal colours (ESC `[` … `m`).

@@ -49,7 +49,7 @@ pub fn append_pipelined(lab: &Lab) -> anyhow::Result<Vec<Row>> {
     let best = lab.best(specs, |load| load.items_per_s)?;
     let loads = RefCell::new(Vec::new());
     let rounds = lab.rounds(
-        || disk::large_writes(lab.scratch(), Some(lab.server_cpu), lab.duration),
+        || disk::large_writes(lab.scratch(), Some(lab.server_cpu), 1, lab.duration),
         || {
             let load = best.run()?;
             let figure = load.megabytes_per_s;
