@@ -71,6 +71,17 @@ impl Guest {
     }
 }
 
+/// Removes the data of runs that were ended from outside: a directory is named after the process that made it.
+fn remove_stale(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| name.strip_prefix("data-")?.parse::<u32>().ok());
+        if process.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists()) {
+            remove_data(&entry.path());
+        }
+    }
+}
+
 impl Drop for Guest {
     fn drop(&mut self) {
         self.kill();
@@ -88,6 +99,7 @@ impl Lab {
         let server = args.server.clone().unwrap_or_else(|| own.with_file_name("flowmesh"));
         anyhow::ensure!(server.is_file(), "no server at {}: build it, or say --server", server.display());
         std::fs::create_dir_all(&args.dir)?;
+        remove_stale(&args.dir);
         Ok(Self {
             server,
             server_args: args.server_arg.clone(),
