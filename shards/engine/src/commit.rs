@@ -62,10 +62,19 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 }
                 Err(error) => state.fence(&error.to_string(), &mut effects),
             }
+            state.run_stalled(self.inner.timer.now(), now_ns, &mut effects);
         }
         self.inner.signals.landed.notify();
         self.carry_on(effects);
         true
+    }
+
+    /// The log may have room again.
+    pub(crate) fn run_stalled(&self) {
+        let (now, now_ns) = (self.inner.timer.now(), self.inner.timer.monotonic_ns());
+        let mut effects = Effects::default();
+        self.inner.state.borrow_mut().run_stalled(now, now_ns, &mut effects);
+        self.carry_on(effects);
     }
 
     async fn fly(&self, flight: Flight<D>) -> Result<(), LogError> {
@@ -95,6 +104,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             let failed = prepared.as_ref().err().map(ToString::to_string);
             self.inner.state.borrow_mut().segment_prepared(failed.as_deref());
             self.inner.state.borrow_mut().log.segment_prepared(prepared);
+            self.run_stalled();
             if failed.is_some() {
                 let retry = std::pin::pin!(self.inner.timer.sleep(SEGMENT_RETRY));
                 let wanted = std::pin::pin!(self.inner.signals.checkpointed.wait());

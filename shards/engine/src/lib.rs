@@ -24,6 +24,7 @@ mod release;
 mod shard;
 mod signal;
 pub mod sink;
+mod stalled;
 mod ticks;
 pub mod timer;
 mod waiting;

@@ -224,6 +224,8 @@ pub struct ShardStats {
     pub memory_bytes: u64,
     /// Replies that wait for the disk.
     pub parked_replies: u64,
+    /// Writes that wait for room in the log.
+    pub stalled_writes: u64,
     /// Commands that wait for something to arrive.
     pub waiting_commands: u64,
     /// 1 if the shard is fenced.

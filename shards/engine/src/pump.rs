@@ -45,6 +45,14 @@ pub(crate) struct Effects {
     pub rearm: bool,
 }
 
+/// Why an entry was not logged.
+pub(crate) enum LogRefusal {
+    /// The log has no room now: the disk is behind.
+    NoRoom,
+    /// The command cannot be logged.
+    Reject(Reject),
+}
+
 impl<D: Disk, T: Timer> Shard<D, T> {
     /// Carries a command out. `sink` gets the reply once it may be shown; never from within this call's borrow of the
     /// state, so a sink may submit again.
@@ -92,7 +100,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
 }
 
 impl<D: Disk> State<D> {
-    /// One command, from gate to park.
+    /// One command, from gate to park. A write that finds the log full waits behind those before it.
     pub fn run(
         &mut self,
         command: Command,
@@ -102,8 +110,52 @@ impl<D: Disk> State<D> {
         started_ns: u64,
         effects: &mut Effects,
     ) {
+        let held = if command.is_write() && !self.stalled.is_empty() {
+            Some((command, sink))
+        } else {
+            self.try_run(command, sink, now, now_ns, started_ns, effects)
+        };
+        let Some((command, sink)) = held else { return };
+        if let Err(sink) = self.stalled.push_back(command, sink, started_ns) {
+            let reject = Reject::Overloaded { what: "commit log", retry_after_ms: 100 };
+            effects.released.push(Outgoing {
+                sink,
+                outcome: Err(reject),
+                operation: Operation::Status,
+                started_ns,
+            });
+        }
+    }
+
+    /// Runs the writes that waited for the log, in order, as far as it has room.
+    pub fn run_stalled(&mut self, now: Millis, now_ns: u64, effects: &mut Effects) {
+        while let Some((command, sink, started_ns)) = self.stalled.pop_front() {
+            if sink.is_closed() {
+                continue;
+            }
+            if let Some((command, sink)) = self.try_run(command, sink, now, now_ns, started_ns, effects) {
+                self.stalled.push_front(command, sink, started_ns);
+                return;
+            }
+        }
+    }
+
+    /// One command, from gate to park; given back if the log has no room for it now.
+    fn try_run(
+        &mut self,
+        command: Command,
+        sink: Box<dyn ReplySink>,
+        now: Millis,
+        now_ns: u64,
+        started_ns: u64,
+        effects: &mut Effects,
+    ) -> Option<(Command, Box<dyn ReplySink>)> {
         let (operation, items) = Operation::of(&command);
         let mut outgoing = Outgoing { sink, outcome: Err(Reject::Cancelled), operation, started_ns };
+        if command.is_write() && self.fenced.is_none() && self.log.log_bytes() > self.log_bytes_max {
+            effects.checkpoint = true;
+            return Some((command, outgoing.sink));
+        }
         let decided =
             self.gate(&command).and_then(|()| self.machine.decide(now, self.log.next_lsn(), &command));
         let (seen, outcome) = match decided {
@@ -112,7 +164,8 @@ impl<D: Disk> State<D> {
             Ok(Decision::Change { facts, reply }) if facts.is_empty() => (self.last_lsn(), Ok(reply)),
             Ok(Decision::Change { facts, reply }) => match self.log_and_apply(now, facts, effects) {
                 Ok(lsn) => (lsn, Ok(reply)),
-                Err(reject) => (Lsn(0), Err(reject)),
+                Err(LogRefusal::NoRoom) => return Some((command, outgoing.sink)),
+                Err(LogRefusal::Reject(reject)) => (Lsn(0), Err(reject)),
             },
             Ok(Decision::Wait(key)) => {
                 let until = command_wait(&command).unwrap_or(now);
@@ -121,7 +174,7 @@ impl<D: Disk> State<D> {
                     self.machine.pin(&mut command);
                     self.waiting.push(key, command, outgoing.sink, until, started_ns);
                     effects.rearm |= self.armed.is_none_or(|armed| until < armed);
-                    return;
+                    return None;
                 }
                 let reject = if self.stopping {
                     Reject::ShuttingDown
@@ -134,7 +187,7 @@ impl<D: Disk> State<D> {
                 if self.fetches.len() < FETCHES_MAX {
                     self.fetches.push_back(Fetch { read, outgoing });
                     effects.fetch = true;
-                    return;
+                    return None;
                 }
                 (Lsn(0), Err(Reject::Overloaded { what: "cold reads", retry_after_ms: 50 }))
             }
@@ -146,6 +199,7 @@ impl<D: Disk> State<D> {
         stats.rejected += u64::from(outcome.is_err());
         outgoing.outcome = outcome;
         self.park_or_release(seen, need, outgoing, now_ns, effects);
+        None
     }
 
     /// Releases a reply if what it shows is durable, else keeps it until it is.
@@ -180,26 +234,23 @@ impl<D: Disk> State<D> {
         if self.stopping {
             return Err(Reject::ShuttingDown);
         }
-        if self.log.log_bytes() > self.log_bytes_max {
-            return Err(Reject::Overloaded { what: "commit log", retry_after_ms: 100 });
-        }
         if grows(command) && self.machine.memory_bytes() > self.memory_bytes_max {
             return Err(Reject::Overloaded { what: "memory budget", retry_after_ms: 1_000 });
         }
         Ok(())
     }
 
-    /// Logs facts as one entry and makes them true. Either both or, with a rejection, neither.
+    /// Logs facts as one entry and makes them true. Either both or, with a refusal, neither.
     pub fn log_and_apply(
         &mut self,
         now: Millis,
         facts: Batch<Fact>,
         effects: &mut Effects,
-    ) -> Result<Lsn, Reject> {
+    ) -> Result<Lsn, LogRefusal> {
         let bytes_max: usize = facts.iter().map(Fact::encoded_len_max).sum();
         if bytes_max > ENTRY_BYTES_MAX {
             let (size, max) = (bytes_max as u64, ENTRY_BYTES_MAX as u64);
-            return Err(Reject::TooLarge { what: "batch", size, max });
+            return Err(LogRefusal::Reject(Reject::TooLarge { what: "batch", size, max }));
         }
         let time = self.machine.clamp(now);
         let logged = self.log.append(time, bytes_max, |buffer| {
@@ -211,21 +262,22 @@ impl<D: Disk> State<D> {
             Ok(lsn) => lsn,
             Err(LogFull::Buffers) => {
                 effects.commit = true;
-                return Err(Reject::Overloaded { what: "commit log buffer", retry_after_ms: 5 });
+                return Err(LogRefusal::NoRoom);
             }
             Err(LogFull::NoSegment) => {
                 effects.segment = true;
-                return Err(Reject::Overloaded { what: "commit log segments", retry_after_ms: 20 });
+                return Err(LogRefusal::NoRoom);
             }
             Err(LogFull::DiskFull) => {
                 if !self.disk_full {
                     tracing::error!("the disk is full: writes are refused until there is space, reads go on");
                 }
                 self.disk_full = true;
-                return Err(Reject::DiskFull);
+                return Err(LogRefusal::Reject(Reject::DiskFull));
             }
             Err(LogFull::EntryTooLarge { bytes, max }) => {
-                return Err(Reject::TooLarge { what: "batch", size: bytes as u64, max: max as u64 });
+                let (size, max) = (bytes as u64, max as u64);
+                return Err(LogRefusal::Reject(Reject::TooLarge { what: "batch", size, max }));
             }
         };
         for fact in facts {

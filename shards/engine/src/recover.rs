@@ -24,6 +24,9 @@ use crate::release::Parked;
 use crate::shard::{Durable, Inner, Shard, Signals, State};
 use crate::timer::Timer;
 
+/// Log segments that are ready before they are needed: at 1 GB/s one of 64 MiB lasts 60 ms.
+const SEGMENTS_AHEAD: usize = 2;
+
 /// Why a shard cannot be opened. Its data is left as it is.
 #[derive(Debug, Error)]
 pub enum OpenError {
@@ -66,6 +69,10 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             let (durable, applied) = restore(&config, &disk, &mut machine).await?;
             let mut log_config = LogConfig::new(&config.dir, config.shard);
             log_config.segment_bytes = config.log_segment_bytes;
+            // All of the log that may be kept is used again: writing zeros costs as much as writing data.
+            log_config.spares_max =
+                usize::try_from(config.log_bytes_max / config.log_segment_bytes).unwrap_or(1);
+            log_config.segments_ahead = SEGMENTS_AHEAD;
             let mut facts = 0;
             let (log, recovered) = recover(&disk, log_config, applied, |entry| {
                 for fact in fact::decode_all(entry.body)? {
@@ -90,6 +97,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             machine,
             parked: Parked::new(last),
             waiting: crate::waiting::Waiting::default(),
+            stalled: crate::stalled::Stalled::default(),
             fetches: VecDeque::new(),
             stats,
             default_durability: config.durability,

@@ -17,6 +17,7 @@ use crate::fetch::Fetch;
 use crate::metrics::ShardStats;
 use crate::release::Parked;
 use crate::signal::Signal;
+use crate::stalled::Stalled;
 use crate::timer::Timer;
 use crate::waiting::Waiting;
 
@@ -83,6 +84,7 @@ pub(crate) struct State<D: Disk> {
     pub log: Log<D>,
     pub parked: Parked,
     pub waiting: Waiting,
+    pub stalled: Stalled,
     pub fetches: VecDeque<Fetch>,
     pub stats: ShardStats,
     pub default_durability: Durability,
@@ -152,7 +154,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         let (log_bytes, memory_bytes) = (state.log.log_bytes(), state.machine.memory_bytes());
         let (parked, waiting, synced) = (state.parked.len(), state.waiting.len(), state.parked.synced());
         let fenced = u64::from(state.fenced.is_some());
-        let held = state.machine.stats();
+        let (held, stalled) = (state.machine.stats(), state.stalled.len());
         let stats = &mut state.stats;
         stats.state = held;
         stats.last_lsn = last_lsn.0;
@@ -162,6 +164,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         stats.parked_replies = parked as u64;
         stats.waiting_commands = waiting as u64;
         stats.fenced = fenced;
+        stats.stalled_writes = stalled as u64;
         stats.clone()
     }
 

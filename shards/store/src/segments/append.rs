@@ -1,16 +1,23 @@
 //! Appending runs: gathered to blocks, a file after the other, durable after [`StreamFiles::sync`].
 
 use std::cell::RefCell;
+use std::io;
 use std::rc::Rc;
 
 use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{Offset, PartitionRef};
+use futures::future::LocalBoxFuture;
+use futures::stream::FuturesOrdered;
+use futures::{FutureExt, StreamExt};
 
 use super::error::SegmentError;
 use super::files::{DirtyFile, Inner, OpenFile, Partition, SparseIndex, StreamFiles, io_error};
 use super::format::{BLOCK_HEADER_BYTES, BlockHeader, FILE_HEADER_BYTES, FileHeader, put_run, run_bytes};
 use crate::disk::{ALIGN, Disk, DiskFile};
 use crate::pages::round_up;
+
+/// Blocks that are on their way to the disk together: a write waits for its turn on a busy core, not for the disk.
+const WRITES_AT_ONCE: usize = 8;
 
 /// Files written to and not synced; beyond it they are synced in between, so that few are open.
 const DIRTY_MAX: usize = 64;
@@ -71,6 +78,27 @@ fn take_block<'a>(runs: &mut &'a [RecordRun], block_bytes: usize) -> Block<'a> {
     Block { runs: taken, body_bytes }
 }
 
+/// A block that was written, or not.
+struct BlockWrite<D: Disk> {
+    file: OpenFile<D>,
+    written: io::Result<D::Buf>,
+    /// Where the file ends with it.
+    tail: u64,
+    /// Behind its last record.
+    next: Offset,
+}
+
+async fn write_block<D: Disk>(
+    file: OpenFile<D>,
+    buf: D::Buf,
+    bytes: usize,
+    position: u64,
+    next: Offset,
+) -> BlockWrite<D> {
+    let written = file.file.write_at(buf, bytes, position).await;
+    BlockWrite { file, written, tail: position + bytes as u64, next }
+}
+
 impl<D: Disk> Inner<D> {
     fn go_back(&self, at: PartitionRef, next: Offset) {
         if let Some(partition) = self.partitions.borrow_mut().get_mut(&at) {
@@ -78,25 +106,47 @@ impl<D: Disk> Inner<D> {
         }
     }
 
-    async fn append_blocks(&self, at: PartitionRef, mut runs: &[RecordRun]) -> Result<(), SegmentError> {
-        let (mut last, mut position, mut next) = {
+    async fn append_blocks(&self, at: PartitionRef, runs: &[RecordRun]) -> Result<(), SegmentError> {
+        let mut writing = FuturesOrdered::new();
+        let issued = self.issue_blocks(at, runs, &mut writing).await;
+        // A write that nobody waits for could still land later, over what was written there since.
+        let mut landed = Ok(());
+        while let Some(written) = writing.next().await {
+            landed = landed.and(self.land(at, written).map(drop));
+        }
+        issued.and(landed)?;
+        if self.dirty.borrow().len() > DIRTY_MAX { self.sync_all().await } else { Ok(()) }
+    }
+
+    /// Encodes blocks and starts to write them, some at a time. Those that have not landed are left in `writing`.
+    async fn issue_blocks<'a>(
+        &'a self,
+        at: PartitionRef,
+        mut runs: &[RecordRun],
+        writing: &mut FuturesOrdered<LocalBoxFuture<'a, BlockWrite<D>>>,
+    ) -> Result<(), SegmentError> {
+        let (last, mut position, mut next) = {
             let partitions = self.partitions.borrow();
             let Some(partition) = partitions.get(&at) else { return Err(self.missing(at, Offset(0))) };
             (partition.last_file(), partition.tail.unwrap_or(0), partition.next)
         };
-        let mut memory = None;
+        let mut file = match last {
+            Some(base) => Some(self.open_file(at, base).await?),
+            None => None,
+        };
+        let mut spares: Vec<D::Buf> = Vec::new();
         while !runs.is_empty() {
             let block = take_block(&mut runs, self.config.block_bytes);
             let bytes = round_up(BLOCK_HEADER_BYTES + block.body_bytes);
             let full =
                 position > FILE_HEADER_BYTES as u64 && position + bytes as u64 > self.config.file_bytes_max;
-            let file = if let Some(base) = last.filter(|_| !full) {
-                self.open_file(at, base).await?
+            let current = if let Some(file) = file.take().filter(|_| !full) {
+                file
             } else {
                 position = FILE_HEADER_BYTES as u64;
                 self.create_file(at, next).await?
             };
-            let buf = match memory.take() {
+            let buf = match spares.pop() {
                 Some(buf) if AsRef::<[u8]>::as_ref(&buf).len() >= bytes => buf,
                 _ => self.disk.alloc(
                     bytes.max(self.config.block_bytes.min(round_up(BLOCK_HEADER_BYTES + total(runs)))),
@@ -104,17 +154,26 @@ impl<D: Disk> Inner<D> {
             };
             let (buf, block_next) =
                 encode_block(buf, &block, bytes, next).map_err(|gap| self.missing(at, gap))?;
-            let path = self.path(at, file.base);
-            let written = file.file.write_at(buf, bytes, position).await;
-            memory = Some(written.map_err(|error| io_error(at, "write to", &path, error))?);
-            file.index.borrow_mut().note(next, position);
-            position += bytes as u64;
-            next = block_next;
-            last = Some(file.base);
-            self.add_dirty(at, &file).await?;
-            self.note(at, file, position, next);
+            current.index.borrow_mut().note(next, position);
+            self.add_dirty(at, &current);
+            writing.push_back(write_block(current.clone(), buf, bytes, position, block_next).boxed_local());
+            file = Some(current);
+            (position, next) = (position + bytes as u64, block_next);
+            if writing.len() >= WRITES_AT_ONCE
+                && let Some(written) = writing.next().await
+            {
+                spares.push(self.land(at, written)?);
+            }
         }
         Ok(())
+    }
+
+    /// Makes a block readable that was written, and gives its memory back.
+    fn land(&self, at: PartitionRef, write: BlockWrite<D>) -> Result<D::Buf, SegmentError> {
+        let BlockWrite { file, written, tail, next } = write;
+        let buf = written.map_err(|error| io_error(at, "write to", &self.path(at, file.base), error))?;
+        self.note(at, file, tail, next);
+        Ok(buf)
     }
 
     /// Takes note of a block that was written.
@@ -153,17 +212,12 @@ impl<D: Disk> Inner<D> {
         Ok(OpenFile { base, file: Rc::new(file), index })
     }
 
-    async fn add_dirty(&self, at: PartitionRef, file: &OpenFile<D>) -> Result<(), SegmentError> {
-        let path = self.path(at, file.base);
-        let count = {
-            let mut dirty = self.dirty.borrow_mut();
-            // By identity: a file that was removed and made again has the same path.
-            if dirty.iter().all(|dirty| !Rc::ptr_eq(&dirty.file, &file.file)) {
-                dirty.push(DirtyFile { at, path, file: Rc::clone(&file.file) });
-            }
-            dirty.len()
-        };
-        if count > DIRTY_MAX { self.sync_all().await } else { Ok(()) }
+    fn add_dirty(&self, at: PartitionRef, file: &OpenFile<D>) {
+        let mut dirty = self.dirty.borrow_mut();
+        // By identity: a file that was removed and made again has the same path.
+        if dirty.iter().all(|dirty| !Rc::ptr_eq(&dirty.file, &file.file)) {
+            dirty.push(DirtyFile { at, path: self.path(at, file.base), file: Rc::clone(&file.file) });
+        }
     }
 
     async fn sync_all(&self) -> Result<(), SegmentError> {
