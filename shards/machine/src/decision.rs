@@ -85,6 +85,17 @@ pub struct Tick {
     pub next: Option<Millis>,
 }
 
+/// Which records of a partition a checkpoint must bring into segment files: `from..upto`, at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlushRange {
+    /// Where.
+    pub at: PartitionRef,
+    /// The first record that segment files have not.
+    pub from: Offset,
+    /// The offset behind the last one.
+    pub upto: Offset,
+}
+
 /// Records of one partition that are not in segment files yet, in order and without a gap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamFlush {

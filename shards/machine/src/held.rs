@@ -8,7 +8,7 @@ use flowmesh_model::fact::read_path;
 use flowmesh_model::{IndexWrite, Kind, Millis, ResourceId, ResourceInfo, Space};
 
 use crate::changes::{Mark, Seals, image};
-use crate::decision::{EntryContext, StreamFlush};
+use crate::decision::{EntryContext, FlushRange};
 use crate::keys::{self, Home};
 use crate::kv::Store;
 use crate::queue::Queue;
@@ -78,9 +78,9 @@ impl Parts {
     }
 
     /// Takes changes into the sealed state; a stream's partitions are captured at once.
-    pub fn seal(&mut self, home: &Home, seals: &mut Seals, flushes: &mut Vec<StreamFlush>) {
+    pub fn seal(&mut self, home: &Home, seals: &mut Seals, ranges: &mut Vec<FlushRange>) {
         match self {
-            Self::Stream(stream) => stream.seal(home, seals, flushes),
+            Self::Stream(stream) => stream.seal(home, seals, ranges),
             Self::Queue(queue) => queue.seal(),
             Self::Kv(store) => store.seal(),
         }
@@ -175,9 +175,9 @@ impl Held {
     }
 
     /// Captures the counters, and takes the changes of the parts into the sealed state.
-    pub fn seal(&mut self, seals: &mut Seals, flushes: &mut Vec<StreamFlush>) {
+    pub fn seal(&mut self, seals: &mut Seals, ranges: &mut Vec<FlushRange>) {
         Seals::written(&mut self.mark);
         seals.capture(image(Space::Meta, self.home.resource_key(), self.encode()));
-        self.parts.seal(&self.home, seals, flushes);
+        self.parts.seal(&self.home, seals, ranges);
     }
 }

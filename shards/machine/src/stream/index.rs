@@ -7,7 +7,7 @@ use flowmesh_model::{Lsn, Millis, Offset, PartitionRef, Space};
 
 use super::{Partition, Stream};
 use crate::changes::{Mark, Seals, Touch, image};
-use crate::decision::StreamFlush;
+use crate::decision::FlushRange;
 use crate::keys::{self, Home};
 
 /// A partition in the index.
@@ -28,8 +28,8 @@ fn encode(partition: &Partition) -> Bytes {
 }
 
 impl Stream {
-    /// Captures what the index gets of partitions that changed, and appends their records that segment files have not.
-    pub fn seal(&mut self, home: &Home, seals: &mut Seals, flushes: &mut Vec<StreamFlush>) {
+    /// Captures what the index gets of partitions that changed, and appends which of their records segment files have not.
+    pub fn seal(&mut self, home: &Home, seals: &mut Seals, ranges: &mut Vec<FlushRange>) {
         self.sealed = std::mem::take(&mut self.dirty);
         self.sealed.sort_unstable();
         for &number in &self.sealed {
@@ -37,9 +37,9 @@ impl Stream {
             Seals::written(&mut partition.mark);
             partition.sealed_next = partition.next;
             seals.capture(image(Space::Meta, home.partition_key(number), encode(partition)));
-            let runs = partition.tail.flush(partition.flushed);
-            if !runs.is_empty() {
-                flushes.push(StreamFlush { at: PartitionRef { resource: home.id, partition: number }, runs });
+            if partition.flushed < partition.next {
+                let at = PartitionRef { resource: home.id, partition: number };
+                ranges.push(FlushRange { at, from: partition.flushed, upto: partition.next });
             }
         }
     }

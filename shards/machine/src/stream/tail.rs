@@ -113,9 +113,17 @@ impl Tail {
         self.runs.range(start..)
     }
 
-    /// Whole runs from `from` on; a run that starts before is cut.
-    pub fn flush(&self, from: Offset) -> Vec<RecordRun> {
-        self.since(from).filter_map(|run| run.part(from, u32::MAX, usize::MAX, true)).collect()
+    /// Whole runs of `from..upto`, both at a run's border, until they have `bytes_max`.
+    pub fn flush(&self, from: Offset, upto: Offset, bytes_max: usize) -> Vec<RecordRun> {
+        let (mut runs, mut bytes) = (Vec::new(), 0);
+        for run in self.since(from).take_while(|run| run.base < upto) {
+            bytes += run.records.len();
+            runs.push(run.to_records());
+            if bytes >= bytes_max {
+                break;
+            }
+        }
+        runs
     }
 
     /// The records from `from` on, up to the limits; the first record always comes.

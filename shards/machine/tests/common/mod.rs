@@ -7,7 +7,7 @@ pub mod text;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use flowmesh_machine::{Decision, EntryContext, Machine, MachineConfig, StreamFlush};
+use flowmesh_machine::{Decision, EntryContext, FlushRange, Machine, MachineConfig};
 use flowmesh_model::record::{RecordPacker, RecordView};
 use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{
@@ -49,6 +49,7 @@ pub struct World {
     pub files: BTreeMap<PartitionRef, Vec<RecordRun>>,
     /// A checkpoint in the making: its LSN, what was collected, whether that is all.
     pub sealed: Option<(Lsn, Vec<IndexWrite>, bool)>,
+    pub to_flush: Vec<FlushRange>,
 }
 
 impl Default for World {
@@ -62,6 +63,7 @@ impl Default for World {
             index_lsn: Lsn(0),
             files: BTreeMap::new(),
             sealed: None,
+            to_flush: Vec::new(),
         }
     }
 }
@@ -137,21 +139,29 @@ impl World {
         self.run(&Command::Catalog(CatalogCommand::Delete { path }))
     }
 
-    /// Starts a checkpoint; its records go to the files at once.
+    /// Starts a checkpoint.
     pub fn seal(&mut self) {
-        for StreamFlush { at, runs } in self.machine.seal() {
-            let file = self.files.entry(at).or_default();
-            let mut end = file.last().map_or(Offset(0), |run| run.base.plus(u64::from(run.count)));
-            for run in runs {
-                // What was flushed for a checkpoint that failed comes again.
-                if run.base.plus(u64::from(run.count)) > end {
-                    assert_eq!(run.base, end, "files have no gap");
-                    end = run.base.plus(u64::from(run.count));
-                    file.push(run);
-                }
-            }
-        }
+        self.to_flush = self.machine.seal_ranges();
         self.sealed = Some((self.lsn, Vec::new(), false));
+    }
+
+    /// Brings the records of the checkpoint to the files, at last; a part of them at a time.
+    fn flush(&mut self) {
+        for range in std::mem::take(&mut self.to_flush) {
+            let file = self.files.entry(range.at).or_default();
+            // What was flushed for a checkpoint that failed comes again.
+            file.retain(|run| run.base < range.from);
+            let end =
+                |file: &[RecordRun]| file.last().map_or(Offset(0), |run| run.base.plus(u64::from(run.count)));
+            assert_eq!(end(file), range.from, "files have no gap");
+            while end(file) < range.upto {
+                let runs = self.machine.sealed_runs(&range, end(file), 8);
+                assert!(!runs.is_empty(), "a range that is not through has more");
+                file.extend(runs);
+            }
+            assert_eq!(end(file), range.upto);
+            assert!(self.machine.sealed_runs(&range, range.upto, 8).is_empty());
+        }
     }
 
     pub fn collect(&mut self, items_max: usize) {
@@ -165,6 +175,7 @@ impl World {
         while self.sealed.as_ref().is_some_and(|(_, _, all)| !all) {
             self.collect(3);
         }
+        self.flush();
         let Some((lsn, writes, _)) = self.sealed.take() else { return false };
         let keys: BTreeSet<_> = writes.iter().map(|write| (write.space, write.key.clone())).collect();
         assert_eq!(keys.len(), writes.len(), "each key is written once");
@@ -182,7 +193,9 @@ impl World {
         true
     }
 
+    /// The checkpoint fails; its records may be in the files already.
     pub fn unseal(&mut self) {
+        self.flush();
         self.sealed = None;
         self.machine.unseal();
     }
@@ -210,6 +223,7 @@ impl World {
     pub fn crash(&mut self) {
         self.machine = self.recovered();
         self.sealed = None;
+        self.to_flush.clear();
         let ends: BTreeMap<_, _> = restored(&self.index).stream_ends().into_iter().collect();
         self.files.retain(|at, _| ends.contains_key(at));
         for (at, file) in &mut self.files {

@@ -150,7 +150,7 @@ proptest! {
     fn a_queue_is_a_list(steps in prop::collection::vec(step(), 1..80)) {
         let mut world = World::default();
         let queue = world.create_with("mail", Settings::Queue(SETTINGS));
-        let (mut model, mut given) = (Model::default(), vec![LeaseRef { job: JobId(77), token: LeaseToken(1) }]);
+        let (mut model, mut given) = (Model::default(), vec![LeaseRef { job: JobId(1_000_000), token: LeaseToken(1) }]);
         for step in steps {
             let now = world.now;
             let mut ask = |command| world.run(&Command::Queue(queue, command)).reply();
