@@ -77,7 +77,11 @@ impl Machine {
 
     /// Uses a newer snapshot of the catalog: what exists and with which settings. Not part of the replayed state.
     /// State of resources that the snapshot no longer has is dropped by ticks.
+    /// An older snapshot than the one in use is ignored.
     pub fn set_catalog(&mut self, catalog: Arc<Catalog>) {
+        if self.snapshot.as_ref().is_some_and(|current| current.version() > catalog.version()) {
+            return;
+        }
         for (id, held) in &mut self.held {
             held.info = catalog.get(*id).cloned();
             // A larger number is not deleted but newer than the snapshot.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use flowmesh_model::codec::{Malformed, Reader, detached, put_varint};
+use flowmesh_model::codec::{Malformed, Reader, put_varint};
 use flowmesh_model::{IndexWrite, Lsn, Millis, Space};
 
 use super::{Entry, Store};
@@ -50,7 +50,8 @@ impl Store {
         }
         let entry = Entry {
             key: Arc::from(key),
-            value: detached(&value),
+            // Shared, it would keep the piece of the index alive that it was read with.
+            value: Bytes::copy_from_slice(&value),
             version,
             expires_at: Millis(0),
             expiry_number: 0,

@@ -1,24 +1,27 @@
 //! One job and its life:
 //!
 //! ```text
-//!             JobEnqueued (ready_at > time)                       JobEnqueued (ready_at <= time)
-//!                        │                                                  │
-//!                        ▼               its time has come                  ▼
-//!                    delayed ─────────────────────────────────────────► ready ◄─────────┐
-//!                        ▲ └────────────── JobLeased ──────────┐            │ JobLeased │
-//!                        │                                     ▼            ▼           │
-//!                        └── JobReturned (ready_at > time) ─── leased ◄─ LeaseExtended  │
-//!                                                               │ │ └─────────────────-─┘
-//!                                          JobDied ┌────────────┘ │       JobReturned (ready_at <= time)
-//!                                                  ▼              ▼ JobDone
-//!                                                dead            gone
+//!      JobEnqueued, JobReturned                      JobEnqueued, JobReturned
+//!          (ready_at > time)                            (ready_at <= time)
+//!                 │                                             │
+//!                 ▼               the time comes                ▼
+//!             delayed ─────────────────────────────────────► ready
+//!                 │                                             │
+//!                 │ JobLeased, once its time has come           │ JobLeased
+//!                 └────────────────────┬────────────────────────┘
+//!                                      ▼
+//!                                   leased ◄──► LeaseExtended
+//!                                      │
+//!         ┌────────────────────────────┼────────────────────────────┐
+//!         ▼ JobDone                    ▼ JobReturned                ▼ JobDied
+//!        gone                   delayed or ready                  dead
 //! ```
 //!
 //! `delayed` and `ready` differ only by the time it is: no fact leads from one to the other. A delayed job may be leased
 //! as soon as its time has come, whether or not a tick has moved it.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use flowmesh_model::codec::{COPY_BELOW_BYTES, Malformed, Reader, put_bytes, put_varint};
+use flowmesh_model::codec::{COPY_BELOW_BYTES, Malformed, put_bytes, put_varint};
 use flowmesh_model::fact::ReturnCause;
 use flowmesh_model::{LeaseToken, Millis};
 
@@ -244,7 +247,11 @@ pub(crate) fn decode(value: Bytes, now: Millis) -> Result<Job, Malformed> {
     let (enqueued_at, token) = (Millis(reader.varint()?), LeaseToken(reader.varint()?));
     let (worker, error) = (reader.bytes()?, reader.bytes()?);
     let headers = reader.bytes()?;
-    let payload = rest(&mut reader)?;
+    let mut payload = reader.take(reader.remaining())?;
+    if headers.is_empty() && payload.len() >= COPY_BELOW_BYTES {
+        // It would keep the piece of the index alive that it was read with.
+        payload = Bytes::copy_from_slice(&payload);
+    }
     let mut job = Job::new(&headers, &payload, priority, max_attempts, enqueued_at, state);
     job.last_end = last_end;
     job.attempts = attempts;
@@ -253,10 +260,6 @@ pub(crate) fn decode(value: Bytes, now: Millis) -> Result<Job, Malformed> {
     job.error = (!error.is_empty()).then(|| Box::new(Bytes::copy_from_slice(&error)));
     job.mark = Mark::IN_INDEX;
     Ok(job)
-}
-
-fn rest(reader: &mut Reader) -> Result<Bytes, Malformed> {
-    reader.take(reader.remaining())
 }
 
 #[cfg(test)]

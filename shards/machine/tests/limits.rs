@@ -1,0 +1,189 @@
+//! Every limit the machine guards: what is just allowed passes, what is just beyond is refused by name.
+
+// A test fails by panicking.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod common;
+
+use bytes::Bytes;
+use common::{CONFIG, Outcome, World};
+use flowmesh_machine::{EntryContext, Machine};
+use flowmesh_model::command::{LeaseRef, Nack, NewJob, SetEntry, SetIf, SetTtl};
+use flowmesh_model::limits::{
+    ATTEMPTS_MAX, BATCH_ITEMS_MAX, DELAY_MS_MAX, HEADERS_MAX, KEY_BYTES_MAX, REPLY_BYTES_MAX, RESOURCES_MAX,
+    TEXT_BYTES_MAX, VALUE_BYTES_MAX, VISIBILITY_MS_MAX, VISIBILITY_MS_MIN, WAIT_MS_MAX,
+};
+use flowmesh_model::record::put_header;
+use flowmesh_model::{
+    Batch, CatalogCommand, Code, Command, Fact, JobId, Kind, KvCommand, LeaseToken, Lsn, Millis,
+    QueueCommand, Reply, ResourceId, ResourcePath, Settings,
+};
+
+fn bytes(len: usize) -> Bytes {
+    Bytes::from(vec![b'x'; len])
+}
+
+/// The outcome is a refusal that names `what`.
+#[track_caller]
+fn refused(outcome: Outcome, what: &str) {
+    let Outcome::Rejected(reject) = outcome else { panic!("accepted: {outcome:?}") };
+    assert_eq!(reject.code(), Code::InvalidArgument);
+    assert!(reject.to_string().contains(what), "{reject} does not name {what}");
+}
+
+#[track_caller]
+fn accepted(outcome: Outcome) -> Reply {
+    outcome.reply()
+}
+
+struct Queue(World, ResourceId);
+
+impl Queue {
+    fn new() -> Self {
+        let mut world = World::default();
+        let queue = world.create(Kind::Queue, "mail");
+        Self(world, queue)
+    }
+
+    fn ask(&mut self, command: QueueCommand) -> Outcome {
+        self.0.run(&Command::Queue(self.1, command))
+    }
+
+    fn enqueue(&mut self, job: NewJob) -> Outcome {
+        self.ask(QueueCommand::Enqueue { jobs: Batch::from_vec(vec![job]) })
+    }
+
+    fn reserve(&mut self, jobs_max: u32, timeout_ms: Option<u64>, worker: usize, wait_ms: u64) -> Outcome {
+        let wait_until = Some(self.0.now.plus(wait_ms));
+        let worker = bytes(worker);
+        self.ask(QueueCommand::Reserve { jobs_max, visibility_timeout_ms: timeout_ms, worker, wait_until })
+    }
+}
+
+#[test]
+fn what_is_enqueued() {
+    let mut queue = Queue::new();
+    let with_headers = |count: usize| {
+        let mut headers = Vec::new();
+        (0..count).for_each(|_| put_header(&mut headers, b"name", b"value"));
+        NewJob { headers: headers.into(), ..NewJob::default() }
+    };
+    accepted(queue.enqueue(NewJob { payload: bytes(VALUE_BYTES_MAX), ..NewJob::default() }));
+    refused(
+        queue.enqueue(NewJob { payload: bytes(VALUE_BYTES_MAX + 1), ..NewJob::default() }),
+        "job payload",
+    );
+    accepted(queue.enqueue(with_headers(HEADERS_MAX)));
+    refused(queue.enqueue(with_headers(HEADERS_MAX + 1)), "headers of a job");
+    refused(queue.enqueue(NewJob { headers: bytes(5), ..NewJob::default() }), "headers");
+    accepted(queue.enqueue(NewJob { delay_ms: DELAY_MS_MAX, ..NewJob::default() }));
+    refused(queue.enqueue(NewJob { delay_ms: DELAY_MS_MAX + 1, ..NewJob::default() }), "delay_ms");
+    accepted(queue.enqueue(NewJob { max_attempts: Some(ATTEMPTS_MAX), ..NewJob::default() }));
+    refused(
+        queue.enqueue(NewJob { max_attempts: Some(ATTEMPTS_MAX + 1), ..NewJob::default() }),
+        "max_attempts",
+    );
+    let jobs = Batch::from_elem(NewJob::default(), BATCH_ITEMS_MAX);
+    accepted(queue.ask(QueueCommand::Enqueue { jobs }));
+    let jobs = Batch::from_elem(NewJob::default(), BATCH_ITEMS_MAX + 1);
+    refused(queue.ask(QueueCommand::Enqueue { jobs }), "jobs");
+}
+
+#[test]
+fn what_is_reserved_and_settled() {
+    let mut queue = Queue::new();
+    accepted(queue.enqueue(NewJob::default()));
+    refused(queue.reserve(0, None, 1, 0), "jobs_max");
+    refused(queue.reserve(BATCH_ITEMS_MAX as u32 + 1, None, 1, 0), "jobs_max");
+    refused(queue.reserve(1, Some(VISIBILITY_MS_MIN - 1), 1, 0), "visibility_timeout_ms");
+    refused(queue.reserve(1, Some(VISIBILITY_MS_MAX + 1), 1, 0), "visibility_timeout_ms");
+    refused(queue.reserve(1, None, TEXT_BYTES_MAX + 1, 0), "worker");
+    refused(queue.reserve(1, None, 1, 2 * WAIT_MS_MAX), "wait_ms");
+    let all = queue.reserve(BATCH_ITEMS_MAX as u32, Some(VISIBILITY_MS_MAX), TEXT_BYTES_MAX, WAIT_MS_MAX);
+    assert!(matches!(accepted(all), Reply::Reserved(jobs) if jobs.len() == 1));
+    let lease = LeaseRef { job: JobId(1), token: LeaseToken(1) };
+    let nack = |delay_ms, error| {
+        let nack = Nack { lease, delay_ms: Some(delay_ms), error: bytes(error) };
+        QueueCommand::Nack { nacks: Batch::from_elem(nack, 1) }
+    };
+    refused(queue.ask(nack(DELAY_MS_MAX + 1, 0)), "delay_ms");
+    refused(queue.ask(nack(0, TEXT_BYTES_MAX + 1)), "error");
+    refused(queue.ask(QueueCommand::Ack { leases: Batch::from_elem(lease, BATCH_ITEMS_MAX + 1) }), "leases");
+    accepted(queue.ask(nack(DELAY_MS_MAX, TEXT_BYTES_MAX)));
+}
+
+#[test]
+fn a_reply_carries_no_more_payload_than_one_message_takes() {
+    let mut queue = Queue::new();
+    let fit = REPLY_BYTES_MAX / VALUE_BYTES_MAX;
+    for _ in 0..=fit {
+        accepted(queue.enqueue(NewJob { payload: bytes(VALUE_BYTES_MAX), ..NewJob::default() }));
+    }
+    assert!(matches!(accepted(queue.reserve(100, None, 1, 0)), Reply::Reserved(jobs) if jobs.len() == fit));
+    assert!(matches!(accepted(queue.reserve(100, None, 1, 0)), Reply::Reserved(jobs) if jobs.len() == 1));
+}
+
+#[test]
+fn leases_with_a_long_worker_name_fit_an_entry() {
+    let mut queue = Queue::new();
+    accepted(queue.ask(QueueCommand::Enqueue { jobs: Batch::from_elem(NewJob::default(), BATCH_ITEMS_MAX) }));
+    let outcome = queue.reserve(BATCH_ITEMS_MAX as u32, None, TEXT_BYTES_MAX, 0);
+    let Outcome::Changed(Reply::Reserved(jobs), facts) = outcome else { panic!() };
+    let bytes: usize = facts.iter().map(Fact::encoded_len_max).sum();
+    assert!(bytes <= flowmesh_model::limits::ENTRY_BYTES_MAX);
+    assert!(jobs.len() > BATCH_ITEMS_MAX / 2);
+}
+
+#[test]
+fn keys_and_values() {
+    let mut world = World::default();
+    let store = world.create(Kind::Kv, "cart");
+    let mut ask = |command| world.run(&Command::Kv(store, command));
+    let set = |key, value, ttl| {
+        let entry = SetEntry { key: bytes(key), value: bytes(value), ttl, condition: SetIf::Always };
+        KvCommand::Set { entries: Batch::from_vec(vec![entry]) }
+    };
+    accepted(ask(set(KEY_BYTES_MAX, VALUE_BYTES_MAX, SetTtl::Millis(DELAY_MS_MAX))));
+    refused(ask(set(0, 1, SetTtl::Default)), "key");
+    refused(ask(set(KEY_BYTES_MAX + 1, 1, SetTtl::Default)), "key");
+    refused(ask(set(1, VALUE_BYTES_MAX + 1, SetTtl::Default)), "value");
+    refused(ask(set(1, 1, SetTtl::Millis(DELAY_MS_MAX + 1))), "ttl_ms");
+    let keys = |count, len| Batch::from_elem(bytes(len), count);
+    refused(ask(KvCommand::Get { keys: keys(BATCH_ITEMS_MAX + 1, 1) }), "keys");
+    refused(ask(KvCommand::Get { keys: keys(1, KEY_BYTES_MAX + 1) }), "key");
+    refused(ask(KvCommand::Exists { keys: keys(1, 0) }), "key");
+    refused(ask(KvCommand::Delete { keys: keys(0, 0), if_version: None }), "keys");
+    let fit = REPLY_BYTES_MAX / VALUE_BYTES_MAX;
+    accepted(ask(KvCommand::Get { keys: keys(fit, KEY_BYTES_MAX) }));
+    refused(ask(KvCommand::Get { keys: keys(fit + 1, KEY_BYTES_MAX) }), "values of one reply");
+    let scan = |prefix, keys_max| KvCommand::Scan {
+        prefix: bytes(prefix),
+        after: None,
+        keys_max,
+        with_values: true,
+    };
+    accepted(ask(scan(KEY_BYTES_MAX, BATCH_ITEMS_MAX as u32)));
+    refused(ask(scan(KEY_BYTES_MAX + 1, 1)), "prefix");
+    refused(ask(scan(1, BATCH_ITEMS_MAX as u32 + 1)), "keys_max");
+}
+
+#[test]
+fn resources() {
+    let mut machine = Machine::new(CONFIG);
+    let path = |number: usize| ResourcePath::new("t", "n", Kind::Kv, &format!("r{number}")).unwrap();
+    let at = EntryContext { lsn: Lsn(1), time: Millis(1) };
+    let settings = Settings::default_for(Kind::Kv);
+    let create = |number| {
+        let settings = settings.clone();
+        Command::Catalog(CatalogCommand::Create { path: path(number), settings, or_existing: false })
+    };
+    for number in 1..RESOURCES_MAX {
+        let (id, path, settings) = (ResourceId(number as u64), path(number), settings.clone());
+        machine.apply(at, Fact::ResourceCreated { id, path, settings });
+    }
+    assert!(machine.decide(Millis(1), Lsn(2), &create(RESOURCES_MAX)).is_ok());
+    let (id, path) = (ResourceId(RESOURCES_MAX as u64), path(RESOURCES_MAX));
+    machine.apply(at, Fact::ResourceCreated { id, path, settings: settings.clone() });
+    let refused = machine.decide(Millis(1), Lsn(2), &create(RESOURCES_MAX + 1)).unwrap_err();
+    assert!(refused.to_string().contains("catalog"), "{refused}");
+}
