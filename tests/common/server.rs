@@ -14,8 +14,11 @@ use tempfile::TempDir;
 
 use super::wait::eventually_blocking;
 
-/// The server, as built with these tests.
-pub const BINARY: &str = env!("CARGO_BIN_EXE_flowmesh");
+/// The program: as built with these tests, or the one that `FLOWMESH_TEST_BINARY` names.
+pub fn binary() -> PathBuf {
+    std::env::var_os("FLOWMESH_TEST_BINARY")
+        .map_or_else(|| env!("CARGO_BIN_EXE_flowmesh").into(), PathBuf::from)
+}
 
 /// Ports of one home: the shared one, one a core behind it, HTTP at the end.
 const PORTS: u16 = 10;
@@ -96,7 +99,7 @@ impl Home {
 
     /// The command that starts a server here.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary());
         // Only what the test says counts.
         for (name, _) in
             std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"FLOWMESH_"))

@@ -14,7 +14,7 @@ use crate::common::{Client, Home, Random, Server, eventually, within};
 /// Connections the server knows of, by its own word.
 async fn connections(server: &Server, wanted: f64) {
     eventually("the server has let go of the connections", || async {
-        let open = server.metric("flowmesh_grpc_connections", "")?;
+        let open = server.metric("flowmesh_connections_open", "")?;
         (open <= wanted).then_some(())
     })
     .await;

@@ -49,7 +49,25 @@ async fn metrics_count_what_was_done() {
     let (status, body) = server.http("/metrics");
     assert_eq!(status, 200);
     check_exposition(&body);
-    for family in ["flowmesh_"] {
-        assert!(body.contains(family), "{body}");
+    for (operation, items) in [
+        ("stream_append", 3.0),
+        ("stream_read", 3.0),
+        ("queue_enqueue", 1.0),
+        ("queue_reserve", 1.0),
+        ("queue_ack", 1.0),
+        ("kv_set", 1.0),
+        ("kv_get", 1.0),
+    ] {
+        let label = format!("operation=\"{operation}\"");
+        assert_eq!(server.metric("flowmesh_operation_items_total", &label), Some(items), "{operation}");
+        let timed = server.metric("flowmesh_operation_duration_seconds_count", &label).unwrap();
+        assert!(timed >= 1.0, "{operation} is timed");
     }
+    assert!(server.metric("flowmesh_commit_duration_seconds_count", "shard=\"0\"").unwrap() > 0.0);
+    assert!(server.metric("flowmesh_commit_entries_count", "").unwrap() > 0.0);
+    assert!(server.metric("flowmesh_hops_pending", "shard=\"1\"").is_some());
+    let calls = server.metric("flowmesh_grpc_calls_total", "method=\"flowmesh.v1.Queue/Ack\"");
+    assert_eq!(calls, Some(1.0));
+    assert_eq!(server.metric("flowmesh_jobs", "state=\"ready\""), Some(0.0));
+    assert_eq!(server.metric("flowmesh_fenced", ""), Some(0.0));
 }
