@@ -31,6 +31,13 @@ const DRAIN_LOOK: Duration = Duration::from_millis(5);
 /// After a failed accept, most often for want of descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
+/// Records kept in memory once segment files have them: enough for readers that follow. More would only be memory that
+/// is new again and again: a page of new memory costs more than writing its records.
+const TAIL_BYTES_MAX: u64 = 128 * 1024 * 1024;
+
+/// A checkpoint starts after so much log at the latest, for the same reason: records stay in memory until then.
+const CHECKPOINT_LOG_BYTES_MAX: u64 = 128 * 1024 * 1024;
+
 /// Runs core `core` from start to stop.
 pub(super) async fn live(core: usize, plan: Arc<Plan>) -> anyhow::Result<()> {
     let id = ShardId(u16::try_from(core)?);
@@ -77,10 +84,10 @@ fn shard_config(id: ShardId, plan: &Plan) -> ShardConfig {
         durability: config.durability,
         sync_interval_ms: config.sync_interval_ms,
         memory_bytes,
-        tail_bytes: memory_bytes / 4,
+        tail_bytes: (memory_bytes / 8).min(TAIL_BYTES_MAX),
         log_segment_bytes: config.log_segment_bytes,
         log_bytes_max: config.log_bytes_max,
-        checkpoint_log_bytes: (config.log_bytes_max / 4).min(memory_bytes / 4),
+        checkpoint_log_bytes: (config.log_bytes_max / 4).min(memory_bytes / 4).min(CHECKPOINT_LOG_BYTES_MAX),
         checkpoint_interval_ms: config.checkpoint_interval_ms,
         hash_seed: plan.hash_seed,
         on_thread_start: Some(Arc::new(unpin_this_thread)),

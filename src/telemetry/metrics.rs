@@ -54,7 +54,9 @@ const GAUGES: &[(&str, &str, Number)] = &[
     ("flowmesh_log_bytes", "Commit log that a restart would read", |c| c.shard.log_bytes),
     ("flowmesh_memory_bytes", "Estimated memory of the shard's state", |c| c.shard.memory_bytes),
     ("flowmesh_parked_replies", "Replies that wait for the disk", |c| c.shard.parked_replies),
-    ("flowmesh_stalled_writes", "Writes that wait for room in the log: the disk is behind", |c| c.shard.stalled_writes),
+    ("flowmesh_stalled_writes", "Writes that wait for room in the log: the disk is behind", |c| {
+        c.shard.stalled_writes
+    }),
     ("flowmesh_waiting_commands", "Long polls that wait for something to arrive", |c| {
         c.shard.waiting_commands
     }),
