@@ -216,23 +216,37 @@ impl Server {
     /// Waits until `/ready` says yes.
     pub fn wait_ready(&self) {
         eventually_blocking("the server is ready", || {
-            assert!(self.is_running(), "the server ended: {}", self.log_tail());
+            self.assert_running();
             matches!(self.try_http("/ready"), Some((200, _))).then_some(())
         });
     }
 
-    fn is_running(&self) -> bool {
-        // SAFETY: as in `signal`; signal 0 only asks. WNOWAIT leaves the child to be waited for.
-        unsafe {
+    /// How the process ended, if it did: as `waitid` tells.
+    fn end(&self) -> Option<String> {
+        // SAFETY: `info` is plain memory that the call fills. WNOWAIT leaves the child to be waited for.
+        let info = unsafe {
             let mut info: libc::siginfo_t = std::mem::zeroed();
             let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-            libc::waitid(libc::P_PID, self.pid(), &raw mut info, options) == 0 && info.si_pid() == 0
+            assert_eq!(libc::waitid(libc::P_PID, self.pid(), &raw mut info, options), 0);
+            info
+        };
+        // SAFETY: the fields are those of SIGCHLD, which waitid fills; 0 means that nothing ended.
+        let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+        let how = if info.si_code == libc::CLD_EXITED { "exit code" } else { "signal" };
+        (pid != 0).then(|| format!("{how} {status}"))
+    }
+
+    /// Panics if the process has ended.
+    #[track_caller]
+    fn assert_running(&self) {
+        if let Some(end) = self.end() {
+            panic!("the server ended with {end}: {}", self.log_tail());
         }
     }
 
     /// The server is alive, takes calls and is not fenced.
     pub fn assert_healthy(&self) {
-        assert!(self.is_running(), "the server ended");
+        self.assert_running();
         assert_eq!(self.http("/health").0, 200);
         assert_eq!(self.http("/ready").0, 200);
     }

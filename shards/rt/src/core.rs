@@ -1,9 +1,10 @@
 //! Cores: one thread with one executor each, pinned to a CPU; tasks on them; and what happens when one panics.
 //!
-//! Defences kept here: a short preemption timer, little registered memory, glommio's own blocking pool unpinned, and a
-//! core's death that nobody can miss.
+//! Defences kept here: a ticker in place of glommio's preemption timer, little registered memory, glommio's own blocking
+//! pool unpinned, and a core's death that nobody can miss.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -19,6 +20,7 @@ use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
 use thiserror::Error;
 
 use crate::affinity::CpuSet;
+use crate::ticker;
 
 /// How one core runs.
 #[derive(Clone, Debug)]
@@ -127,8 +129,8 @@ where
             .map_err(|source| CoreError::Start { core, source })?;
     }
     drop((exit, up));
-    // A core that fails hangs up after its word, so this ends.
-    for outcome in ups {
+    // One word of each core.
+    for outcome in ups.into_iter().take(configs.len()) {
         outcome?;
     }
     Ok(Cores { exits, count: configs.len() })
@@ -145,10 +147,14 @@ where
     Fut: Future + 'static,
     Fut::Output: 'static,
 {
+    let is_up = Cell::new(false);
     let body = AssertUnwindSafe(|| {
-        let executor = builder(config).make()?;
-        let _ = up.send(Ok(()));
-        Ok::<_, io::Error>(executor.run(async move { make(core).await }))
+        builder(config).make()?.run(async {
+            ticker::start(Duration::from_micros(config.preempt_timer_us.max(1))).await?;
+            is_up.set(true);
+            let _ = up.send(Ok(()));
+            Ok::<_, io::Error>(make(core).await)
+        })
     });
     match panic::catch_unwind(body) {
         Ok(Ok(output)) => Ok(output),
@@ -160,8 +166,9 @@ where
         Err(payload) => {
             let message = Panicked::from_payload(&*payload).message;
             tracing::error!(core, message, "a core died");
-            // Heard only if it died before it was up.
-            let _ = up.send(Err(CoreError::Died { core, message: message.clone() }));
+            if !is_up.get() {
+                let _ = up.send(Err(CoreError::Died { core, message: message.clone() }));
+            }
             Err(CoreError::Died { core, message })
         }
     }
@@ -170,7 +177,7 @@ where
 fn builder(config: &CoreConfig) -> LocalExecutorBuilder {
     let placement = config.cpu.map_or(Placement::Unbound, Placement::Fixed);
     let builder = LocalExecutorBuilder::new(placement)
-        .preempt_timer(Duration::from_micros(config.preempt_timer_us.max(1)))
+        .preempt_timer(ticker::PREEMPT)
         .io_memory(config.io_memory_bytes)
         .ring_depth(config.ring_depth.max(1))
         .blocking_thread_pool_placement(PoolPlacement::Unbound(1));
@@ -252,6 +259,14 @@ impl Panicked {
 /// it stops in the middle: no borrow is left over, but a half-done change stays half done.
 pub async fn catch_unwind<T>(future: impl Future<Output = T>) -> Result<T, Panicked> {
     AssertUnwindSafe(future).catch_unwind().await.map_err(|payload| Panicked::from_payload(&*payload))
+}
+
+/// Allows the calling thread, and those it starts, on every CPU of the process: for threads that a core has started.
+pub fn unpin_this_thread() {
+    let widened = CpuSet::of_process().and_then(|all| all.apply_to_current_thread());
+    if let Err(error) = widened {
+        tracing::warn!(%error, "a thread stays pinned to the core that started it");
+    }
 }
 
 /// Runs `make` with this thread allowed on every CPU of the process, and pins it again. Threads that are started

@@ -23,3 +23,4 @@ pub mod startup;
 pub mod time;
 
 mod affinity;
+mod ticker;

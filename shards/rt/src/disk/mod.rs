@@ -59,11 +59,14 @@ impl Disk for RtDisk {
     }
 
     async fn create(&self, path: &Path) -> io::Result<RtFile> {
-        open(OpenOptions::new().read(true).write(true).create_new(true), path).await
+        let made = open(OpenOptions::new().write(true).create_new(true), path).await?;
+        made.close().await.map_err(file::from_glommio)?;
+        open(OpenOptions::new().read(true).write(true), path).await.map(RtFile::new)
     }
 
     async fn open(&self, path: &Path) -> io::Result<RtFile> {
-        open(OpenOptions::new().read(true).write(true), path).await
+        open(OpenOptions::new().write(true), path).await?.close().await.map_err(file::from_glommio)?;
+        open(OpenOptions::new().read(true).write(true), path).await.map(RtFile::new)
     }
 
     async fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
@@ -108,16 +111,19 @@ fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(names)
 }
 
-async fn open(options: &OpenOptions, path: &Path) -> io::Result<RtFile> {
+/// Opens a file for direct I/O. **The first file of a device that a core opens must be opened to write only**: glommio
+/// then reads from it to learn whether the device can be polled for completions (IOPOLL), takes the end of an empty
+/// file for a yes, and every later read of the device fails. A read of a file opened to write only fails at once, which
+/// it takes for a no; polling would burn the core anyway. (It logs that as an error of `glommio::reactor`.)
+async fn open(options: &OpenOptions, path: &Path) -> io::Result<DmaFile> {
     // glommio reads the block device's properties in /sys and panics on a device it does not understand.
     let opening = std::panic::AssertUnwindSafe(options.dma_open(path)).catch_unwind();
-    let file: DmaFile = match opening.await {
-        Ok(opened) => opened.map_err(file::from_glommio)?,
+    match opening.await {
+        Ok(opened) => opened.map_err(file::from_glommio),
         Err(payload) => {
             let Panicked { message } = Panicked::from_payload(&*payload);
             let reason = format!("{}: the device below it is not understood: {message}", path.display());
-            return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
+            Err(io::Error::new(io::ErrorKind::Unsupported, reason))
         }
-    };
-    Ok(RtFile::new(file))
+    }
 }

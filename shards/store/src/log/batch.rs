@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use flowmesh_model::{Lsn, ShardId};
+use futures::future::join_all;
 
 use super::buffer::Sealed;
 use super::error::LogError;
@@ -60,19 +61,38 @@ impl<D: Disk> Batch<D> {
         self.writes.iter().map(|write| write.bytes as u64).sum()
     }
 
+    /// Writes it so that it is durable at once. Hand the outcome to [`super::Log::written_durably`]. To be used only if
+    /// everything before it is durable, else what it says of itself would not be true of the log.
+    ///
+    /// # Errors
+    /// [`LogError::Io`]. What reached the disk is unknown then, and the log must not be used any more.
+    pub async fn write_durably(self) -> Result<Written<D>, LogError> {
+        let mut bufs = Vec::with_capacity(self.writes.len());
+        for Sealed { target, buf, bytes, .. } in self.writes {
+            let written = target.file.write_durable_at(buf, bytes, target.position).await;
+            bufs.push(written.map_err(|error| self.whose.io("write to", target.seq, error))?);
+        }
+        Ok(Written { ticket: self.ticket, bufs, files: Vec::new() })
+    }
+
     /// Writes it. Hand the outcome to [`super::Log::written`].
     ///
     /// # Errors
     /// [`LogError::Io`]. What reached the disk is unknown then, and the log must not be used any more.
     pub async fn write(self) -> Result<Written<D>, LogError> {
-        let mut bufs = Vec::with_capacity(self.writes.len());
         let mut files: Vec<Dirty<D::File>> = Vec::with_capacity(1);
-        for Sealed { target, buf, bytes, .. } in self.writes {
-            let written = target.file.write_at(buf, bytes, target.position).await;
-            bufs.push(written.map_err(|error| self.whose.io("write to", target.seq, error))?);
+        for Sealed { target, .. } in &self.writes {
             if files.last().is_none_or(|last| last.seq != target.seq) {
-                files.push(Dirty { seq: target.seq, file: target.file });
+                files.push(Dirty { seq: target.seq, file: Rc::clone(&target.file) });
             }
+        }
+        // All at once, and all waited for: one that is left behind could still land later.
+        let writes = self.writes.into_iter().map(|Sealed { target, buf, bytes, .. }| async move {
+            (target.seq, target.file.write_at(buf, bytes, target.position).await)
+        });
+        let mut bufs = Vec::with_capacity(files.len());
+        for (seq, written) in join_all(writes).await {
+            bufs.push(written.map_err(|error| self.whose.io("write to", seq, error))?);
         }
         Ok(Written { ticket: self.ticket, bufs, files })
     }

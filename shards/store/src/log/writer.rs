@@ -176,6 +176,19 @@ impl<D: Disk> Log<D> {
         }
     }
 
+    /// Whether everything written is durable, so that the next batch may be written durably at once.
+    pub fn is_clean(&self) -> bool {
+        self.written == self.durable
+            && self.on_disk.as_ref().is_some_and(|on_disk| on_disk.in_flight.len() <= 1)
+    }
+
+    /// Takes note of a batch that was written durably, all before it being durable.
+    pub fn written_durably(&mut self, written: Written<D>) {
+        assert!(self.is_clean(), "a batch is written durably only behind durable ones");
+        self.written(written);
+        self.durable = self.written;
+    }
+
     /// A job that makes durable what is written by now; `None` if all of that is, or while another one runs.
     pub fn sync_job(&mut self) -> Option<SyncJob<D>> {
         let on_disk = self.on_disk.as_mut()?;
