@@ -1,5 +1,12 @@
 //! The program as a process, without a server: what wrong usage gets, that pipes are quiet, that settings are checked.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test: a panic is a failure"
+)]
+
 use std::process::{Command as Process, Stdio};
 
 use assert_cmd::Command;

@@ -4,6 +4,13 @@
 //! promises ([`e2e::streams`] to [`e2e::http`]), what must survive ([`e2e::durability`] to [`e2e::shutdown`]), what bad
 //! input gets ([`e2e::bad_input`] to [`e2e::start`]).
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test: a panic is a failure"
+)]
+
 mod common;
 
 mod e2e {

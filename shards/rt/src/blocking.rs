@@ -92,7 +92,7 @@ fn submit(job: Job) -> Result<(), BlockingError> {
             Ok(_) => queue.threads += 1,
             Err(error) if queue.threads == 0 => return Err(BlockingError::NoThread(error.to_string())),
             Err(error) => {
-                tracing::warn!(%error, threads = queue.threads, "no further thread for blocking calls")
+                tracing::warn!(%error, threads = queue.threads, "no further thread for blocking calls");
             }
         }
     }

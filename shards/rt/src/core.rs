@@ -1,10 +1,9 @@
 //! Cores: one thread with one executor each, pinned to a CPU; tasks on them; and what happens when one panics.
 //!
-//! Defences kept here: a ticker in place of glommio's preemption timer, little registered memory, glommio's own blocking
-//! pool unpinned, and a core's death that nobody can miss.
+//! Defences kept here: a short preemption timer, little registered memory, glommio's own blocking pool unpinned, and a
+//! core's death that nobody can miss.
 
 use std::any::Any;
-use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -20,7 +19,6 @@ use glommio::{LocalExecutorBuilder, Placement, PoolPlacement};
 use thiserror::Error;
 
 use crate::affinity::CpuSet;
-use crate::ticker;
 
 /// How one core runs.
 #[derive(Clone, Debug)]
@@ -129,8 +127,8 @@ where
             .map_err(|source| CoreError::Start { core, source })?;
     }
     drop((exit, up));
-    // One word of each core.
-    for outcome in ups.into_iter().take(configs.len()) {
+    // A core that fails hangs up after its word, so this ends.
+    for outcome in ups {
         outcome?;
     }
     Ok(Cores { exits, count: configs.len() })
@@ -147,14 +145,10 @@ where
     Fut: Future + 'static,
     Fut::Output: 'static,
 {
-    let is_up = Cell::new(false);
     let body = AssertUnwindSafe(|| {
-        builder(config).make()?.run(async {
-            ticker::start(Duration::from_micros(config.preempt_timer_us.max(1))).await?;
-            is_up.set(true);
-            let _ = up.send(Ok(()));
-            Ok::<_, io::Error>(make(core).await)
-        })
+        let executor = builder(config).make()?;
+        let _ = up.send(Ok(()));
+        Ok::<_, io::Error>(executor.run(async move { make(core).await }))
     });
     match panic::catch_unwind(body) {
         Ok(Ok(output)) => Ok(output),
@@ -166,9 +160,8 @@ where
         Err(payload) => {
             let message = Panicked::from_payload(&*payload).message;
             tracing::error!(core, message, "a core died");
-            if !is_up.get() {
-                let _ = up.send(Err(CoreError::Died { core, message: message.clone() }));
-            }
+            // Heard only if it died before it was up.
+            let _ = up.send(Err(CoreError::Died { core, message: message.clone() }));
             Err(CoreError::Died { core, message })
         }
     }
@@ -177,7 +170,7 @@ where
 fn builder(config: &CoreConfig) -> LocalExecutorBuilder {
     let placement = config.cpu.map_or(Placement::Unbound, Placement::Fixed);
     let builder = LocalExecutorBuilder::new(placement)
-        .preempt_timer(ticker::PREEMPT)
+        .preempt_timer(Duration::from_micros(config.preempt_timer_us.max(1)))
         .io_memory(config.io_memory_bytes)
         .ring_depth(config.ring_depth.max(1))
         .blocking_thread_pool_placement(PoolPlacement::Unbound(1));

@@ -23,4 +23,3 @@ pub mod startup;
 pub mod time;
 
 mod affinity;
-mod ticker;

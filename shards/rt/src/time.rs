@@ -13,7 +13,7 @@ use thiserror::Error;
 pub use std::time::Instant;
 
 /// Longer waits are cut to this: it is for ever, and adding it to the clock cannot overflow.
-const SLEEP_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+const SLEEP_MAX: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// Returns after `span`.
 pub async fn sleep(span: Duration) {

@@ -1,5 +1,12 @@
 //! Cores, timers, blocking calls, panics.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test: a panic is a failure"
+)]
+
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -104,7 +111,11 @@ async fn blocking_calls() {
     }
     let everywhere = std::thread::spawn(allowed);
     let of_pool = blocking::run(allowed).await.unwrap();
-    assert_ne!(of_pool, everywhere.join().unwrap(), "a thread of a pinned core inherits its CPU, one of the pool must not");
+    assert_ne!(
+        of_pool,
+        everywhere.join().unwrap(),
+        "a thread of a pinned core inherits its CPU, one of the pool must not"
+    );
 }
 
 fn threads_are_not_pinned() {
@@ -126,7 +137,10 @@ fn the_first_core_that_dies_is_named_while_others_go_on() {
         std::future::pending::<()>().await;
     });
     let died = cores.unwrap().join().unwrap_err();
-    assert!(matches!(&died, CoreError::Died { core: 1, message } if message == "the invariant is broken"), "{died}");
+    assert!(
+        matches!(&died, CoreError::Died { core: 1, message } if message == "the invariant is broken"),
+        "{died}"
+    );
 }
 
 #[test]

@@ -1,5 +1,12 @@
 //! The store's disk on real files.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test: a panic is a failure"
+)]
+
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -47,7 +54,11 @@ async fn writes_and_reads(dir: &Path) -> io::Result<()> {
         let buf = filled(&disk, bytes, round as u8 + 1);
         let memory = buf.as_ref().as_ptr();
         let buf = file.write_at(buf, ALIGN, 0).await?;
-        assert_eq!((buf.as_ref().as_ptr(), buf.as_ref().len()), (memory, bytes), "the whole buffer comes back");
+        assert_eq!(
+            (buf.as_ref().as_ptr(), buf.as_ref().len()),
+            (memory, bytes),
+            "the whole buffer comes back"
+        );
         let mut buf = file.write_at(buf, bytes, 0).await?;
         buf.as_mut().fill(0xEE);
         file.sync().await?;
@@ -63,7 +74,11 @@ async fn writes_and_reads(dir: &Path) -> io::Result<()> {
     assert_eq!(file.size().await?, 2 * MIB as u64);
 
     let end = 2 * MIB as u64;
-    assert_eq!(file.read_at(end - ALIGN as u64, 4 * ALIGN).await?.as_ref().len(), ALIGN, "shorter at the end");
+    assert_eq!(
+        file.read_at(end - ALIGN as u64, 4 * ALIGN).await?.as_ref().len(),
+        ALIGN,
+        "shorter at the end"
+    );
     assert!(file.read_at(end, ALIGN).await?.as_ref().is_empty());
     assert!(file.read_at(0, 0).await?.as_ref().is_empty());
     assert!(file.write_at(disk.alloc(0), 0, 0).await?.as_ref().is_empty());

@@ -1,5 +1,12 @@
 //! Messages between cores: none lost, in order, never stuck.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test: a panic is a failure"
+)]
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -66,7 +73,10 @@ fn random_requests_and_answers_all_arrive_in_order() {
                     .run(|from, message| match message {
                         Traffic::Request { number } => {
                             assert!(last_request.insert(from, number).is_none_or(|last| last < number));
-                            assert!(receiver.send(from, Traffic::Answer { number }).is_ok(), "an answer was refused");
+                            assert!(
+                                receiver.send(from, Traffic::Answer { number }).is_ok(),
+                                "an answer was refused"
+                            );
                         }
                         Traffic::Answer { number } => {
                             assert!(last_answer.insert(from, number).is_none_or(|last| last < number));
@@ -81,7 +91,10 @@ fn random_requests_and_answers_all_arrive_in_order() {
                 let room = (IN_FLIGHT + answered.get() - sent).min(REQUESTS - sent);
                 for _ in 0..random.below(room + 1) {
                     let to = random.below(CORES as u64) as usize;
-                    assert!(mesh.send(to, Traffic::Request { number: sent }).is_ok(), "a request was refused");
+                    assert!(
+                        mesh.send(to, Traffic::Request { number: sent }).is_ok(),
+                        "a request was refused"
+                    );
                     sent += 1;
                 }
                 yield_now().await;

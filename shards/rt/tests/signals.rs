@@ -1,5 +1,12 @@
 //! Signals, alone in a process of its own: they concern all of it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test: a panic is a failure"
+)]
+
 use flowmesh_rt::core::{CoreConfig, spawn_cores};
 use flowmesh_rt::signal::{Signal, Signals};
 

@@ -42,7 +42,7 @@ impl TcpStream {
 
     /// This end.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        let address = on_socket(&self.stream, |socket| socket.local_addr())?;
+        let address = on_socket(&self.stream, Socket::local_addr)?;
         address.as_socket().ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 
