@@ -1,6 +1,7 @@
 //! The program as a process, without a server: what wrong usage gets, that pipes are quiet, that settings are checked.
 
 #![allow(
+    clippy::pedantic,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,

@@ -5,6 +5,7 @@
 //! input gets ([`e2e::bad_input`] to [`e2e::start`]).
 
 #![allow(
+    clippy::pedantic,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,

@@ -1,6 +1,7 @@
 //! Cores, timers, blocking calls, panics.
 
 #![allow(
+    clippy::pedantic,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,

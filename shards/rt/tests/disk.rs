@@ -1,6 +1,7 @@
 //! The store's disk on real files.
 
 #![allow(
+    clippy::pedantic,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,

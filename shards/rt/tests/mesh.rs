@@ -1,6 +1,7 @@
 //! Messages between cores: none lost, in order, never stuck.
 
 #![allow(
+    clippy::pedantic,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,

@@ -1,6 +1,7 @@
 //! Connections between two cores.
 
 #![allow(
+    clippy::pedantic,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,

@@ -1,6 +1,7 @@
 //! Signals, alone in a process of its own: they concern all of it.
 
 #![allow(
+    clippy::pedantic,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
