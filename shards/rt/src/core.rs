@@ -4,6 +4,7 @@
 //! core's death that nobody can miss.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -127,8 +128,8 @@ where
             .map_err(|source| CoreError::Start { core, source })?;
     }
     drop((exit, up));
-    // A core that fails hangs up after its word, so this ends.
-    for outcome in ups {
+    // One word of each core: it holds its end of the channel as long as it lives.
+    for outcome in ups.into_iter().take(configs.len()) {
         outcome?;
     }
     Ok(Cores { exits, count: configs.len() })
@@ -145,8 +146,10 @@ where
     Fut: Future + 'static,
     Fut::Output: 'static,
 {
+    let is_up = Cell::new(false);
     let body = AssertUnwindSafe(|| {
         let executor = builder(config).make()?;
+        is_up.set(true);
         let _ = up.send(Ok(()));
         Ok::<_, io::Error>(executor.run(async move { make(core).await }))
     });
@@ -160,8 +163,9 @@ where
         Err(payload) => {
             let message = Panicked::from_payload(&*payload).message;
             tracing::error!(core, message, "a core died");
-            // Heard only if it died before it was up.
-            let _ = up.send(Err(CoreError::Died { core, message: message.clone() }));
+            if !is_up.get() {
+                let _ = up.send(Err(CoreError::Died { core, message: message.clone() }));
+            }
             Err(CoreError::Died { core, message })
         }
     }
