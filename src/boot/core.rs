@@ -64,6 +64,9 @@ async fn recover_and_serve(id: ShardId, plan: &Arc<Plan>) -> anyhow::Result<()> 
         router.publish_catalog();
     }
     while !router.has_catalog() {
+        if plan.stage.has_failed() {
+            return Ok(());
+        }
         time::sleep(Duration::from_millis(1)).await;
     }
     if !plan.stage.recovered().await {

@@ -35,6 +35,11 @@ impl Stage {
         self.failed.store(true, Ordering::Release);
     }
 
+    /// Whether a core could not start.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
     /// Whether every core has recovered its shard.
     pub fn is_recovered(&self) -> bool {
         self.recovered.load(Ordering::Acquire) == self.shards
@@ -54,7 +59,7 @@ impl Stage {
     pub async fn recovered(&self) -> bool {
         self.recovered.fetch_add(1, Ordering::AcqRel);
         while !self.is_recovered() {
-            if self.failed.load(Ordering::Acquire) {
+            if self.has_failed() {
                 return false;
             }
             time::sleep(LOOK).await;
