@@ -274,6 +274,22 @@ async fn what_is_no_http2_is_closed() {
 }
 
 #[tokio::test]
+async fn a_client_that_gives_no_sign_of_life_is_closed_and_a_living_one_is_not() {
+    let home = Home::new().set("keepalive_ms", "1s").set("keepalive_timeout_ms", "200ms");
+    let server = home.start();
+    let mut living = server.client().await;
+    living.append("logs", ["before"]).await.unwrap();
+    let mut dead = TcpStream::connect(("127.0.0.1", server.grpc_port())).await.unwrap();
+    dead.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    // It reads, but never answers: neither SETTINGS nor PING.
+    let mut answer = Vec::new();
+    let end = tokio::io::AsyncReadExt::read_to_end(&mut dead, &mut answer);
+    let _ = within("the server gives up on it", end).await;
+    living.append("logs", ["after"]).await.unwrap();
+    only_these(&server, &["before", "after"]).await;
+}
+
+#[tokio::test]
 async fn a_connection_that_says_nothing_is_closed() {
     let home = Home::new().set("handshake_timeout_ms", "300ms");
     let server = home.start();

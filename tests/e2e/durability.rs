@@ -18,6 +18,12 @@ const ACKNOWLEDGED_MIN: u64 = 200;
 const ROUNDS: u64 = 4;
 const WRITERS: u64 = 4;
 
+/// One shard or two, with checkpoints all the time or never, so that kills hit all of it.
+fn some_home(random: &mut Random) -> Home {
+    let interval = ["100ms", "1h"][random.below(2) as usize];
+    Home::new().shards(1 + random.below(2) as u16).set("checkpoint_interval_ms", interval)
+}
+
 /// Kills the server once enough was acknowledged; writers stop at their first error.
 struct Killer {
     acknowledged: Arc<AtomicU64>,
@@ -51,7 +57,7 @@ struct Ledger<K, V> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_records_survive_a_kill_and_offsets_stay_dense() {
     let mut random = Random::new("acknowledged_records");
-    let home = Home::new().shards(1 + random.below(2) as u16);
+    let home = some_home(&mut random);
     let mut acknowledged: BTreeMap<u64, String> = BTreeMap::new();
     for round in 0..ROUNDS {
         let server = home.start();
@@ -96,7 +102,7 @@ async fn acknowledged_records_survive_a_kill_and_offsets_stay_dense() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pipelined_producer_loses_nothing_that_was_acknowledged() {
     let mut random = Random::new("a_pipelined_producer");
-    let home = Home::new();
+    let home = some_home(&mut random);
     let mut acknowledged: BTreeMap<u64, String> = BTreeMap::new();
     for round in 0..ROUNDS {
         let server = home.start();
@@ -139,7 +145,7 @@ async fn a_pipelined_producer_loses_nothing_that_was_acknowledged() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_keys_survive_a_kill_with_their_versions() {
     let mut random = Random::new("acknowledged_keys");
-    let home = Home::new().shards(1 + random.below(2) as u16);
+    let home = some_home(&mut random);
     // By key: version and value. Each writer has keys of its own, so its last acknowledged write is what must be there,
     // or one that it sent later.
     let mut model: BTreeMap<String, Ledger<u64, String>> = BTreeMap::new();
@@ -195,7 +201,7 @@ async fn acknowledged_keys_survive_a_kill_with_their_versions() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_jobs_survive_a_kill_and_done_ones_do_not_return() {
     let mut random = Random::new("acknowledged_jobs");
-    let home = Home::new();
+    let home = some_home(&mut random);
     let (mut enqueued, mut done, mut maybe_done) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let mut tokens_seen = BTreeSet::new();
     for round in 0..ROUNDS {
@@ -294,7 +300,7 @@ async fn acknowledged_jobs_survive_a_kill_and_done_ones_do_not_return() {
 #[tokio::test]
 async fn a_read_never_shows_what_a_kill_takes_back() {
     let mut random = Random::new("a_read_never_shows");
-    let home = Home::new();
+    let home = some_home(&mut random);
     for round in 0..3 {
         let server = home.start();
         let mut client = server.client().await;
@@ -378,6 +384,31 @@ async fn weaker_policies_lose_nothing_when_only_the_process_dies() {
             100,
             "{durability}: written is with the kernel"
         );
+    }
+}
+
+#[tokio::test]
+async fn interval_syncs_within_its_interval_and_never_does_not() {
+    for (durability, synced) in [("interval", true), ("never", false)] {
+        let home = Home::new()
+            .set("durability", durability)
+            .set("sync_interval_ms", "20ms")
+            .set("checkpoint_interval_ms", "1h");
+        let server = home.start();
+        let mut client = server.client().await;
+        client.append("logs", ["x"]).await.unwrap();
+        let behind = || {
+            let written = server.metric("flowmesh_log_entries_total", "").unwrap();
+            written - server.metric("flowmesh_synced_lsn", "").unwrap()
+        };
+        if synced {
+            eventually("it is synced", || async { (behind() == 0.0).then_some(()) }).await;
+        } else {
+            for _ in 0..20 {
+                client.append("logs", ["x"]).await.unwrap();
+            }
+            assert!(behind() >= 20.0, "nobody asked for a sync");
+        }
     }
 }
 

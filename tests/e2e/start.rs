@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 
 use crate::common::Home;
 
@@ -141,4 +143,97 @@ async fn an_empty_directory_is_ready_and_says_where() {
     let log = server.log();
     assert!(log.contains(&server.grpc_port().to_string()), "{log}");
     assert!(home.data_dir().join("flowmesh.json").exists());
+}
+
+/// What a command that must fail said.
+fn said(mut command: Command) -> String {
+    let output = command.stderr(Stdio::piped()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "it should have refused: {said}");
+    said
+}
+
+/// Sets a limit of the process to be, soft and hard.
+fn limited(home: &Home, resource: libc::__rlimit_resource_t, most: u64) -> Command {
+    let mut command = home.command();
+    let set = move || {
+        let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+        // SAFETY: `limit` lives through the call.
+        match unsafe { libc::setrlimit(resource, &raw const limit) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: setrlimit is safe between fork and exec.
+    unsafe { command.pre_exec(set) };
+    command
+}
+
+#[tokio::test]
+async fn limits_that_are_too_small_are_named_with_the_way_to_raise_them() {
+    let home = Home::new();
+    let said_of_files = said(limited(&home, libc::RLIMIT_NOFILE, 100));
+    assert!(
+        said_of_files.contains("100 file descriptors") && said_of_files.contains("LimitNOFILE"),
+        "{said_of_files}"
+    );
+    let said_of_memory = said(limited(&home, libc::RLIMIT_MEMLOCK, 64 * 1024));
+    assert!(
+        said_of_memory.contains("RLIMIT_MEMLOCK") && said_of_memory.contains("LimitMEMLOCK"),
+        "{said_of_memory}"
+    );
+}
+
+#[tokio::test]
+async fn a_sandbox_that_forbids_io_uring_is_named() {
+    const IO_URING_SETUP: u32 = 425;
+    let home = Home::new();
+    let mut command = home.command();
+    // A seccomp filter as container runtimes have it: io_uring_setup is EPERM, all else is allowed.
+    let op = |code: u32, jump_true: u8, jump_false: u8, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt: jump_true,
+        jf: jump_false,
+        k,
+    };
+    let filter = [
+        op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, IO_URING_SETUP),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let forbid = move || {
+        let mut filter = filter;
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: the program lives through the calls.
+        let set = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
+        };
+        if set { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: prctl is safe between fork and exec.
+    unsafe { command.pre_exec(forbid) };
+    let said = said(command);
+    assert!(
+        said.contains("io_uring") && said.contains("seccomp") && said.contains("kernel.io_uring_disabled"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_written_is_named() {
+    // /proc takes no directories, from root neither.
+    let home = Home::new().in_dir(std::path::Path::new("/proc/flowmesh-data"));
+    let said = refused(&home);
+    assert!(said.contains("/proc/flowmesh-data"), "{said}");
+}
+
+#[tokio::test]
+async fn starting_often_always_comes_to_an_end() {
+    let home = Home::new();
+    for _ in 0..20 {
+        home.start().kill9();
+    }
+    home.start().stop();
 }

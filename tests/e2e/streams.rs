@@ -194,3 +194,18 @@ async fn a_named_partition_gets_the_records_and_status_counts_them() {
     let far = v1::AppendRequest { stream: "wide".into(), partition: Some(3), records: vec![record("x")] };
     refused(client.stream.append(far).await, Code::InvalidArgument, "NO_SUCH_PARTITION");
 }
+
+#[tokio::test]
+async fn gzip_works_in_both_directions_with_a_client_that_is_not_ours() {
+    use tonic::codec::CompressionEncoding::Gzip;
+    let home = Home::new();
+    let server = home.start();
+    let mut client = server.client().await;
+    client.stream = client.stream.send_compressed(Gzip).accept_compressed(Gzip);
+    client.kv = client.kv.send_compressed(Gzip).accept_compressed(Gzip);
+    let values: Vec<String> = (0..2000).map(|i| format!("value {i} {}", "x".repeat(200))).collect();
+    client.append("logs", values.clone()).await.unwrap();
+    assert_eq!(client.values("logs").await, values);
+    client.set("store", "k", "v".repeat(100_000)).await.unwrap();
+    assert_eq!(client.get("store", "k").await.unwrap().len(), 100_000);
+}
