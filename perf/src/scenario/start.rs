@@ -6,6 +6,9 @@ use super::lab::{Guest, Lab};
 use super::row::{Goal, Round, Row, Unit};
 use crate::load::{LoadSpec, OpKind, OpSpec};
 
+/// Facts that a start must read from the log to say something; checkpoints have taken the rest.
+const FACTS_MIN: f64 = 50_000.0;
+
 /// No checkpoint, and a log that holds all of it: everything is replayed.
 const KEEP_LOG: [&str; 4] = ["--checkpoint-interval-ms", "6h", "--log-bytes-max", "32GiB"];
 
@@ -34,8 +37,8 @@ fn replay_of(lab: &Lab, what: &str, op: OpSpec, shape: (usize, usize)) -> anyhow
         guest.kill();
         let (facts, seconds, how) = replayed(&mut guest, acknowledged)?;
         anyhow::ensure!(
-            facts + 0.5 >= acknowledged,
-            "{acknowledged} facts were acknowledged, {facts} replayed"
+            facts >= FACTS_MIN,
+            "{acknowledged} facts were acknowledged, but only {facts} were left in the log: too few to measure"
         );
         rounds.push(Round { bare: None, measured: facts / seconds });
         notes.push(format!("{facts:.0} facts in {seconds:.2} s ({how})"));
