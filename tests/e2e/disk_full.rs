@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use tonic::Code;
 
 use crate::common::client::reason;
-use crate::common::{Home, eventually};
+use crate::common::{Home, eventually, within};
 
 const MIB: usize = 1 << 20;
 
@@ -126,6 +126,44 @@ async fn a_full_disk_refuses_writes_serves_reads_and_recovers() {
         );
     }
     assert_eq!(client.get("store", "k").await.unwrap(), "w");
+}
+
+#[tokio::test]
+async fn a_disk_too_full_for_checkpoints_refuses_writes_instead_of_hanging() {
+    // The log finds room for all it may have; what a checkpoint needs on top is not there.
+    let home = Home::new().set("checkpoint_interval_ms", "300ms").set("log_bytes_max", "64MiB");
+    let disk = match SmallDisk::mount(home.scratch().join("disk"), 260 * MIB) {
+        Ok(disk) => disk,
+        Err(why) => {
+            println!("skipped: {why}");
+            return;
+        }
+    };
+    let home = home.in_dir(&disk.0.join("data"));
+    let server = home.start();
+    let mut client = server.client().await;
+    let ballast = disk.0.join("ballast");
+    fs::write(&ballast, vec![1u8; 90 * MIB]).unwrap();
+    let mut acknowledged = 0u64;
+    let refusal = loop {
+        let append = client.append("logs", [vec![acknowledged as u8; MIB]]);
+        match within("an answer, whatever it is", append).await {
+            Ok(_) => acknowledged += 1,
+            Err(status) => break status,
+        }
+        assert!(acknowledged < 400, "the disk never fills");
+    };
+    assert_eq!(refusal.code(), Code::ResourceExhausted, "{refusal:?}");
+    assert_eq!(client.values("logs").await.len() as u64, acknowledged, "reads go on");
+    fs::remove_file(&ballast).unwrap();
+    eventually("writes go on", || {
+        let mut client = client.clone();
+        async move { client.append("logs", ["after"]).await.ok() }
+    })
+    .await;
+    server.kill9();
+    let server = home.start();
+    assert_eq!(server.client().await.values("logs").await.len() as u64, acknowledged + 1);
 }
 
 #[tokio::test]

@@ -17,9 +17,10 @@ const MIB: u64 = 1 << 20;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pipelined_producers_are_slowed_down_and_memory_stays_bounded() {
     const PRODUCERS: usize = 4;
-    const BYTES_EACH: u64 = 640 * MIB;
+    const BYTES_EACH: u64 = 320 * MIB;
+    const BUDGET: u64 = 256 * MIB;
     const RECORD: usize = 64 * 1024;
-    let home = Home::new().set("memory_bytes", "256MiB").set("checkpoint_interval_ms", "500ms");
+    let home = Home::new().set("memory_bytes", &BUDGET.to_string()).set("checkpoint_interval_ms", "500ms");
     let server = home.start();
     let mut producers = JoinSet::new();
     let acknowledged = Arc::new(AtomicU64::new(0));
@@ -73,7 +74,8 @@ async fn pipelined_producers_are_slowed_down_and_memory_stays_bounded() {
         }
     }
     println!("{} MiB were sent, {} MiB resident at most", PRODUCERS as u64 * BYTES_EACH / MIB, peak / MIB);
-    assert!(peak < 51200 * MIB, "{} MiB resident with a budget of 256 MiB", peak / MIB);
+    // The budget is for what is kept; buffers on the way come on top. Far below what was sent, in any case.
+    assert!(peak < 3 * BUDGET, "{} MiB resident with a budget of {} MiB", peak / MIB, BUDGET / MIB);
     assert!(acknowledged.load(Ordering::Relaxed) > 0);
     server.assert_healthy();
     let mut client = server.client().await;

@@ -196,7 +196,7 @@ async fn a_named_partition_gets_the_records_and_status_counts_them() {
 }
 
 #[tokio::test]
-async fn gzip_works_in_both_directions_with_a_client_that_is_not_ours() {
+async fn gzip_requests_are_read_from_a_client_that_would_take_gzip_back() {
     use tonic::codec::CompressionEncoding::Gzip;
     let home = Home::new();
     let server = home.start();
