@@ -22,6 +22,7 @@ mod e2e {
     mod damage;
     mod disconnects;
     mod disk_full;
+    mod docs;
     mod durability;
     mod http;
     mod kv;

@@ -63,11 +63,21 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 Either::Left(_) | Either::Right(_) => {}
             }
             if let Err(error) = self.checkpoint().await {
-                self.inner.state.borrow_mut().stats.checkpoint_failures += 1;
+                self.note_failure();
                 tracing::error!(shard = %self.inner.config.shard, %error, "checkpoint failed; the log keeps everything");
                 self.inner.timer.sleep(RETRY).await;
             }
         }
+    }
+
+    fn note_failure(&self) {
+        {
+            let mut state = self.inner.state.borrow_mut();
+            state.stats.checkpoint_failures += 1;
+            state.checkpoint_failing = true;
+        }
+        // Those who wait for the log to be trimmed are told.
+        self.run_stalled();
     }
 
     /// One checkpoint. Does nothing if nothing changed since the last one, or while another one is being made.
@@ -130,6 +140,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             }
         }
         state.machine.sealed_written();
+        state.checkpoint_failing = false;
         state.machine.evict_tails(self.inner.config.tail_bytes);
         state.stats.checkpoint_lsn = lsn.0;
         Ok((state.machine.take_dropped_streams(), state.log.trim(lsn)))

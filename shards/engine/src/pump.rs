@@ -154,7 +154,17 @@ impl<D: Disk> State<D> {
         let mut outgoing = Outgoing { sink, outcome: Err(Reject::Cancelled), operation, started_ns };
         if command.is_write() && self.fenced.is_none() && self.log.log_bytes() > self.log_bytes_max {
             effects.checkpoint = true;
-            return Some((command, outgoing.sink));
+            if !self.checkpoint_failing {
+                return Some((command, outgoing.sink));
+            }
+            // The log cannot be trimmed: waiting would be waiting for somebody to make room.
+            let reject = if self.disk_full {
+                Reject::DiskFull
+            } else {
+                Reject::Overloaded { what: "commit log", retry_after_ms: 1_000 }
+            };
+            effects.released.push(Outgoing { outcome: Err(reject), ..outgoing });
+            return None;
         }
         let decided =
             self.gate(&command).and_then(|()| self.machine.decide(now, self.log.next_lsn(), &command));

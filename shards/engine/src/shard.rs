@@ -97,6 +97,8 @@ pub(crate) struct State<D: Disk> {
     pub memory_only: bool,
     /// Bytes of log right after the last checkpoint.
     pub log_bytes_at_checkpoint: u64,
+    /// The last checkpoint failed, so the log is not trimmed.
+    pub checkpoint_failing: bool,
     /// A checkpoint is being made.
     pub checkpointing: bool,
     pub fenced: Option<Reject>,
