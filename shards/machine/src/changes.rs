@@ -16,6 +16,9 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use flowmesh_model::{IndexWrite, Space};
 
+/// Listed changes below which a list is not worth thinning out. Small, so that tests get there.
+const THIN_ABOVE: usize = 32;
+
 /// What an item knows about the index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Mark {
@@ -156,17 +159,17 @@ impl<K> Default for Changes<K> {
 }
 
 impl<K: Ord + Clone> Changes<K> {
-    /// Lists a change. `live` says how many items there are: when the list is mostly about items that are gone, it is
-    /// thinned out with `keep`, so that it stays in proportion.
+    /// Lists a change.
     #[inline]
     pub fn list(&mut self, key: K) {
         self.dirty.push(key);
     }
 
-    /// Whether [`Changes::thin`] is worth its while for so many live items.
+    /// Whether the list is mostly about items that are gone, so that [`Changes::thin`] is worth its while, for so many
+    /// live items.
     #[inline]
     pub fn is_stale(&self, live: usize) -> bool {
-        self.dirty.len() > 4 * live + 1024
+        self.dirty.len() > 4 * live + THIN_ABOVE
     }
 
     /// Forgets listed keys that `keep` does not want. They must be of items that are gone.

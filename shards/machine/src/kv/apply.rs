@@ -40,14 +40,16 @@ impl Store {
     fn insert(&mut self, cx: &Apply<'_>, hash: u64, key: &[u8], value: Bytes, expires_at: Millis) {
         let key: Key = Arc::from(key);
         let mut mark = Mark::new(self.changes.is_back(&*key));
-        if cx.seals.touch(&mut mark) != Touch::Known {
-            self.list(Arc::clone(&key));
-        }
+        let touch = cx.seals.touch(&mut mark);
+        let new = Arc::clone(&key);
         self.put(
             hash,
             Entry { key, value, version: cx.at.lsn, expires_at: Millis(0), expiry_number: 0, mark },
             expires_at,
         );
+        if touch != Touch::Known {
+            self.list(new);
+        }
     }
 
     /// Adds an entry that is not there, and which ends then.
@@ -76,6 +78,7 @@ impl Store {
         }
     }
 
+    /// Lists a change of an entry that is there: of one that is not, thinning out would forget it.
     pub(super) fn list(&mut self, key: Key) {
         self.changes.list(key);
         if self.changes.is_stale(self.ordered.len()) {

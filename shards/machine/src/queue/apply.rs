@@ -28,15 +28,16 @@ impl Queue {
         let state = JobState::waiting(new.ready_at, now);
         let mut job =
             Box::new(Job::new(&new.headers, &new.payload, new.priority, new.max_attempts, now, state));
-        if cx.seals.touch(&mut job.mark) != Touch::Known {
-            self.list(new.job);
-        }
+        let touch = cx.seals.touch(&mut job.mark);
         self.memory_bytes += JOB_BYTES + job.extra_bytes();
         self.counters.last_job = new.job;
         self.counters.enqueued_total += 1;
         self.counters.last_lsn = cx.at.lsn;
         self.arrange(new.job, new.priority, state);
         self.jobs.insert(new.job, job);
+        if touch != Touch::Known {
+            self.list(new.job);
+        }
         matches!(state, JobState::Ready { .. })
     }
 
@@ -118,6 +119,7 @@ impl Queue {
         }
     }
 
+    /// Lists a change of a job that is there: of one that is not, thinning out would forget it.
     fn list(&mut self, id: JobId) {
         self.changes.list(id);
         if self.changes.is_stale(self.jobs.len()) {
