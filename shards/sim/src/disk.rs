@@ -466,6 +466,22 @@ impl DiskFile for SimFile {
         fate.error.map_or(Ok(()), Err)
     }
 
+    async fn allocate(&self, bytes: u64) -> io::Result<()> {
+        act(&self.world, Operation::Truncate, |world| {
+            let more = bytes.saturating_sub(world.file(self.id).len() as u64);
+            if !world.has_space_for(more) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            world.stamp += 1;
+            let (stamp, len) = (world.stamp, bytes as usize);
+            if more > 0 {
+                world.file(self.id).truncate(len, stamp);
+            }
+            Ok(())
+        })
+        .await
+    }
+
     async fn truncate(&self, bytes: u64) -> io::Result<()> {
         act(&self.world, Operation::Truncate, |world| {
             world.stamp += 1;

@@ -91,6 +91,11 @@ pub trait DiskFile: 'static {
     /// the last success; it must not be tried again.
     fn sync(&self) -> impl Future<Output = io::Result<()>>;
 
+    /// Makes the file at least `bytes` long (a multiple of [`ALIGN`]) and allocates its blocks; what was not written
+    /// reads as zeros. Writes within the file then neither wait for each other nor for metadata. Does nothing where the
+    /// file system cannot. Fails with `StorageFull`.
+    fn allocate(&self, bytes: u64) -> impl Future<Output = io::Result<()>>;
+
     /// Cuts the file (or grows it with zeros).
     fn truncate(&self, bytes: u64) -> impl Future<Output = io::Result<()>>;
 

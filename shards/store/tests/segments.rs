@@ -25,7 +25,12 @@ const AT: PartitionRef = PartitionRef { resource: ResourceId(7), partition: 0 };
 const OTHER: PartitionRef = PartitionRef { resource: ResourceId(7), partition: 1 };
 
 fn config() -> StreamFilesConfig {
-    StreamFilesConfig { file_bytes_max: 64 * 1024, block_bytes: 8 * 1024, open_max: 2 }
+    StreamFilesConfig {
+        file_bytes_max: 64 * 1024,
+        block_bytes: 8 * 1024,
+        allocate_from: 16 * 1024,
+        open_max: 2,
+    }
 }
 
 async fn open(disk: &SimDisk, ends: &[(PartitionRef, u64)]) -> StreamFiles<SimDisk> {

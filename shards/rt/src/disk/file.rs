@@ -62,11 +62,7 @@ impl RtFile {
         if bytes == 0 {
             return self.sync().await;
         }
-        match self.file.pre_allocate(bytes, false).await.map_err(from_glommio) {
-            // Some file systems have no fallocate; writing allocates as well.
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
-            outcome => outcome?,
-        }
+        self.allocate(bytes).await?;
         let mut zeros = RtBuf::zeroed(bytes.min(at_a_time) as usize).into_owned();
         let mut position = 0;
         while position < bytes {
@@ -158,6 +154,14 @@ impl DiskFile for RtFile {
 
     async fn sync(&self) -> io::Result<()> {
         self.file.fdatasync().await.map_err(from_glommio)
+    }
+
+    async fn allocate(&self, bytes: u64) -> io::Result<()> {
+        match self.file.pre_allocate(bytes, false).await.map_err(from_glommio) {
+            // Some file systems have no fallocate; writing allocates as well.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+            outcome => outcome,
+        }
     }
 
     async fn truncate(&self, bytes: u64) -> io::Result<()> {

@@ -135,6 +135,7 @@ impl<D: Disk> Inner<D> {
             None => None,
         };
         let mut spares: Vec<D::Buf> = Vec::new();
+        let mut allocated = 0;
         while !runs.is_empty() {
             let block = take_block(&mut runs, self.config.block_bytes);
             let bytes = round_up(BLOCK_HEADER_BYTES + block.body_bytes);
@@ -143,9 +144,12 @@ impl<D: Disk> Inner<D> {
             let current = if let Some(file) = file.take().filter(|_| !full) {
                 file
             } else {
-                position = FILE_HEADER_BYTES as u64;
+                (position, allocated) = (FILE_HEADER_BYTES as u64, 0);
                 self.create_file(at, next).await?
             };
+            if position >= allocated {
+                allocated = self.allocate(at, &current, position, (bytes + total(runs)) as u64).await?;
+            }
             let buf = match spares.pop() {
                 Some(buf) if AsRef::<[u8]>::as_ref(&buf).len() >= bytes => buf,
                 _ => self.disk.alloc(
@@ -166,6 +170,25 @@ impl<D: Disk> Inner<D> {
             }
         }
         Ok(())
+    }
+
+    /// Allocates the file up to where an append of `bytes` at `position` will take it. Returns where that is, or where to
+    /// ask again.
+    async fn allocate(
+        &self,
+        at: PartitionRef,
+        file: &OpenFile<D>,
+        position: u64,
+        bytes: u64,
+    ) -> Result<u64, SegmentError> {
+        if bytes < self.config.allocate_from {
+            return Ok(u64::MAX);
+        }
+        let end = (position + bytes).min(self.config.file_bytes_max).max(position);
+        let end = end.next_multiple_of(ALIGN as u64);
+        let allocated = file.file.allocate(end).await;
+        allocated.map_err(|error| io_error(at, "allocate", &self.path(at, file.base), error))?;
+        Ok(end.max(position + 1))
     }
 
     /// Makes a block readable that was written, and gives its memory back.

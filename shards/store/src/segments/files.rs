@@ -22,13 +22,21 @@ pub struct StreamFilesConfig {
     pub file_bytes_max: u64,
     /// Records gather to writes of this size; also what a read of one record costs.
     pub block_bytes: usize,
+    /// Appends of so many bytes have their place in the file allocated before they are written: writes that make a file
+    /// longer are carried out one by one, by a thread of the kernel's.
+    pub allocate_from: u64,
     /// Open files kept per partition for reading.
     pub open_max: usize,
 }
 
 impl Default for StreamFilesConfig {
     fn default() -> Self {
-        Self { file_bytes_max: 64 * 1024 * 1024, block_bytes: 256 * 1024, open_max: 2 }
+        Self {
+            file_bytes_max: 64 * 1024 * 1024,
+            block_bytes: 256 * 1024,
+            allocate_from: 512 * 1024,
+            open_max: 2,
+        }
     }
 }
 
