@@ -4,5 +4,6 @@ pub mod admin;
 pub mod boot;
 pub mod config;
 pub mod edge;
+pub mod net;
 pub mod router;
 pub mod telemetry;

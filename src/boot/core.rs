@@ -1,6 +1,5 @@
 //! The life of one core: recover its shard, wait for the others, serve, drain, make a last checkpoint.
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError};
@@ -12,24 +11,19 @@ use flowmesh_model::{Durability, ShardId};
 use flowmesh_rt::core::{spawn_local, unpin_this_thread};
 use flowmesh_rt::disk::RtDisk;
 use flowmesh_rt::mesh::Mesh;
-use flowmesh_rt::net::{Listener, TcpStream};
+use flowmesh_rt::net::Listener;
 use flowmesh_rt::time;
 
 use super::{Plan, RtTimer};
 use crate::admin::{self, Status};
 use crate::edge::backend::ServerFacts;
 use crate::edge::grpc::{Edge, GrpcConfig, serve_connection};
+use crate::net::{Connections, accept, stopped};
 use crate::router::message::Message;
 use crate::router::{LocalShard, Router, RouterConfig};
 
 /// How often a core looks for long polls whose client has gone.
 const SWEEP: Duration = Duration::from_millis(500);
-
-/// How often a draining core looks whether all connections are gone.
-const DRAIN_LOOK: Duration = Duration::from_millis(5);
-
-/// After a failed accept, most often for want of descriptors.
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// Records kept in memory once segment files have them: enough for readers that follow. More would only be memory that
 /// is new again and again: a page of new memory costs more than writing its records.
@@ -149,12 +143,18 @@ async fn serve(
     let edge = Edge::new(router.clone(), grpc_config(plan), server_facts(plan));
     let counted = Rc::clone(&edge);
     router.set_edge_stats(Box::new(move || counted.counters()));
-    let open = Rc::new(Cell::new(0u32));
+    let connections = Connections::share_of(config.connections_max, plan.shards);
+    let stop = stopped({
+        let plan = Arc::clone(plan);
+        async move { plan.stage.stop_asked().await }
+    });
     let mut addresses = vec![config.grpc_addr];
     addresses.extend(core_address(config.core_ports, config.grpc_addr, id));
     for address in addresses {
         let listener = Listener::bind(address).context("setting grpc_addr")?;
-        spawn_local(accept(listener, Rc::clone(&edge), Rc::clone(&open), Arc::clone(plan))).detach();
+        let edge = Rc::clone(&edge);
+        let serve = move |socket, stop| serve_connection(socket, Rc::clone(&edge), stop);
+        spawn_local(accept(listener, connections.clone(), stop.clone(), serve)).detach();
     }
     if id.0 == 0 {
         if let Some(status) = &status {
@@ -178,10 +178,7 @@ async fn serve(
     if let Some(status) = &status {
         status.stopping();
     }
-    let deadline = time::now_ms() + config.shutdown_timeout_ms;
-    while open.get() > 0 && time::now_ms() < deadline {
-        time::sleep(DRAIN_LOOK).await;
-    }
+    connections.drained(config.shutdown_timeout_ms).await;
     Ok(())
 }
 
@@ -218,42 +215,4 @@ fn server_facts(plan: &Plan) -> ServerFacts {
         slots: Arc::clone(&plan.slots),
         slot_map_version: 1,
     }
-}
-
-async fn accept(listener: Listener, edge: Rc<Edge<Router>>, open: Rc<Cell<u32>>, plan: Arc<Plan>) {
-    let limit = (plan.config.connections_max / u32::from(plan.shards)).max(1);
-    let stopped = futures::FutureExt::shared(futures::FutureExt::boxed_local({
-        let plan = Arc::clone(&plan);
-        async move { plan.stage.stop_asked().await }
-    }));
-    loop {
-        let accepted = std::pin::pin!(listener.accept());
-        let socket = match futures::future::select(accepted, stopped.clone()).await {
-            futures::future::Either::Left((Ok(socket), _)) => socket,
-            futures::future::Either::Left((Err(error), _)) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                time::sleep(ACCEPT_RETRY).await;
-                continue;
-            }
-            futures::future::Either::Right(_) => return,
-        };
-        if open.get() >= limit {
-            tracing::warn!(limit, setting = "connections_max", "too many connections: one was closed");
-            continue;
-        }
-        open.set(open.get() + 1);
-        spawn_local(connection(socket, Rc::clone(&edge), Rc::clone(&open), stopped.clone())).detach();
-    }
-}
-
-async fn connection(
-    socket: TcpStream,
-    edge: Rc<Edge<Router>>,
-    open: Rc<Cell<u32>>,
-    stopped: impl Future<Output = ()> + 'static,
-) {
-    if let Err(panic) = flowmesh_rt::core::catch_unwind(serve_connection(socket, edge, stopped)).await {
-        tracing::error!(%panic, "a connection panicked and was closed");
-    }
-    open.set(open.get() - 1);
 }
