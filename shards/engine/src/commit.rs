@@ -23,6 +23,13 @@ const SEGMENT_RETRY: Duration = Duration::from_millis(500);
 /// Up to this size a commit is one durable write instead of a write and a sync: it saves a trip through the ring.
 const DURABLE_WRITE_MAX: u64 = 256 * 1024;
 
+/// A commit waits no longer than this, and no longer than a third of what the last one took, for those who were just
+/// answered and are likely to write again.
+const GATHER_MAX_NS: u64 = 60_000;
+
+/// With so many replies waiting, a commit waits for nobody.
+const GATHER_ENOUGH: usize = 32;
+
 /// One commit on its way.
 struct Flight<D: Disk> {
     /// What to write; `None` if only a sync is due.
@@ -35,7 +42,35 @@ impl<D: Disk, T: Timer> Shard<D, T> {
     pub async fn run_commits(self) {
         loop {
             self.inner.signals.commit.wait().await;
-            while self.commit().await {}
+            loop {
+                self.gather().await;
+                if !self.commit().await {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Lets those join the next commit who are about to write: with a few clients, each waiting for its answer before
+    /// it writes again, half of them would otherwise just miss every commit and wait for two.
+    async fn gather(&self) {
+        let started_ns = self.inner.timer.monotonic_ns();
+        loop {
+            let left_ns = {
+                let state = self.inner.state.borrow();
+                let gathered = state.parked.gathered();
+                if gathered == 0 || gathered >= state.expected_replies.min(GATHER_ENOUGH) {
+                    return;
+                }
+                let waited_ns = self.inner.timer.monotonic_ns().saturating_sub(started_ns);
+                (state.last_commit_ns / 3).min(GATHER_MAX_NS).saturating_sub(waited_ns)
+            };
+            if left_ns == 0 {
+                return;
+            }
+            let sleep = std::pin::pin!(self.inner.timer.sleep(Duration::from_nanos(left_ns)));
+            let joined = std::pin::pin!(self.inner.signals.commit.wait());
+            select(sleep, joined).await;
         }
     }
 
@@ -53,6 +88,8 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             let mut state = self.inner.state.borrow_mut();
             match landed {
                 Ok(()) => {
+                    state.expected_replies = state.parked.len();
+                    state.last_commit_ns = now_ns.saturating_sub(started_ns);
                     state.land(now_ns, &mut effects);
                     let stats = &mut state.stats;
                     stats.commit_entries.record(entries);

@@ -96,6 +96,8 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         let state = State {
             machine,
             parked: Parked::new(last),
+            expected_replies: 0,
+            last_commit_ns: 0,
             waiting: crate::waiting::Waiting::default(),
             stalled: crate::stalled::Stalled::default(),
             fetches: VecDeque::new(),

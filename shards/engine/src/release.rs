@@ -71,6 +71,11 @@ impl Parked {
         self.flying.len() + self.gathering.len()
     }
 
+    /// How many replies wait for a flight that has not taken off.
+    pub fn gathered(&self) -> usize {
+        self.gathering.len()
+    }
+
     /// Whether a gathered reply waits for a sync.
     pub fn wants_sync(&self) -> bool {
         self.sync_wanted

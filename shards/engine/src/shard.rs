@@ -83,6 +83,10 @@ pub(crate) struct State<D: Disk> {
     pub machine: Machine,
     pub log: Log<D>,
     pub parked: Parked,
+    /// How many replies waited when the last flight landed: so many are likely to wait for the next one.
+    pub expected_replies: usize,
+    /// How long the last flight took.
+    pub last_commit_ns: u64,
     pub waiting: Waiting,
     pub stalled: Stalled,
     pub fetches: VecDeque<Fetch>,

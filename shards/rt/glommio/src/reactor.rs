@@ -6,7 +6,7 @@
 //!
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     ffi::CString,
     fmt,
@@ -173,6 +173,9 @@ pub(crate) struct Reactor {
     /// refcell) every time. Acquire during initialization
     preempt_ptr_head: *const u32,
     preempt_ptr_tail: *const AtomicU32,
+
+    /// When the time slice of the tasks that run is over.
+    preempt_at: Cell<Instant>,
 }
 
 impl Reactor {
@@ -193,6 +196,7 @@ impl Reactor {
             record_io_latencies,
             preempt_ptr_head,
             preempt_ptr_tail: preempt_ptr_tail as _,
+            preempt_at: Cell::new(Instant::now()),
         })
     }
 
@@ -206,7 +210,17 @@ impl Reactor {
 
     #[inline(always)]
     pub(crate) fn need_preempt(&self) -> bool {
-        unsafe { *self.preempt_ptr_head != (*self.preempt_ptr_tail).load(Ordering::Acquire) }
+        // FlowMesh: the time slice ends by the clock, not by a timer of the kernel's.
+        unsafe {
+            *self.preempt_ptr_head != (*self.preempt_ptr_tail).load(Ordering::Acquire)
+                || Instant::now() >= self.preempt_at.get()
+        }
+    }
+
+    /// Starts a time slice.
+    #[inline(always)]
+    pub(crate) fn preempt_after(&self, slice: Duration) {
+        self.preempt_at.set(Instant::now() + slice);
     }
 
     pub(crate) fn id(&self) -> usize {

@@ -1320,21 +1320,18 @@ impl LocalExecutor {
         self.reactor.need_preempt()
     }
 
-    fn run_task_queues(&self) -> bool {
-        let mut ran = false;
+    /// Whether a task could run at once.
+    fn has_ready(&self) -> bool {
+        !self.queues.borrow().active_executors.is_empty()
+    }
+
+    fn run_task_queues(&self) {
         loop {
             self.reactor.sys.install_eventfd();
-            if self.need_preempt() {
-                // Preempted before anything ran is not the same as nothing to run: only the latter may park.
-                return true;
-            }
-            if !self.run_one_task_queue() {
-                return false;
-            } else {
-                ran = true;
+            if self.need_preempt() || !self.run_one_task_queue() {
+                return;
             }
         }
-        ran
     }
 
     fn run_one_task_queue(&self) -> bool {
@@ -1471,42 +1468,39 @@ impl LocalExecutor {
                     break t.unwrap();
                 }
 
+                // FlowMesh: one pass over the rings for each pass over the tasks. It sleeps
+                // if no task is ready, and only looks if there is one. See docs/adr/0009.
+                if !this.has_ready() && !spin_before_park.is_zero() {
+                    let idle_since = Instant::now();
+                    while !this.reactor.spin_poll_io().unwrap() && !this.has_ready() {
+                        if idle_since.elapsed() > spin_before_park {
+                            break;
+                        }
+                    }
+                    // reset the timer for deduct spin loop time
+                    pre_time = Instant::now();
+                }
+
                 // We want to do I/O before we call run_task_queues,
                 // for the benefit of the latency ring. If there are pending
                 // requests that are latency sensitive we want them out of the
-                // ring ASAP (before we run the task queues). We will also use
-                // the opportunity to install the timer.
-                this.parker
-                    .poll_io(|| Some(this.preempt_timer_duration()))
+                // ring ASAP (before we run the task queues).
+                let slept = this
+                    .parker
+                    .poll_io(|| this.has_ready().then(|| this.preempt_timer_duration()))
                     .expect("Failed to poll io! This is actually pretty bad!");
+                if slept {
+                    pre_time = Instant::now();
+                }
 
                 // run user code
-                let run = this.run_task_queues();
+                this.reactor.preempt_after(this.preempt_timer_duration());
+                this.run_task_queues();
 
-                // account for runtime and poll/sleep if possible
+                // account for runtime
                 let cur_time = Instant::now();
                 this.queues.borrow_mut().stats.total_runtime += cur_time - pre_time;
                 pre_time = cur_time;
-                if !run {
-                    if let Poll::Ready(t) = future.as_mut().poll(cx) {
-                        // It may be that we just became ready now that the task queue
-                        // is exhausted. But if we sleep (park) we'll never know so we
-                        // test again here. We can't test *just* here because the main
-                        // future is probably the one setting up the task queues and etc.
-                        break t.unwrap();
-                    } else {
-                        while !this.reactor.spin_poll_io().unwrap() {
-                            if pre_time.elapsed() > spin_before_park {
-                                this.parker
-                                    .park()
-                                    .expect("Failed to park! This is actually pretty bad!");
-                                break;
-                            }
-                        }
-                        // reset the timer for deduct spin loop time
-                        pre_time = Instant::now();
-                    }
-                }
             }
         };
 
