@@ -47,11 +47,11 @@ async fn recover_and_serve(id: ShardId, plan: &Arc<Plan>) -> anyhow::Result<()> 
     let status = if id.0 == 0 { Some(admin::start(plan.config.http_addr)?) } else { None };
     let mesh = Rc::new(plan.mesh.take(usize::from(id.0)));
     let shard = Shard::open(shard_config(id, plan), RtDisk::new(), RtTimer).await?;
-    let (facts, ms) = {
+    let (facts, ms, replay_ms) = {
         let stats = shard.stats();
-        (stats.recovered_facts, stats.recovery_ns / 1_000_000)
+        (stats.recovered_facts, stats.recovery_ns / 1_000_000, stats.replay_ns / 1_000_000)
     };
-    tracing::info!(shard = %id, facts, ms, "recovered");
+    tracing::info!(shard = %id, facts, ms, replay_ms, "recovered");
     let router = route(id, plan, &shard, &mesh);
     run_loops(&shard, plan.config.durability);
     if id.0 == 0 {
@@ -188,6 +188,11 @@ fn core_address(core_ports: Option<u16>, shared: SocketAddr, id: ShardId) -> Opt
     Some(address)
 }
 
+/// An address as clients are told it: without the host if that stands for every address, which nobody can connect to.
+fn told(address: SocketAddr) -> String {
+    if address.ip().is_unspecified() { format!(":{}", address.port()) } else { address.to_string() }
+}
+
 fn grpc_config(plan: &Plan) -> GrpcConfig {
     let config = &plan.config;
     GrpcConfig {
@@ -202,17 +207,33 @@ fn grpc_config(plan: &Plan) -> GrpcConfig {
 
 fn server_facts(plan: &Plan) -> ServerFacts {
     let shard_addresses = (0..plan.shards).map(ShardId).map(|id| {
-        core_address(plan.config.core_ports, plan.config.grpc_addr, id)
-            .map_or_else(String::new, |a| a.to_string())
+        core_address(plan.config.core_ports, plan.config.grpc_addr, id).map_or_else(String::new, told)
     });
     ServerFacts {
         version: env!("CARGO_PKG_VERSION"),
         started_at: plan.started_at,
         durability: plan.config.durability,
         auto_create: plan.config.auto_create,
-        shared_address: plan.config.grpc_addr.to_string(),
+        shared_address: told(plan.config.grpc_addr),
         shard_addresses: shard_addresses.collect(),
         slots: Arc::clone(&plan.slots),
         slot_map_version: 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_told_no_host_that_they_cannot_connect_to() {
+        for (listens, is_told) in [
+            ("0.0.0.0:50051", ":50051"),
+            ("[::]:50051", ":50051"),
+            ("10.0.0.7:50051", "10.0.0.7:50051"),
+            ("[::1]:50051", "[::1]:50051"),
+        ] {
+            assert_eq!(told(listens.parse().unwrap()), is_told);
+        }
     }
 }

@@ -44,6 +44,16 @@ impl Server {
         Ok(format!("http://{full}"))
     }
 
+    /// An address as the server tells it, made complete: one without a host is on the host that was connected to.
+    pub fn complete(&self, told: &str) -> Result<String, Failure> {
+        if !told.starts_with(':') {
+            return Ok(told.to_owned());
+        }
+        let url = self.url()?;
+        let reached = url.strip_prefix("http://").and_then(|rest| Some(rest.rsplit_once(':')?.0));
+        Ok(format!("{}{told}", reached.unwrap_or_default()))
+    }
+
     /// Connects, once. The channel connects again by itself when it is used after a loss.
     pub async fn connect(&self) -> Result<Channel, Failure> {
         let url = self.url()?;
@@ -150,6 +160,19 @@ mod tests {
         }
         for bad in ["https://x:1", "host", "http://x:1/path", "a b:1"] {
             assert_eq!(server(bad).url().unwrap_err().exit_code(), 2, "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_address_without_a_host_is_on_the_host_that_was_reached() {
+        for (addr, told, full) in [
+            ("db1:50051", ":50052", "db1:50052"),
+            ("http://[::1]:9/", ":50052", "[::1]:50052"),
+            (":9", ":50052", "127.0.0.1:50052"),
+            ("db1:50051", "10.0.0.7:50052", "10.0.0.7:50052"),
+            ("db1:50051", "", ""),
+        ] {
+            assert_eq!(server(addr).complete(told).unwrap(), full);
         }
     }
 

@@ -91,7 +91,11 @@ impl TopologyArgs {
             key: self.key.as_ref().map(|key| Bytes::copy_from_slice(key.as_bytes())),
             with_slots: false,
         };
-        let topology = admin.topology(self.server.request(request)).await?.into_inner();
+        let mut topology = admin.topology(self.server.request(request)).await?.into_inner();
+        for shard in &mut topology.shards {
+            shard.address = self.server.complete(&shard.address)?;
+        }
+        topology.shared_address = self.server.complete(&topology.shared_address)?;
         let mut out = Out::new();
         match self.output.format {
             Format::Json => out.json(&json(&info, &topology))?,

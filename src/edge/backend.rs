@@ -79,7 +79,7 @@ pub struct ServerFacts {
     pub auto_create: bool,
     /// Where every core listens for gRPC, `host:port`; the host is empty for every address.
     pub shared_address: String,
-    /// Where each core listens for gRPC, by shard.
+    /// The same of each core's own port, by shard; empty where it has none.
     pub shard_addresses: Vec<String>,
     /// Which shard holds which slot.
     pub slots: Arc<SlotMap>,

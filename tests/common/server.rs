@@ -63,6 +63,12 @@ impl Home {
         self
     }
 
+    /// Listening for gRPC on every address of this machine.
+    pub fn on_every_address(self) -> Self {
+        let address = format!(":{}", self.port);
+        self.set("grpc_addr", &address)
+    }
+
     /// Another data directory.
     pub fn in_dir(mut self, data_dir: &Path) -> Self {
         data_dir.clone_into(&mut self.data_dir);
@@ -106,11 +112,15 @@ impl Home {
         {
             command.env_remove(name);
         }
+        let places = [
+            ("grpc_addr", format!("127.0.0.1:{}", self.port)),
+            ("http_addr", format!("127.0.0.1:{}", self.port + PORTS - 1)),
+            ("data_dir", self.data_dir.display().to_string()),
+        ];
+        let unset = places.iter().filter(|(name, _)| self.settings.iter().all(|(set, _)| set != name));
         command
             .arg(self.mode)
-            .arg(format!("--grpc-addr=127.0.0.1:{}", self.port))
-            .arg(format!("--http-addr=127.0.0.1:{}", self.port + PORTS - 1))
-            .arg(format!("--data-dir={}", self.data_dir.display()))
+            .args(unset.map(|(name, value)| format!("--{}={value}", name.replace('_', "-"))))
             .args(self.settings.iter().map(|(name, value)| format!("--{}={value}", name.replace('_', "-"))))
             .current_dir(self.root.path())
             .stdin(Stdio::null())

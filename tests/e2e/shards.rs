@@ -8,6 +8,7 @@ use flowmesh_model::{Kind, ResourcePath};
 use flowmesh_proto::v1;
 
 use crate::common::client::entry;
+use crate::common::server::binary;
 use crate::common::{Client, Home, Server, within};
 
 /// A CPU each.
@@ -23,6 +24,41 @@ async fn of_every_core(server: &Server) -> Vec<Client> {
         clients.push(server.client_of_core(shard).await);
     }
     clients
+}
+
+#[tokio::test]
+async fn a_server_on_every_address_names_ports_only_and_the_command_line_the_host_it_reached() {
+    let home = Home::new().shards(SHARDS).on_every_address();
+    let server = home.start();
+    let mut client = server.client().await;
+    let told = topology(&mut client, v1::TopologyRequest::default()).await;
+    assert_eq!(told.shared_address, format!(":{}", server.grpc_port()));
+    let ports: Vec<_> = (0..SHARDS).map(|shard| format!(":{}", server.core_port(shard))).collect();
+    assert_eq!(told.shards.iter().map(|shard| shard.address.clone()).collect::<Vec<_>>(), ports);
+
+    let shown = |format: &str| {
+        let mut command = std::process::Command::new(binary());
+        let url = format!("http://localhost:{}", server.core_port(1));
+        command.args(["topology", "-o", format]).env("FLOWMESH_ADDR", url);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for format in ["table", "json"] {
+        let said = shown(format);
+        for port in ports.iter().chain([&told.shared_address]) {
+            assert!(said.contains(&format!("localhost{port}")), "localhost{port} is not in {said}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_ports_of_their_own_cores_have_no_address() {
+    let home = Home::new().shards(SHARDS).set("core_ports", "off");
+    let server = home.start();
+    let told = topology(&mut server.client().await, v1::TopologyRequest::default()).await;
+    assert_eq!(told.shared_address, format!("127.0.0.1:{}", server.grpc_port()));
+    assert!(told.shards.iter().all(|shard| shard.address.is_empty()), "{told:?}");
 }
 
 #[tokio::test]
