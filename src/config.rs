@@ -85,6 +85,8 @@ pub struct Config {
     pub keepalive_ms: u64,
     /// A connection that gives no sign of life for this long after being asked is closed.
     pub keepalive_timeout_ms: u64,
+    /// A connection without a call for this long is told to go away. `None`: never.
+    pub idle_timeout_ms: Option<u64>,
     /// A connection that has not finished its handshake by then is closed.
     pub handshake_timeout_ms: u64,
     /// How long an idle core looks for work before it sleeps. 0: not at all.
@@ -160,6 +162,7 @@ impl Config {
             connection_streams_max: 0,
             keepalive_ms: 0,
             keepalive_timeout_ms: 0,
+            idle_timeout_ms: None,
             handshake_timeout_ms: 0,
             spin_us: 0,
             preempt_us: 0,

@@ -200,6 +200,7 @@ fn grpc_config(plan: &Plan) -> GrpcConfig {
         streams_max: config.connection_streams_max,
         handshake_timeout: Duration::from_millis(config.handshake_timeout_ms),
         keepalive_timeout: Duration::from_millis(config.keepalive_timeout_ms),
+        idle_timeout: config.idle_timeout_ms.map_or(Duration::MAX, Duration::from_millis),
         drain_timeout: Duration::from_millis(config.shutdown_timeout_ms),
         ..GrpcConfig::default()
     }

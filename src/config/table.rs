@@ -217,6 +217,14 @@ pub static SETTINGS: &[Setting] = &[
         set: |c, text, _| put(&mut c.keepalive_timeout_ms, value::millis(text, 100, HOUR_MS)),
     },
     Setting {
+        name: "idle_timeout_ms",
+        value: "TIME|off",
+        default: "30m",
+        default_dev: None,
+        help: "A connection without a call for this long is told to go away (GOAWAY) and closed; a call in progress keeps it.",
+        set: |c, text, _| put(&mut c.idle_timeout_ms, idle_timeout(text)),
+    },
+    Setting {
         name: "spin_us",
         value: "TIME",
         default: "0",
@@ -255,6 +263,13 @@ fn core_ports(text: &str) -> Result<Option<u16>, Refusal> {
             .map(|port| u16::try_from(port).ok())
             .map_err(|range| format!("a port ({range}), auto or off")),
     }
+}
+
+fn idle_timeout(text: &str) -> Result<Option<u64>, Refusal> {
+    if text == "off" {
+        return Ok(None);
+    }
+    value::millis(text, 1_000, 24 * HOUR_MS).map(Some).map_err(|span| format!("{span}, or off"))
 }
 
 fn directory(text: &str) -> Result<PathBuf, Refusal> {

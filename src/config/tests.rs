@@ -103,6 +103,8 @@ fn every_bad_value_is_refused_with_its_setting_and_what_is_allowed() {
         ("handshake_timeout_ms", "1", "100ms to 10m"),
         ("keepalive_ms", "0", "1s to 1d"),
         ("keepalive_timeout_ms", "2h", "100ms to 1h"),
+        ("idle_timeout_ms", "10ms", "1s to 1d"),
+        ("idle_timeout_ms", "never", "or off"),
         ("spin_us", "-1", "0 to 10000 microseconds"),
         ("preempt_us", "0", "20 to 100000 microseconds"),
         ("shutdown_timeout_ms", "2h", "0ms to 1h"),
@@ -151,6 +153,13 @@ fn settings_that_contradict_each_other_are_refused() {
 fn one_port_for_both_is_fine_on_different_addresses() {
     with_flags(&[("grpc_addr", "127.0.0.1:9000"), ("http_addr", "127.0.0.2:9000")]).unwrap();
     assert_eq!(with_flags(&[("core_ports", "off")]).unwrap().core_ports, None);
+}
+
+#[test]
+fn an_idle_timeout_can_be_set_and_turned_off() {
+    assert_eq!(with_flags(&[]).unwrap().idle_timeout_ms, Some(30 * 60_000));
+    assert_eq!(with_flags(&[("idle_timeout_ms", "5m")]).unwrap().idle_timeout_ms, Some(300_000));
+    assert_eq!(with_flags(&[("idle_timeout_ms", "off")]).unwrap().idle_timeout_ms, None);
 }
 
 #[test]

@@ -74,6 +74,9 @@ impl Wire {
     }
 }
 
+/// How a client begins, and an empty SETTINGS frame: all the server asks of it.
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
 /// The headers of every gRPC call.
 pub const GRPC: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
 

@@ -13,10 +13,10 @@ use crate::common::client::read_at;
 use crate::common::{Home, within};
 use crate::e2e::append_stream;
 
-const GOAWAY: u8 = 7;
+pub const GOAWAY: u8 = 7;
 
 /// The types of all frames in these bytes.
-fn frame_types(bytes: &[u8]) -> Vec<u8> {
+pub fn frame_types(bytes: &[u8]) -> Vec<u8> {
     let (mut types, mut rest) = (Vec::new(), bytes);
     while let Some((head, after)) = rest.split_at_checked(9) {
         let len = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
