@@ -1,7 +1,7 @@
 //! Phase 7, checkpoint: the state as of one LSN goes to the index and the segment files; the log behind it is trimmed.
 //!
 //! 1. **seal** at LSN L: the machine remembers its state as of now and goes on.
-//! 2. records not yet in segment files are appended to them and synced,
+//! 2. records not yet in segment files are taken out of it in small parts, appended to the files and synced,
 //! 3. what else changed since the last checkpoint is collected in small steps, between commands,
 //! 4. once L is on disk in the log, the index takes it all in one atomic, durable batch tagged with L,
 //! 5. only then the log up to L is given back.
@@ -11,8 +11,9 @@
 
 use std::time::Duration;
 
-use flowmesh_machine::StreamFlush;
-use flowmesh_model::{IndexWrite, Lsn, PartitionRef};
+use flowmesh_machine::FlushRange;
+use flowmesh_model::reply::RecordRun;
+use flowmesh_model::{IndexWrite, Lsn, Offset, PartitionRef};
 use flowmesh_store::disk::Disk;
 use flowmesh_store::index::IndexError;
 use flowmesh_store::log::{LogError, TrimWork};
@@ -25,6 +26,15 @@ use crate::timer::Timer;
 
 /// Items collected before other tasks run: about 100 µs.
 const COLLECT_STEP: usize = 512;
+
+/// Memory of the records taken out of the state before other tasks run: some thousand appends, about 100 µs.
+const RECORDS_STEP_BYTES: usize = 512 * 1024;
+
+/// Record bytes handed to the segment files at once: all that they keep on its way to the disk, twice.
+const RECORDS_CHUNK_BYTES: usize = 4 * 1024 * 1024;
+
+/// Appends dropped from memory before other tasks run: about 100 µs.
+const EVICT_STEP: usize = 4096;
 
 /// Items handed to the index at once: a few MiB.
 const CHUNK_ITEMS: usize = 16 * 1024;
@@ -87,7 +97,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
     pub async fn checkpoint(&self) -> Result<(), CheckpointError> {
         let Some(durable) = &self.inner.durable else { return Ok(()) };
         let started = self.inner.timer.monotonic_ns();
-        let (lsn, flushes) = {
+        let (lsn, ranges) = {
             let mut state = self.inner.state.borrow_mut();
             let lsn = state.last_lsn();
             if lsn.0 <= state.stats.checkpoint_lsn || state.checkpointing {
@@ -97,10 +107,11 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 return Err(CheckpointError::Fenced);
             }
             state.checkpointing = true;
-            (lsn, state.machine.seal())
+            (lsn, state.machine.seal_ranges())
         };
-        let written = self.write_checkpoint(durable, lsn, &flushes).await;
-        let (dropped, trim) = self.checkpoint_written(written, lsn, &flushes)?;
+        let written = self.write_checkpoint(durable, lsn, &ranges).await;
+        let (dropped, trim) = self.checkpoint_written(written, lsn)?;
+        self.evict_tails().await;
         for at in dropped {
             durable.streams.delete(at).await?;
         }
@@ -126,7 +137,6 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         &self,
         written: Result<(), CheckpointError>,
         lsn: Lsn,
-        flushes: &[StreamFlush],
     ) -> Result<(Vec<PartitionRef>, Option<TrimWork<D>>), CheckpointError> {
         let mut state = self.inner.state.borrow_mut();
         state.checkpointing = false;
@@ -134,14 +144,8 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             state.machine.unseal();
             return Err(error);
         }
-        for flush in flushes {
-            if let Some(last) = flush.runs.last() {
-                state.machine.flushed(flush.at, last.base.plus(u64::from(last.count)));
-            }
-        }
         state.machine.sealed_written();
         state.checkpoint_failing = false;
-        state.machine.evict_tails(self.inner.config.tail_bytes);
         state.stats.checkpoint_lsn = lsn.0;
         Ok((state.machine.take_dropped_streams(), state.log.trim(lsn)))
     }
@@ -150,11 +154,10 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         &self,
         durable: &Durable<D>,
         lsn: Lsn,
-        flushes: &[StreamFlush],
+        ranges: &[FlushRange],
     ) -> Result<(), CheckpointError> {
-        for flush in flushes {
-            durable.streams.append(flush.at, &flush.runs).await?;
-            self.inner.timer.yield_now().await;
+        for range in ranges {
+            self.write_records(durable, range).await?;
         }
         durable.streams.sync().await?;
         let checkpoint = durable.index.checkpoint();
@@ -172,6 +175,34 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         self.wait_synced(lsn).await?;
         checkpoint.commit(lsn).await?;
         Ok(())
+    }
+
+    /// Appends the records of a sealed range to its segment files.
+    async fn write_records(&self, durable: &Durable<D>, range: &FlushRange) -> Result<(), CheckpointError> {
+        let mut from = range.from;
+        while from < range.upto {
+            let mut runs: Vec<RecordRun> = Vec::new();
+            let mut bytes = 0;
+            while from < range.upto && bytes < RECORDS_CHUNK_BYTES {
+                let part = self.inner.state.borrow().machine.sealed_runs(range, from, RECORDS_STEP_BYTES);
+                bytes += part.iter().map(|run| run.records.len()).sum::<usize>();
+                let next = part.last().map_or(Offset(0), |run| run.base.plus(u64::from(run.count)));
+                assert!(next > from, "sealed records of {} are gone from {from} on", range.at);
+                from = next;
+                runs.extend(part);
+                self.inner.timer.yield_now().await;
+            }
+            durable.streams.append(range.at, &runs).await?;
+        }
+        Ok(())
+    }
+
+    /// Drops records from memory that segment files have, in small steps.
+    async fn evict_tails(&self) {
+        let bytes_max = self.inner.config.tail_bytes;
+        while !self.inner.state.borrow_mut().machine.evict_tails(bytes_max, EVICT_STEP) {
+            self.inner.timer.yield_now().await;
+        }
     }
 
     /// Returns once everything up to `lsn` is on disk.

@@ -3,195 +3,31 @@
 //!
 //! Only the index is on a real disk (fjall has no other): its commits are all or nothing either way.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::type_complexity,
-    missing_docs,
-    reason = "a test"
-)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, reason = "a test")]
 
-use std::cell::{Cell, RefCell};
+mod common;
+
 use std::collections::BTreeMap;
-use std::future::poll_fn;
-use std::path::Path;
-use std::rc::Rc;
-use std::task::{Poll, Waker};
-use std::time::Duration;
 
 use bytes::Bytes;
-use flowmesh_engine::{Shard, ShardConfig, SinkFn, Timer};
-use flowmesh_model::command::{NewJob, ReadFrom, SetEntry, SetIf, SetTtl};
-use flowmesh_model::record::{PackedRecords, RecordPacker, RecordSlices, RecordView};
+use common::{Answer, Rig, SimTimer, read_all, record};
+use flowmesh_model::command::{NewJob, SetEntry, SetIf, SetTtl};
 use flowmesh_model::{
-    Batch, CatalogCommand, Command, Durability, Kind, KvCommand, Millis, Offset, PartitionRef, QueueCommand,
-    Reject, Reply, ResourceId, ResourcePath, Settings, ShardId, StreamCommand,
+    Batch, Command, Kind, KvCommand, PartitionRef, QueueCommand, Reject, Reply, ResourceId, StreamCommand,
 };
 use flowmesh_sim::{Random, SimDisk};
-use futures::executor::LocalPool;
-use futures::task::LocalSpawnExt;
-
-/// A clock that stands until it is moved.
-#[derive(Clone, Default)]
-struct SimTimer {
-    now: Rc<Cell<u64>>,
-    sleepers: Rc<RefCell<Vec<Waker>>>,
-}
-
-impl SimTimer {
-    fn advance(&self, ms: u64) {
-        self.now.set(self.now.get() + ms);
-        self.sleepers.borrow_mut().drain(..).for_each(Waker::wake);
-    }
-}
-
-impl Timer for SimTimer {
-    fn now(&self) -> Millis {
-        Millis(1_000_000 + self.now.get())
-    }
-
-    fn monotonic_ns(&self) -> u64 {
-        self.now.get() * 1_000_000
-    }
-
-    async fn sleep(&self, span: Duration) {
-        let until = self.now.get() + span.as_millis().max(1) as u64;
-        poll_fn(|cx| {
-            if self.now.get() >= until {
-                return Poll::Ready(());
-            }
-            self.sleepers.borrow_mut().push(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-
-    async fn yield_now(&self) {
-        let mut yielded = false;
-        poll_fn(|cx| {
-            if yielded {
-                return Poll::Ready(());
-            }
-            yielded = true;
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
-    }
-}
-
-struct Rig {
-    pool: LocalPool,
-    timer: SimTimer,
-    disk: SimDisk,
-    shard: Shard<SimDisk, SimTimer>,
-}
-
-impl Rig {
-    fn open(dir: &Path, disk: SimDisk, timer: SimTimer) -> Self {
-        let config = ShardConfig {
-            shard: ShardId(0),
-            dir: dir.to_owned(),
-            durability: Durability::Always,
-            sync_interval_ms: 10,
-            memory_bytes: 64 << 20,
-            tail_bytes: 16 << 10,
-            log_segment_bytes: 1 << 20,
-            log_bytes_max: 64 << 20,
-            checkpoint_log_bytes: 256 << 10,
-            checkpoint_interval_ms: 50,
-            hash_seed: 7,
-            on_thread_start: None,
-        };
-        let mut pool = LocalPool::new();
-        let opened = Shard::open(config, disk.clone(), timer.clone());
-        let shard = pool.run_until(opened).unwrap_or_else(|error| panic!("cannot open: {error}"));
-        let spawner = pool.spawner();
-        spawner.spawn_local(shard.clone().run_commits()).unwrap();
-        spawner.spawn_local(shard.clone().run_ticks()).unwrap();
-        spawner.spawn_local(shard.clone().run_segments()).unwrap();
-        spawner.spawn_local(shard.clone().run_fetches()).unwrap();
-        spawner.spawn_local(shard.clone().run_checkpoints()).unwrap();
-        shard.set_catalog(shard.catalog_snapshot());
-        Self { pool, timer, disk, shard }
-    }
-
-    /// Hands a command over; the answer appears in the cell.
-    fn submit(&self, command: Command) -> Rc<RefCell<Option<Result<Reply, Reject>>>> {
-        let answer = Rc::new(RefCell::new(None));
-        let cell = Rc::clone(&answer);
-        self.shard.submit(command, Box::new(SinkFn(move |outcome| *cell.borrow_mut() = Some(outcome))));
-        answer
-    }
-
-    fn run(&mut self) {
-        self.pool.run_until_stalled();
-    }
-
-    /// Runs until the command is answered.
-    fn ask(&mut self, command: Command) -> Result<Reply, Reject> {
-        let answer = self.submit(command);
-        for _ in 0..10_000 {
-            self.run();
-            if let Some(outcome) = answer.borrow_mut().take() {
-                return outcome;
-            }
-            self.timer.advance(1);
-            std::thread::sleep(Duration::from_micros(50));
-        }
-        panic!("no answer");
-    }
-
-    fn create(&mut self, kind: Kind, name: &str) -> ResourceId {
-        let path = ResourcePath::parse(kind, name).unwrap();
-        let command =
-            CatalogCommand::Create { path, settings: Settings::default_for(kind), or_existing: true };
-        let Ok(Reply::Resource { info, .. }) = self.ask(Command::Catalog(command)) else {
-            panic!("not created")
-        };
-        self.shard.set_catalog(self.shard.catalog_snapshot());
-        info.id
-    }
-}
-
-fn record(value: &[u8]) -> PackedRecords {
-    let mut packer = RecordPacker::default();
-    packer.push(&RecordView { value, ..RecordView::default() });
-    PackedRecords::check(packer.finish()).unwrap()
-}
 
 #[derive(Default)]
 struct Ledger {
     /// Values appended, in order of submission, and whether that was acknowledged.
-    appended: Vec<(Vec<u8>, Rc<RefCell<Option<Result<Reply, Reject>>>>)>,
+    appended: Vec<(Vec<u8>, Answer)>,
     /// Values set by key, in order of submission.
-    set: BTreeMap<Vec<u8>, Vec<(Vec<u8>, Rc<RefCell<Option<Result<Reply, Reject>>>>)>>,
-    enqueued: Vec<Rc<RefCell<Option<Result<Reply, Reject>>>>>,
+    set: BTreeMap<Vec<u8>, Vec<(Vec<u8>, Answer)>>,
+    enqueued: Vec<Answer>,
 }
 
-fn is_acknowledged(answer: &Rc<RefCell<Option<Result<Reply, Reject>>>>) -> bool {
+fn is_acknowledged(answer: &Answer) -> bool {
     matches!(&*answer.borrow(), Some(Ok(_)))
-}
-
-fn read_all(rig: &mut Rig, at: PartitionRef) -> Vec<Vec<u8>> {
-    let mut values = Vec::new();
-    let mut from = ReadFrom::Earliest;
-    loop {
-        let read = StreamCommand::Read { from, records_max: 1000, bytes_max: 64 << 10, wait_until: None };
-        let answer = rig.ask(Command::Stream(at, read));
-        let Ok(Reply::Records(records)) = answer else { panic!("not read: {answer:?}") };
-        if records.runs.is_empty() {
-            assert_eq!(records.next, records.high_watermark);
-            return values;
-        }
-        for run in &records.runs {
-            assert_eq!(run.base, Offset(values.len() as u64), "offsets are dense");
-            values.extend(
-                RecordSlices::new(&run.records).map(|r| RecordView::read(r.unwrap()).unwrap().value.to_vec()),
-            );
-        }
-        from = ReadFrom::Offset(records.next);
-    }
 }
 
 fn check(

@@ -134,7 +134,7 @@ fn stores() {
             shard.run(command);
         }
         let start = Instant::now();
-        shard.machine.seal();
+        shard.machine.seal_ranges();
         writes.clear();
         while !shard.machine.collect(512, &mut writes) {}
         shard.machine.sealed_written();
@@ -163,10 +163,10 @@ fn streams() {
                 black_box(shard.run(&append));
             }
             // As a checkpoint would, so that memory is used again.
-            shard.machine.seal();
+            shard.machine.seal_ranges();
             while !shard.machine.collect(512, &mut Vec::new()) {}
             shard.machine.sealed_written();
-            shard.machine.evict_tails(0);
+            shard.machine.evict_tails(0, usize::MAX);
         });
         for _ in 0..count {
             shard.run(&append);

@@ -1,8 +1,8 @@
 //! Checkpoints: the state as of one moment, written in small steps while it goes on changing (see [`crate::changes`]).
 //!
 //! ```text
-//! seal ──► sealed_runs, collect, … ──► sealed_written  segment files and index have it all
-//!                              └────► unseal          nothing was written; the next seal takes it again
+//! seal_ranges ──► sealed_runs, collect, … ──► sealed_written  segment files and index have it all
+//!                                     └────► unseal          nothing was written; the next seal takes it again
 //! ```
 //!
 //! A dropped resource becomes a grave: its items are no longer part of the state, but the index still has them. A grave
@@ -16,7 +16,7 @@ use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{IndexWrite, Lsn, Millis, Offset, PartitionRef, ResourceId, Space};
 
 use crate::changes::{Seals, Touch, image, removal};
-use crate::decision::{FlushRange, StreamFlush};
+use crate::decision::FlushRange;
 use crate::held::{HELD_BYTES, Held, Parts};
 use crate::keys::{self, Home};
 use crate::machine::Machine;
@@ -117,20 +117,6 @@ impl Checkpoint {
 }
 
 impl Machine {
-    /// As [`Machine::seal_ranges`], with the records themselves: takes some 20 ns for each append since the last
-    /// checkpoint, all at once.
-    ///
-    /// # Panics
-    /// As [`Machine::seal_ranges`].
-    pub fn seal(&mut self) -> Vec<StreamFlush> {
-        let ranges = self.seal_ranges();
-        let flush = |range: &FlushRange| StreamFlush {
-            at: range.at,
-            runs: self.sealed_runs(range, range.from, usize::MAX),
-        };
-        ranges.iter().map(flush).collect()
-    }
-
     /// Starts a checkpoint of the state as it is now, in time that only depends on how many resources changed. Returns
     /// which records are not in segment files yet; [`Machine::sealed_runs`] has them.
     ///
@@ -156,7 +142,10 @@ impl Machine {
     }
 
     /// Records of a sealed range from `from` on, which is its start or where the runs before ended: whole runs, until
-    /// they have `bytes_max`, at least one unless the range is through. Also of a stream that was dropped since.
+    /// they take `bytes_max` of memory, at least one unless the range is through. Takes some 20 ns for each run.
+    ///
+    /// They are there until [`Machine::sealed_written`] or [`Machine::unseal`], whatever happens meanwhile: only what
+    /// segment files have is evicted, and what is held of a dropped stream is kept until a later checkpoint.
     pub fn sealed_runs(&self, range: &FlushRange, from: Offset, bytes_max: usize) -> Vec<RecordRun> {
         let id = range.at.resource;
         let parts = match self.held.get(&id) {
@@ -297,22 +286,15 @@ impl Machine {
         std::mem::take(&mut self.checkpoint.dropped_streams)
     }
 
-    /// Segment files have the partition's records below `upto`, synced.
-    ///
-    /// # Panics
-    /// If there are no such records.
-    pub fn flushed(&mut self, at: PartitionRef, upto: Offset) {
-        if let Some(Parts::Stream(stream)) = self.parts_or_grave(at.resource) {
-            stream.flushed(at.partition, upto);
-        }
-    }
-
-    /// Drops records from memory that segment files have, oldest first, until at most `bytes_max` are left.
-    pub fn evict_tails(&mut self, bytes_max: u64) {
+    /// Drops records from memory that segment files have, oldest first, until at most `bytes_max` are left, or about
+    /// `runs_max` appends were dropped. Returns whether that is all there is to drop; if not, call again.
+    pub fn evict_tails(&mut self, bytes_max: u64, runs_max: usize) -> bool {
         let mut tail_bytes = self.tail_bytes();
         if tail_bytes <= bytes_max {
-            return;
+            return true;
         }
+        // Finding the oldest looks at every held resource: so much is worth doing at once.
+        let mut runs_left = runs_max.max(self.held.len());
         let mut oldest = std::collections::BinaryHeap::new();
         for (id, held) in &self.held {
             if let Parts::Stream(stream) = &held.parts {
@@ -324,6 +306,10 @@ impl Machine {
         while tail_bytes > bytes_max
             && let Some((_, at)) = oldest.pop()
         {
+            if runs_left == 0 {
+                return false;
+            }
+            runs_left -= 1;
             let Some(Parts::Stream(stream)) = self.held.get_mut(&at.resource).map(|held| &mut held.parts)
             else {
                 continue;
@@ -333,6 +319,7 @@ impl Machine {
             self.memory_bytes -= evicted;
             oldest.extend(oldest_run(stream, at.resource, at.partition));
         }
+        true
     }
 
     /// Bytes of records in memory.

@@ -1,6 +1,5 @@
 //! What goes into the machine besides commands and facts, and what comes out.
 
-use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{Batch, Fact, Lsn, Millis, Offset, PartitionRef, Reply, ResourceId, ShardId};
 
 /// What a machine is told once.
@@ -94,15 +93,6 @@ pub struct FlushRange {
     pub from: Offset,
     /// The offset behind the last one.
     pub upto: Offset,
-}
-
-/// Records of one partition that are not in segment files yet, in order and without a gap.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StreamFlush {
-    /// Where.
-    pub at: PartitionRef,
-    /// The records.
-    pub runs: Vec<RecordRun>,
 }
 
 /// Counts for metrics.

@@ -103,7 +103,7 @@ impl Script {
                 String::new()
             }
             ["evict"] => {
-                self.world.machine.evict_tails(0);
+                self.world.machine.evict_tails(0, usize::MAX);
                 String::new()
             }
             _ => {

@@ -145,7 +145,7 @@ impl Driver {
             Step::Collect { items } => self.world.collect(*items),
             Step::Write => self.write(),
             Step::Fail => self.world.unseal(),
-            Step::Evict => self.world.machine.evict_tails(100),
+            Step::Evict => while !self.world.machine.evict_tails(100, 1) {},
             Step::Crash => self.crash(),
         }
     }
@@ -336,6 +336,56 @@ fn files_of_a_dropped_stream_go_only_after_the_checkpoint_that_forgets_it() {
     driver.world.machine.sealed_written();
     assert_eq!(driver.world.machine.take_dropped_streams(), [at]);
     driver.world.machine.check_all();
+}
+
+#[test]
+fn neither_eviction_nor_a_drop_takes_records_from_a_checkpoint_in_the_making() {
+    for (drops, fails) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut driver = Driver::new();
+        for _ in 0..50 {
+            driver.append(0, 1, 2);
+        }
+        let at = PartitionRef { resource: driver.streams[0], partition: 1 };
+        let ranges = driver.world.machine.seal_ranges();
+        let [range] = ranges[..] else { panic!("{ranges:?}") };
+        assert_eq!((range.at, range.from, range.upto), (at, Offset(0), Offset(100)));
+        let all = driver.world.machine.sealed_runs(&range, range.from, usize::MAX);
+        assert_eq!(all.len(), 50);
+        // Later records are not part of it.
+        driver.append(0, 1, 3);
+        if drops {
+            driver.world.delete(Kind::Stream, NAMES[0]);
+            driver.world.tick(10);
+        }
+        let mut parts = Vec::new();
+        while parts.len() < all.len() {
+            assert!(driver.world.machine.evict_tails(0, 1), "nothing may be evicted");
+            let from = parts.last().map_or(range.from, end);
+            let part = driver.world.machine.sealed_runs(&range, from, 400);
+            assert!((1..10).contains(&part.len()), "small parts: {}", part.len());
+            parts.extend(part);
+        }
+        assert_eq!(parts, all);
+        assert!(driver.world.machine.sealed_runs(&range, range.upto, 400).is_empty());
+        while !driver.world.machine.collect(100, &mut Vec::new()) {}
+        if fails {
+            driver.world.machine.unseal();
+            let again = driver.world.machine.seal_ranges();
+            assert_eq!(again.first().map(|range| range.from), (!drops).then_some(Offset(0)));
+        } else {
+            driver.world.machine.sealed_written();
+            while !driver.world.machine.evict_tails(0, 1) {}
+            let left = driver.world.machine.stats().tail_bytes;
+            assert_eq!(left == 0, drops, "only what came later is left");
+            let again = driver.world.machine.seal_ranges();
+            assert_eq!(again.first().map(|range| range.from), (!drops).then_some(Offset(100)));
+        }
+        driver.world.machine.check_all();
+    }
+}
+
+fn end(run: &flowmesh_model::reply::RecordRun) -> Offset {
+    run.base.plus(u64::from(run.count))
 }
 
 /// What comes and goes many times between two checkpoints thins out the lists of changes; what is there at the end must

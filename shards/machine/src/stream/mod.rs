@@ -156,14 +156,6 @@ impl Stream {
         self.make(number)
     }
 
-    /// Segment files have what is before `upto`.
-    pub fn flushed(&mut self, number: u32, upto: Offset) {
-        if let Some(partition) = self.partition_mut(number) {
-            assert!(upto <= partition.next, "segment files have records that there are not");
-            partition.flushed = partition.flushed.max(upto);
-        }
-    }
-
     /// Drops the oldest run of a partition from memory if segment files have it. Returns the bytes it took.
     pub fn evict(&mut self, number: u32) -> Option<u64> {
         let partition = self.partition_mut(number)?;

@@ -113,11 +113,11 @@ impl Tail {
         self.runs.range(start..)
     }
 
-    /// Whole runs of `from..upto`, both at a run's border, until they have `bytes_max`.
+    /// Whole runs of `from..upto`, both at a run's border, until they take `bytes_max` of memory.
     pub fn flush(&self, from: Offset, upto: Offset, bytes_max: usize) -> Vec<RecordRun> {
         let (mut runs, mut bytes) = (Vec::new(), 0);
         for run in self.since(from).take_while(|run| run.base < upto) {
-            bytes += run.records.len();
+            bytes += run.memory_bytes() as usize;
             runs.push(run.to_records());
             if bytes >= bytes_max {
                 break;

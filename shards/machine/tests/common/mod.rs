@@ -247,7 +247,7 @@ pub fn restored(index: &Index) -> Machine {
 /// All that a machine would write to an empty index.
 pub fn written_afresh(mut machine: Machine) -> Index {
     let mut writes = Vec::new();
-    machine.seal();
+    machine.seal_ranges();
     while !machine.collect(100, &mut writes) {}
     writes.into_iter().map(|write| ((write.space, write.key), write.value.unwrap())).collect()
 }
