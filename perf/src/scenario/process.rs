@@ -265,7 +265,7 @@ fn recovered_in(log: &str) -> Recovered {
     let lines = log.lines().map(without_colours).filter(|line| line.contains("recovered"));
     lines.fold(Recovered::default(), |sum, line| Recovered {
         facts: sum.facts + number_after(&line, "facts"),
-        ms: sum.ms.max(number_after(&line, "ms")),
+        ms: sum.ms.max(number_after(&line, "replay_ms")),
     })
 }
 
@@ -298,10 +298,10 @@ mod tests {
     #[test]
     fn what_was_recovered_is_read_in_both_formats() {
         let human = "\u{1b}[2m2026\u{1b}[0m \u{1b}[32m INFO\u{1b}[0m boot::core: recovered \u{1b}[3mshard\u{1b}[0m\u{1b}[2m=\u{1b}[0m0 \
-                     \u{1b}[3mfacts\u{1b}[0m\u{1b}[2m=\u{1b}[0m70 \u{1b}[3mms\u{1b}[0m\u{1b}[2m=\u{1b}[0m533\nother facts=9 ms=9999";
+                     \u{1b}[3mfacts\u{1b}[0m\u{1b}[2m=\u{1b}[0m70 \u{1b}[3mreplay_ms\u{1b}[0m\u{1b}[2m=\u{1b}[0m533\nother facts=9 replay_ms=9999";
         assert_eq!(recovered_in(human), Recovered { facts: 70, ms: 533 });
-        let json = "{\"level\":\"INFO\",\"fields\":{\"message\":\"recovered\",\"shard\":\"0\",\"facts\":5,\"ms\":3}}\n\
-                    {\"level\":\"INFO\",\"fields\":{\"message\":\"recovered\",\"shard\":\"1\",\"facts\":6,\"ms\":2}}";
+        let json = "{\"level\":\"INFO\",\"fields\":{\"message\":\"recovered\",\"shard\":\"0\",\"facts\":5,\"replay_ms\":3}}\n\
+                    {\"level\":\"INFO\",\"fields\":{\"message\":\"recovered\",\"shard\":\"1\",\"facts\":6,\"replay_ms\":2}}";
         assert_eq!(recovered_in(json), Recovered { facts: 11, ms: 3 });
     }
 

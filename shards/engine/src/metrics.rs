@@ -212,6 +212,8 @@ pub struct ShardStats {
     pub recovered_facts: u64,
     /// Nanoseconds recovery took.
     pub recovery_ns: u64,
+    /// How much of it was reading the log.
+    pub replay_ns: u64,
     /// The last LSN given.
     pub last_lsn: u64,
     /// The last LSN on disk.

@@ -74,6 +74,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 usize::try_from(config.log_bytes_max / config.log_segment_bytes).unwrap_or(1);
             log_config.segments_ahead = SEGMENTS_AHEAD;
             let mut facts = 0;
+            let replay_started_ns = timer.monotonic_ns();
             let (log, recovered) = recover(&disk, log_config, applied, |entry| {
                 for fact in fact::decode_all(entry.body)? {
                     facts += 1;
@@ -82,6 +83,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 Ok(())
             })
             .await?;
+            stats.replay_ns = timer.monotonic_ns().saturating_sub(replay_started_ns);
             durable.streams.remove_unknown().await?;
             if let Some(cut) = &recovered.cut {
                 tracing::info!(shard = %config.shard, ?cut, "cut the unfinished end of the log: none of it was acknowledged");
