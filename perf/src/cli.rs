@@ -44,11 +44,14 @@ pub enum Format {
     Json,
 }
 
+/// Where the server of this machine listens by default.
+const DEFAULT_ADDR: &str = "127.0.0.1:50051";
+
 /// What load to put on a server.
 #[derive(ClapArgs, Clone, Debug)]
 pub struct LoadArgs {
-    /// Servers, HOST:PORT; connections go to them in turn
-    #[arg(short, long = "addr", default_value = "127.0.0.1:50051", value_name = "ADDR", value_parser = target)]
+    /// Servers: http://HOST:PORT, HOST:PORT or :PORT; connections go to them in turn
+    #[arg(short, long = "addr", env = "FLOWMESH_ADDR", default_value = DEFAULT_ADDR, value_name = "ADDR", value_parser = target, hide_env_values = true)]
     pub addrs: Vec<SocketAddr>,
     /// Unary operations, NAME[*BATCH][/VALUE_BYTES][=WEIGHT], separated by commas: append, read, get, set, delete,
     /// enqueue
@@ -211,9 +214,14 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-/// An address, with or without `http://`, a host name or nothing before the port.
+/// An address, with or without `http://`, a host name or nothing before the port. No text at all, as of a variable that
+/// is set to nothing, is the default.
 fn target(text: &str) -> Result<SocketAddr, String> {
     use std::net::ToSocketAddrs;
+    if text.starts_with("https://") {
+        return Err("the server does not speak TLS yet; use http://".to_owned());
+    }
+    let text = if text.is_empty() { DEFAULT_ADDR } else { text };
     let text = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
     let text = if text.starts_with(':') { format!("127.0.0.1{text}") } else { text.to_owned() };
     let mut found = text.to_socket_addrs().map_err(|error| format!("{error}; write HOST:PORT"))?;
@@ -232,6 +240,18 @@ mod tests {
     }
 
     #[test]
+    fn addresses_are_those_of_the_client_commands() {
+        for (text, address) in [
+            ("", "127.0.0.1:50051"),
+            (":7", "127.0.0.1:7"),
+            ("http://127.0.0.2:7/", "127.0.0.2:7"),
+            ("[::1]:7", "[::1]:7"),
+        ] {
+            assert_eq!(target(text), Ok(address.parse().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
     fn the_command_line_is_consistent_and_reads() {
         use clap::CommandFactory;
         Program::command().debug_assert();
@@ -246,6 +266,7 @@ mod tests {
             (load.addrs[0].port(), load.rate, load.duration),
             (7, Some(5000.0), Duration::from_millis(500))
         );
+        assert!(parse("bench load -m get -a https://localhost:1").is_err());
         assert!(parse("bench load -m gett").is_err());
         assert!(parse("bench load -r 0").is_err());
         assert!(parse("bench scenario").is_err());

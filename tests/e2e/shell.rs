@@ -148,6 +148,20 @@ fn mistakes_are_said_on_standard_error_with_an_exit_code() {
 }
 
 #[test]
+fn load_goes_to_the_server_that_the_environment_names_unless_an_address_is_given() {
+    const LOAD: &str = "flowmesh bench load --mix set -k 10 -c 1 -s 1 -d 0.2 --warmup 0 -o json";
+    let home = Home::new();
+    let server = home.start();
+    let sets = || server.metric("flowmesh_operations_total", "operation=\"kv_set\"").unwrap();
+    ok(&server, &home, LOAD);
+    let after = sets();
+    assert!(after > 0.0, "the load went elsewhere");
+    let elsewhere = run(&server, &home, &format!("{LOAD} --addr :1"));
+    assert!(!elsewhere.status.success(), "{elsewhere:?}");
+    assert_eq!(sets(), after);
+}
+
+#[test]
 fn a_large_file_goes_through_a_pipe_unchanged() {
     let home = Home::new();
     let server = home.start();
