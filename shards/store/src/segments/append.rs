@@ -112,7 +112,7 @@ impl<D: Disk> Inner<D> {
         // A write that nobody waits for could still land later, over what was written there since.
         let mut landed = Ok(());
         while let Some(written) = writing.next().await {
-            landed = landed.and(self.land(at, written).map(drop));
+            landed = landed.and(self.land(at, written));
         }
         issued.and(landed)?;
         if self.dirty.borrow().len() > DIRTY_MAX { self.sync_all().await } else { Ok(()) }
@@ -134,7 +134,6 @@ impl<D: Disk> Inner<D> {
             Some(base) => Some(self.open_file(at, base).await?),
             None => None,
         };
-        let mut spares: Vec<D::Buf> = Vec::new();
         let mut allocated = 0;
         while !runs.is_empty() {
             let block = take_block(&mut runs, self.config.block_bytes);
@@ -150,12 +149,7 @@ impl<D: Disk> Inner<D> {
             if position >= allocated {
                 allocated = self.allocate(at, &current, position, (bytes + total(runs)) as u64).await?;
             }
-            let buf = match spares.pop() {
-                Some(buf) if AsRef::<[u8]>::as_ref(&buf).len() >= bytes => buf,
-                _ => self.disk.alloc(
-                    bytes.max(self.config.block_bytes.min(round_up(BLOCK_HEADER_BYTES + total(runs)))),
-                ),
-            };
+            let buf = self.block_memory(bytes, total(runs));
             let (buf, block_next) =
                 encode_block(buf, &block, bytes, next).map_err(|gap| self.missing(at, gap))?;
             current.index.borrow_mut().note(next, position);
@@ -166,10 +160,20 @@ impl<D: Disk> Inner<D> {
             if writing.len() >= WRITES_AT_ONCE
                 && let Some(written) = writing.next().await
             {
-                spares.push(self.land(at, written)?);
+                self.land(at, written)?;
             }
         }
         Ok(())
+    }
+
+    /// Memory for a block of `bytes`, and as much as the blocks behind it will need if that is more.
+    fn block_memory(&self, bytes: usize, behind: usize) -> D::Buf {
+        match self.spares.borrow_mut().pop() {
+            Some(buf) if AsRef::<[u8]>::as_ref(&buf).len() >= bytes => buf,
+            _ => {
+                self.disk.alloc(bytes.max(self.config.block_bytes.min(round_up(BLOCK_HEADER_BYTES + behind))))
+            }
+        }
     }
 
     /// Allocates the file up to where an append of `bytes` at `position` will take it. Returns where that is, or where to
@@ -191,12 +195,16 @@ impl<D: Disk> Inner<D> {
         Ok(end.max(position + 1))
     }
 
-    /// Makes a block readable that was written, and gives its memory back.
-    fn land(&self, at: PartitionRef, write: BlockWrite<D>) -> Result<D::Buf, SegmentError> {
+    /// Makes a block readable that was written, and keeps its memory for the next.
+    fn land(&self, at: PartitionRef, write: BlockWrite<D>) -> Result<(), SegmentError> {
         let BlockWrite { file, written, tail, next } = write;
         let buf = written.map_err(|error| io_error(at, "write to", &self.path(at, file.base), error))?;
         self.note(at, file, tail, next);
-        Ok(buf)
+        let mut spares = self.spares.borrow_mut();
+        if spares.len() < WRITES_AT_ONCE && AsRef::<[u8]>::as_ref(&buf).len() <= self.config.block_bytes {
+            spares.push(buf);
+        }
+        Ok(())
     }
 
     /// Takes note of a block that was written.
@@ -244,6 +252,7 @@ impl<D: Disk> Inner<D> {
     }
 
     async fn sync_all(&self) -> Result<(), SegmentError> {
+        self.spares.borrow_mut().clear();
         let dirty = self.dirty.take();
         for DirtyFile { at, path, file } in dirty {
             file.sync().await.map_err(|error| io_error(at, "sync", &path, error))?;

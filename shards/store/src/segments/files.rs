@@ -57,6 +57,8 @@ pub(super) struct Inner<D: Disk> {
     pub root: PathBuf,
     pub config: StreamFilesConfig,
     pub partitions: RefCell<HashMap<PartitionRef, Partition<D>>>,
+    /// Memory of blocks, between the appends of a checkpoint.
+    pub spares: RefCell<Vec<D::Buf>>,
     /// Files that were written to and not synced.
     pub dirty: RefCell<Vec<DirtyFile<D>>>,
     /// Partitions on disk that the index did not know.
@@ -163,7 +165,8 @@ impl<D: Disk> StreamFiles<D> {
         let on_disk = names.iter().filter_map(|name| parse_dir_name(name));
         let unknown = RefCell::new(on_disk.filter(|at| !partitions.contains_key(at)).collect());
         let (partitions, dirty) = (RefCell::new(partitions), RefCell::default());
-        Ok(Self { inner: Rc::new(Inner { disk, root, config, partitions, dirty, unknown }) })
+        let spares = RefCell::new(Vec::new());
+        Ok(Self { inner: Rc::new(Inner { disk, root, config, partitions, spares, dirty, unknown }) })
     }
 
     /// Removes the files of partitions that neither `ends` named nor anybody appended to since: streams that were
