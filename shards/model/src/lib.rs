@@ -2,13 +2,15 @@
 //!
 //! Read in this order: [`ids`] (numbers that must not be mixed), [`path`] (what a resource is called),
 //! [`placement`] (which shard owns it), [`settings`] (what can be set for it), [`record`] (how stream records
-//! are packed), [`command`] → [`fact`] → [`reply`] (what is asked, what became true, what is answered),
-//! [`reject`] (why not) and [`limits`] (how much).
+//! are packed), [`filter`] (which of them a reader wants), [`command`] → [`fact`] → [`reply`]
+//! (what is asked, what became true, what is answered), [`reject`] (why not) and [`limits`] (how much).
 
 pub mod catalog;
 pub mod codec;
 pub mod command;
 pub mod fact;
+pub mod filter;
+pub mod group;
 pub mod ids;
 pub mod index;
 pub mod limits;

@@ -57,3 +57,64 @@ pub const TEXT_BYTES_MAX: usize = 1024;
 
 /// Shards of one server. Each has a full set of channels to all others.
 pub const SHARDS_MAX: u16 = 256;
+
+/// Conditions of one filter: each costs time for every record that is looked at.
+pub const FILTER_CONDITIONS_MAX: usize = 16;
+
+/// A JSON path in a filter, as text.
+pub const JSON_PATH_BYTES_MAX: usize = 1024;
+
+/// Steps of a JSON path: bounds how deep the search in a value goes.
+pub const JSON_PATH_SEGMENTS_MAX: usize = 32;
+
+/// The JSON scalar that a filter compares with, as text.
+pub const JSON_SCALAR_BYTES_MAX: usize = 1024;
+
+/// A segment of a stream: a file of about this size is deleted in one go.
+pub const SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
+
+/// The smallest segment: each is a file and some 40 bytes of memory.
+pub const SEGMENT_BYTES_MIN: u64 = 64 * 1024;
+
+/// The largest segment: one file.
+pub const SEGMENT_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
+
+/// A week, as in Kafka: retention by age is exact to a segment.
+pub const SEGMENT_MS: u64 = 7 * 24 * 3600 * 1000;
+
+/// A stream with a segment a minute has half a million a year.
+pub const SEGMENT_MS_MIN: u64 = 60 * 1000;
+
+/// Retention by age: a second costs a segment a second at most.
+pub const RETENTION_MS_MIN: u64 = 1_000;
+
+/// Retention by age: a hundred years; without a setting records stay for ever.
+pub const RETENTION_MS_MAX: u64 = 100 * 366 * 24 * 3600 * 1000;
+
+/// Retention by bytes, of one partition: an exbibyte, beyond any disk.
+pub const RETENTION_BYTES_MAX: u64 = 1 << 60;
+
+/// Members of one consumer group: a change of one assigns anew for all.
+pub const GROUP_MEMBERS_MAX: usize = 1_000;
+
+/// Streams that one member of a consumer group subscribes to.
+pub const GROUP_STREAMS_MAX: usize = 100;
+
+/// Partitions that a consumer group knows, shared by members or with a committed offset: assigning them takes a few
+/// milliseconds. Partitions that are added to a stream later come on top.
+pub const GROUP_PARTITIONS_MAX: usize = 10_000;
+
+/// What a consumer keeps with a committed offset.
+pub const OFFSET_METADATA_BYTES_MAX: usize = 1024;
+
+/// What the consumers of one group keep with all its offsets: they must fit one reply.
+pub const GROUP_METADATA_BYTES_MAX: usize = 1024 * 1024;
+
+/// A member's session: shorter than this it is over whenever the network holds its breath.
+pub const SESSION_MS_MIN: u64 = 1_000;
+
+/// A member's session: as long a dead member keeps its partitions. Half an hour, as in Kafka.
+pub const SESSION_MS_MAX: u64 = 30 * 60 * 1000;
+
+/// The longest time between heartbeats: a member learns of changes no later.
+pub const HEARTBEAT_MS_MAX: u64 = 5_000;

@@ -189,14 +189,15 @@ impl<'a> Iterator for RecordSlices<'a> {
 }
 
 /// One field of a record.
-enum Field<'a> {
+pub(crate) enum Field<'a> {
     Key(&'a [u8]),
     Value(&'a [u8]),
     Header(&'a [u8]),
     Time(u64),
 }
 
-struct Fields<'a> {
+/// The fields of a record, without copying. After an error it gives the same error again.
+pub(crate) struct Fields<'a> {
     rest: &'a [u8],
 }
 

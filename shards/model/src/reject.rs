@@ -80,6 +80,18 @@ pub enum Reject {
         /// The limit.
         max: u64,
     },
+    /// A filter that cannot be used.
+    #[error("filter condition {condition}, {part} at byte {at}: {problem}")]
+    IllegalFilter {
+        /// Which condition, from 0.
+        condition: u32,
+        /// Which part of it.
+        part: &'static str,
+        /// The byte of that part where it goes wrong, from 0.
+        at: u64,
+        /// What is wrong and what is allowed.
+        problem: String,
+    },
     /// No such resource.
     #[error("no such resource: {path}")]
     ResourceNotFound {
@@ -264,3 +276,5 @@ impl Reject {
         }
     }
 }
+            | Self::IllegalFilter { .. }
+            Self::IllegalFilter { .. } => "ILLEGAL_FILTER",
