@@ -157,8 +157,15 @@ impl<D: Disk> BufferPool<D> {
         let capacity = buf.as_ref().len();
         assert!(self.held >= capacity, "a buffer is given back once");
         self.held -= capacity;
-        if capacity == self.buffer_bytes && self.free.len() < self.kept {
+        let kept = self.free.len() * self.buffer_bytes;
+        if capacity == self.buffer_bytes && self.held + kept + capacity <= self.held_max {
             self.free.push(buf);
         }
+    }
+
+    /// Gives up the memory of all but a few buffers: new memory is dear, so a burst keeps what it needed until it is
+    /// over, or until the next checkpoint.
+    pub fn shrink(&mut self) {
+        self.free.truncate(self.kept);
     }
 }

@@ -28,7 +28,7 @@ pub struct LogConfig {
     pub buffer_bytes: usize,
     /// Memory that gathering and in-flight buffers may take together; beyond it [`super::LogFull::Buffers`].
     pub buffered_bytes_max: usize,
-    /// Buffers kept for reuse.
+    /// Buffers kept for reuse over a trim of the log; in between, as many as may be in use.
     pub buffers_kept: usize,
     /// Trimmed segments kept for reuse.
     pub spares_max: usize,

@@ -239,7 +239,9 @@ impl<D: Disk> Log<D> {
     /// keeps at least its last durable batch, so that it always says where it ends.
     pub fn trim(&mut self, upto: Lsn) -> Option<TrimWork<D>> {
         let durable = self.durable;
-        self.on_disk.as_mut()?.trim(upto, durable)
+        let on_disk = self.on_disk.as_mut()?;
+        on_disk.pool.shrink();
+        on_disk.trim(upto, durable)
     }
 
     /// Takes note of segments that were trimmed.
