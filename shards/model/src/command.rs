@@ -6,7 +6,8 @@
 use bytes::Bytes;
 
 use crate::Batch;
-use crate::ids::{JobId, LeaseToken, Lsn, Millis, Offset, PartitionRef, ResourceId};
+use crate::group::GroupCommand;
+use crate::ids::{JobId, LeaseToken, Lsn, Millis, Offset, PartitionRef, ProducerId, ResourceId};
 use crate::path::ResourcePath;
 use crate::record::PackedRecords;
 use crate::settings::Settings;
@@ -20,6 +21,8 @@ pub enum Command {
     Queue(ResourceId, QueueCommand),
     /// On the keys of a store that this shard holds.
     Kv(ResourceId, KvCommand),
+    /// On a consumer group.
+    Group(ResourceId, GroupCommand),
     /// On the catalog; only shard 0 answers.
     Catalog(CatalogCommand),
 }
@@ -33,6 +36,19 @@ pub enum ReadFrom {
     Latest,
     /// The record with this offset.
     Offset(Offset),
+    /// The first record that was appended at this time or later; if there is none, the next record to come.
+    Timestamp(Millis),
+}
+
+/// Who appends, and which of its records these are: a batch that comes again is recognised by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProducerStamp {
+    /// The producer, as it was initialised.
+    pub id: ProducerId,
+    /// Its incarnation; once a partition has seen a larger one, this one is fenced.
+    pub epoch: u32,
+    /// The number of the batch's first record, counted from 0 by partition and epoch.
+    pub sequence: u64,
 }
 
 /// On one partition of a stream.
@@ -42,6 +58,22 @@ pub enum StreamCommand {
     Append {
         /// The records.
         records: PackedRecords,
+        /// Append them once, however often they come. `None`: each time.
+        producer: Option<ProducerStamp>,
+        /// Only if the first record gets this offset; else `OFFSET_MISMATCH`.
+        expected_offset: Option<Offset>,
+    },
+    /// Gives out a producer's number and epoch; on partition 0. → [`crate::Reply::Producer`]
+    InitProducer {
+        /// A name that outlives the process: the same number with the next epoch each time. Empty: a new number.
+        name: Bytes,
+    },
+    /// From now on the partition takes no records of older epochs of the producer. → [`crate::Reply::Producer`]
+    FenceProducer {
+        /// Which.
+        id: ProducerId,
+        /// The oldest epoch to be taken.
+        epoch: u32,
     },
     /// Reads records in order. → [`crate::Reply::Records`], empty at the end unless it waits.
     Read {
@@ -51,10 +83,23 @@ pub enum StreamCommand {
         records_max: u32,
         /// Stop before more packed bytes than this; the first record always comes.
         bytes_max: u32,
-        /// Wait for a record until then if there is none.
+        /// With `wait_until`: wait for so many packed bytes, or for as many records or bytes as it may return; 0 as 1.
+        /// Records that are no longer in memory are not waited with.
+        bytes_min: u32,
+        /// Wait for records until then if there are too few.
         wait_until: Option<Millis>,
     },
-    /// First and next offset. → [`crate::Reply::StreamStatus`]
+    /// Which record a start stands for. → [`crate::Reply::OffsetFound`]
+    FindOffset {
+        /// The start.
+        from: ReadFrom,
+    },
+    /// Deletes the records before `upto`. → [`crate::Reply::Trimmed`]
+    Trim {
+        /// The first record that stays; beyond the end: `OFFSET_OUT_OF_RANGE`.
+        upto: Offset,
+    },
+    /// First and next offset, bytes, segments. → [`crate::Reply::StreamStatus`]
     Status,
 }
 
@@ -236,13 +281,31 @@ pub enum CatalogCommand {
     },
 }
 
+impl StreamCommand {
+    /// An append without a producer and without a condition.
+    #[must_use]
+    pub fn append(records: PackedRecords) -> Self {
+        Self::Append { records, producer: None, expected_offset: None }
+    }
+}
+
 impl Command {
     /// Whether it can change anything. A fenced or full shard still answers those that cannot.
     pub fn is_write(&self) -> bool {
         match self {
-            Self::Stream(_, command) => matches!(command, StreamCommand::Append { .. }),
+            Self::Stream(_, command) => matches!(
+                command,
+                StreamCommand::Append { .. }
+                    | StreamCommand::InitProducer { .. }
+                    | StreamCommand::FenceProducer { .. }
+                    | StreamCommand::Trim { .. }
+            ),
             Self::Queue(_, command) => !matches!(command, QueueCommand::Status),
             Self::Kv(_, command) => matches!(command, KvCommand::Set { .. } | KvCommand::Delete { .. }),
+            Self::Group(_, command) => !matches!(
+                command,
+                GroupCommand::FetchOffsets { .. } | GroupCommand::Status | GroupCommand::Describe
+            ),
             Self::Catalog(_) => true,
         }
     }
@@ -252,6 +315,7 @@ impl Command {
         match self {
             Self::Stream(_, StreamCommand::Read { wait_until, .. })
             | Self::Queue(_, QueueCommand::Reserve { wait_until, .. }) => Some(wait_until),
+            Self::Group(_, GroupCommand::Heartbeat(heartbeat)) => Some(&mut heartbeat.wait_until),
             _ => None,
         }
     }

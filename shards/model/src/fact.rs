@@ -12,6 +12,11 @@
 //! | 4 | `ResourceDropped` | id |
 //! | 5 | `ResourceHeld` | id, path |
 //! | 16 | `RecordsAppended` | stream, partition, base offset, count, packed records |
+//! | 17 | `RecordsProduced` | stream, partition, base offset, count, producer, epoch, sequence, packed records |
+//! | 18 | `ProducerInitialised` | stream, partition, producer, epoch, name (empty = none) |
+//! | 19 | `ProducerForgotten` | stream, partition, producer |
+//! | 20 | `SegmentRolled` | stream, partition, base offset |
+//! | 21 | `RecordsTrimmed` | stream, partition, earliest offset |
 //! | 32 | `JobEnqueued` | queue, job, ready at, max attempts, priority, headers, payload |
 //! | 33 | `JobLeased` | queue, job, token, until, worker |
 //! | 34 | `LeaseExtended` | queue, job, until |
@@ -21,13 +26,16 @@
 //! | 48 | `KeySet` | store, key, value, expires at (0 = never) |
 //! | 49 | `KeyDeleted` | store, key |
 //! | 50 | `KeyExpired` | store, key |
+//! | 64–79 | `Group` | group, then as [`crate::group::fact`] says |
 //!
 //! The time of a fact and its LSN are its entry's.
 
 use bytes::{BufMut, Bytes};
 
 use crate::codec::{Malformed, Reader, put_bytes, put_varint};
-use crate::ids::{JobId, LeaseToken, Millis, Offset, PartitionRef, ResourceId};
+use crate::command::ProducerStamp;
+use crate::group::fact::{self as group, GroupFact};
+use crate::ids::{JobId, LeaseToken, Millis, Offset, PartitionRef, ProducerId, ResourceId};
 use crate::path::{Kind, ResourcePath};
 use crate::settings::Settings;
 
@@ -87,6 +95,52 @@ pub enum Fact {
         count: u32,
         /// The packed records.
         records: Bytes,
+    },
+    /// As `RecordsAppended`, by an idempotent producer: they are its records from the stamp's sequence number on.
+    RecordsProduced {
+        /// Where.
+        at: PartitionRef,
+        /// The first record's offset.
+        base: Offset,
+        /// How many.
+        count: u32,
+        /// Whose, and which.
+        producer: ProducerStamp,
+        /// The packed records.
+        records: Bytes,
+    },
+    /// The producer has this epoch: the partition takes nothing of an older one. On partition 0 it may have a name,
+    /// which belongs to this producer from now on.
+    ProducerInitialised {
+        /// Where.
+        at: PartitionRef,
+        /// Which.
+        id: ProducerId,
+        /// Its epoch.
+        epoch: u32,
+        /// Its name; empty if it has none, or the partition is another one.
+        name: Bytes,
+    },
+    /// The partition knows nothing of the producer any more.
+    ProducerForgotten {
+        /// Where.
+        at: PartitionRef,
+        /// Which.
+        id: ProducerId,
+    },
+    /// The next record begins a new segment.
+    SegmentRolled {
+        /// Where.
+        at: PartitionRef,
+        /// The offset it will get.
+        base: Offset,
+    },
+    /// Records before this one are gone.
+    RecordsTrimmed {
+        /// Where.
+        at: PartitionRef,
+        /// The first record there is, or the next one to come if there is none.
+        earliest: Offset,
     },
     /// The job exists: delayed until `ready_at`, then ready.
     JobEnqueued {
@@ -183,6 +237,8 @@ pub enum Fact {
         /// Which.
         key: Bytes,
     },
+    /// Something became true of a consumer group.
+    Group(ResourceId, GroupFact),
 }
 
 const RESOURCE_CREATED: u8 = 1;
@@ -191,6 +247,11 @@ const RESOURCE_DELETED: u8 = 3;
 const RESOURCE_DROPPED: u8 = 4;
 const RESOURCE_HELD: u8 = 5;
 const RECORDS_APPENDED: u8 = 16;
+const RECORDS_PRODUCED: u8 = 17;
+const PRODUCER_INITIALISED: u8 = 18;
+const PRODUCER_FORGOTTEN: u8 = 19;
+const SEGMENT_ROLLED: u8 = 20;
+const RECORDS_TRIMMED: u8 = 21;
 const JOB_ENQUEUED: u8 = 32;
 const JOB_LEASED: u8 = 33;
 const LEASE_EXTENDED: u8 = 34;
@@ -226,6 +287,38 @@ impl Fact {
                 put_varint(out, base.0);
                 put_varint(out, u64::from(*count));
                 put_bytes(out, records);
+            }
+            Self::RecordsProduced { at, base, count, producer, records } => {
+                put_head(out, RECORDS_PRODUCED, at.resource);
+                put_varint(out, u64::from(at.partition));
+                put_varint(out, base.0);
+                put_varint(out, u64::from(*count));
+                put_varint(out, producer.id.0);
+                put_varint(out, u64::from(producer.epoch));
+                put_varint(out, producer.sequence);
+                put_bytes(out, records);
+            }
+            Self::ProducerInitialised { at, id, epoch, name } => {
+                put_head(out, PRODUCER_INITIALISED, at.resource);
+                put_varint(out, u64::from(at.partition));
+                put_varint(out, id.0);
+                put_varint(out, u64::from(*epoch));
+                put_bytes(out, name);
+            }
+            Self::ProducerForgotten { at, id } => {
+                put_head(out, PRODUCER_FORGOTTEN, at.resource);
+                put_varint(out, u64::from(at.partition));
+                put_varint(out, id.0);
+            }
+            Self::SegmentRolled { at, base } => {
+                put_head(out, SEGMENT_ROLLED, at.resource);
+                put_varint(out, u64::from(at.partition));
+                put_varint(out, base.0);
+            }
+            Self::RecordsTrimmed { at, earliest } => {
+                put_head(out, RECORDS_TRIMMED, at.resource);
+                put_varint(out, u64::from(at.partition));
+                put_varint(out, earliest.0);
             }
             Self::JobEnqueued { queue, job, ready_at, max_attempts, priority, headers, payload } => {
                 put_head(out, JOB_ENQUEUED, *queue);
@@ -279,6 +372,10 @@ impl Fact {
                 put_head(out, KEY_EXPIRED, *store);
                 put_bytes(out, key);
             }
+            Self::Group(id, fact) => {
+                put_head(out, fact.tag(), *id);
+                fact.encode(out);
+            }
         }
     }
 
@@ -287,6 +384,8 @@ impl Fact {
     pub fn encoded_len_max(&self) -> usize {
         /// Tag, resource and up to four more integers, a byte and two lengths.
         const FIXED: usize = 1 + 5 * 10 + 1 + 10;
+        /// Producer, epoch and sequence.
+        const STAMP: usize = 10 + 5 + 10;
         FIXED
             + match self {
                 Self::ResourceCreated { path, settings, .. } => {
@@ -295,13 +394,19 @@ impl Fact {
                 Self::ResourceUpdated { settings, .. } => settings_json(settings).len(),
                 Self::ResourceHeld { path, .. } => path.to_string().len(),
                 Self::RecordsAppended { records, .. } => records.len(),
+                Self::RecordsProduced { records, .. } => STAMP + records.len(),
+                Self::ProducerInitialised { name, .. } => name.len(),
                 Self::JobEnqueued { headers, payload, .. } => headers.len() + payload.len(),
                 Self::JobLeased { worker, .. } => worker.len(),
                 Self::JobReturned { error, .. } | Self::JobDied { error, .. } => error.len(),
                 Self::KeySet { key, value, .. } => key.len() + value.len(),
                 Self::KeyDeleted { key, .. } | Self::KeyExpired { key, .. } => key.len(),
+                Self::Group(_, fact) => fact.encoded_len_max(),
                 Self::ResourceDeleted { .. }
                 | Self::ResourceDropped { .. }
+                | Self::ProducerForgotten { .. }
+                | Self::SegmentRolled { .. }
+                | Self::RecordsTrimmed { .. }
                 | Self::LeaseExtended { .. }
                 | Self::JobDone { .. } => 0,
             }
@@ -328,6 +433,35 @@ impl Fact {
                 base: Offset(reader.varint()?),
                 count: reader.varint_u32()?,
                 records: reader.bytes()?,
+            },
+            RECORDS_PRODUCED => Self::RecordsProduced {
+                at: PartitionRef { resource: id, partition: reader.varint_u32()? },
+                base: Offset(reader.varint()?),
+                count: reader.varint_u32()?,
+                producer: ProducerStamp {
+                    id: ProducerId(reader.varint()?),
+                    epoch: reader.varint_u32()?,
+                    sequence: reader.varint()?,
+                },
+                records: reader.bytes()?,
+            },
+            PRODUCER_INITIALISED => Self::ProducerInitialised {
+                at: PartitionRef { resource: id, partition: reader.varint_u32()? },
+                id: ProducerId(reader.varint()?),
+                epoch: reader.varint_u32()?,
+                name: reader.bytes()?,
+            },
+            PRODUCER_FORGOTTEN => Self::ProducerForgotten {
+                at: PartitionRef { resource: id, partition: reader.varint_u32()? },
+                id: ProducerId(reader.varint()?),
+            },
+            SEGMENT_ROLLED => Self::SegmentRolled {
+                at: PartitionRef { resource: id, partition: reader.varint_u32()? },
+                base: Offset(reader.varint()?),
+            },
+            RECORDS_TRIMMED => Self::RecordsTrimmed {
+                at: PartitionRef { resource: id, partition: reader.varint_u32()? },
+                earliest: Offset(reader.varint()?),
             },
             JOB_ENQUEUED => Self::JobEnqueued {
                 queue: id,
@@ -371,6 +505,7 @@ impl Fact {
             }
             KEY_DELETED => Self::KeyDeleted { store: id, key: reader.bytes()? },
             KEY_EXPIRED => Self::KeyExpired { store: id, key: reader.bytes()? },
+            tag if group::TAGS.contains(&tag) => Self::Group(id, GroupFact::decode(tag, reader)?),
             _ => return Err(Malformed("unknown fact; a newer version wrote it")),
         })
     }
@@ -480,6 +615,37 @@ mod tests {
                     }
                 }
             ),
+            (ids(), any::<u32>(), any::<u32>(), any::<u64>(), any::<u32>(), bytes()).prop_map(
+                |((id, _, base, producer), partition, count, sequence, epoch, records)| {
+                    Fact::RecordsProduced {
+                        at: PartitionRef { resource: id, partition },
+                        base: Offset(base),
+                        count,
+                        producer: ProducerStamp { id: ProducerId(producer.0), epoch, sequence },
+                        records,
+                    }
+                }
+            ),
+            (ids(), any::<u32>(), any::<u32>(), bytes()).prop_map(
+                |((resource, _, id, _), partition, epoch, name)| Fact::ProducerInitialised {
+                    at: PartitionRef { resource, partition },
+                    id: ProducerId(id),
+                    epoch,
+                    name
+                }
+            ),
+            (ids(), any::<u32>()).prop_map(|((resource, _, id, _), partition)| Fact::ProducerForgotten {
+                at: PartitionRef { resource, partition },
+                id: ProducerId(id)
+            }),
+            (ids(), any::<u32>()).prop_map(|((resource, _, base, _), partition)| Fact::SegmentRolled {
+                at: PartitionRef { resource, partition },
+                base: Offset(base)
+            }),
+            (ids(), any::<u32>()).prop_map(|((resource, _, offset, _), partition)| Fact::RecordsTrimmed {
+                at: PartitionRef { resource, partition },
+                earliest: Offset(offset)
+            }),
             (ids(), any::<u32>(), any::<u8>(), bytes(), bytes()).prop_map(
                 |((queue, job, _, ready_at), max_attempts, priority, headers, payload)| Fact::JobEnqueued {
                     queue,

@@ -53,12 +53,24 @@ number!(
     ResourceId(u64)
 );
 number!(
+    /// An idempotent producer's number, given by the server and never given to another. 0 is none.
+    ProducerId(u64)
+);
+number!(
     /// A shard: one core, one log, one state machine. Dense from 0.
     ShardId(u16)
 );
 number!(
     /// One of the fixed number of places that resources are hashed to; the slot map says which shard holds it.
     SlotId(u16)
+);
+number!(
+    /// Counts how often a consumer group was assigned anew; a member's follows its group's. 0 is before the first time.
+    GroupEpoch(u64)
+);
+number!(
+    /// A member's number within its consumer group. Starts at 1, never given out again.
+    MemberNumber(u32)
 );
 number!(
     /// Counts the changes of the catalog. 0 is the empty catalog.
@@ -70,6 +82,15 @@ impl Lsn {
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0 + 1)
+    }
+}
+
+impl ProducerId {
+    /// The number of a producer that the entry `lsn` of `shard` initialises. A shard gives an LSN once and there are at
+    /// most 2^16 shards, so no other producer of the server has it.
+    #[must_use]
+    pub const fn of_entry(lsn: Lsn, shard: ShardId) -> Self {
+        Self(lsn.0 << 16 | shard.0 as u64)
     }
 }
 

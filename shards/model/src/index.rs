@@ -1,4 +1,4 @@
-//! What a checkpoint writes to the shard's index: key-value pairs in three spaces.
+//! What a checkpoint writes to the shard's index: key-value pairs in four spaces.
 //!
 //! The machine encodes and decodes its own entries; the store only keeps them. Every key starts with the slot (two
 //! bytes, big-endian) and the resource (eight bytes, big-endian), so that a slot can be moved as one range.
@@ -14,11 +14,13 @@ pub enum Space {
     Jobs,
     /// Entries of key-value stores.
     Keys,
+    /// Members of consumer groups, and partitions as the groups see them.
+    Groups,
 }
 
 impl Space {
     /// All spaces.
-    pub const ALL: [Self; 3] = [Self::Meta, Self::Jobs, Self::Keys];
+    pub const ALL: [Self; 4] = [Self::Meta, Self::Jobs, Self::Keys, Self::Groups];
 
     /// The name of the space on disk.
     #[must_use]
@@ -27,6 +29,7 @@ impl Space {
             Self::Meta => "meta",
             Self::Jobs => "jobs",
             Self::Keys => "keys",
+            Self::Groups => "groups",
         }
     }
 }

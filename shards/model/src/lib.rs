@@ -22,16 +22,18 @@ pub mod reply;
 pub mod settings;
 
 pub use catalog::{Catalog, ResourceInfo};
-pub use command::{CatalogCommand, Command, KvCommand, QueueCommand, StreamCommand};
+pub use command::{CatalogCommand, Command, KvCommand, ProducerStamp, QueueCommand, StreamCommand};
 pub use fact::Fact;
+pub use group::{GroupCommand, GroupReply};
 pub use ids::{
-    CatalogVersion, JobId, LeaseToken, Lsn, Millis, Offset, PartitionRef, ResourceId, ShardId, SlotId,
+    CatalogVersion, GroupEpoch, JobId, LeaseToken, Lsn, MemberNumber, Millis, Offset, PartitionRef, ProducerId, ResourceId, ShardId,
+    SlotId,
 };
 pub use index::{IndexWrite, Space};
 pub use path::{Kind, ResourcePath};
 pub use reject::{Code, Reject};
 pub use reply::Reply;
-pub use settings::{Durability, KvSettings, QueueSettings, Settings, StreamSettings};
+pub use settings::{Assignor, Durability, GroupSettings, KvSettings, QueueSettings, Settings, StreamSettings};
 
 /// A batch that usually holds one item and then lives without an allocation.
 pub type Batch<T> = smallvec::SmallVec<[T; 1]>;

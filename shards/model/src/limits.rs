@@ -34,6 +34,26 @@ pub const REPLY_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Partitions of one stream.
 pub const PARTITIONS_MAX: u32 = 1024;
 
+/// Idempotent producers that one partition remembers; beyond it forgets the one that appended least recently. Each takes
+/// up to about 1.5 KiB of memory.
+pub const PARTITION_PRODUCERS_MAX: usize = 1000;
+
+/// Batches of a producer that a partition remembers: a retry among them is answered as the first time. More than a
+/// client has in flight: Kafka's allow 5.
+pub const PRODUCER_BATCHES_MAX: usize = 32;
+
+/// Names of idempotent producers that one stream remembers; beyond it forgets the one that was initialised least recently.
+pub const PRODUCER_NAMES_MAX: usize = 10_000;
+
+/// How long a partition remembers an idle producer unless the stream says otherwise: a week, as Kafka's transactional ids.
+pub const PRODUCER_RETENTION_MS: u64 = 7 * 24 * 3600 * 1000;
+
+/// The shortest time: a retry must still find its producer.
+pub const PRODUCER_RETENTION_MS_MIN: u64 = 1_000;
+
+/// A producer's sequence number: what signed clients can count to.
+pub const SEQUENCE_MAX: u64 = i64::MAX as u64;
+
 /// Resources of one server: each costs memory on every core.
 pub const RESOURCES_MAX: usize = 100_000;
 
@@ -54,6 +74,10 @@ pub const ATTEMPTS_MAX: u32 = 10_000;
 
 /// A worker's error text or name, kept with the job.
 pub const TEXT_BYTES_MAX: usize = 1024;
+
+/// Partitions, and as many queues, that have metrics of their own, over all shards; each has some 35 lines of them. Those
+/// of all others are added up. Every shard has at least one.
+pub const METRIC_RESOURCES_MAX: usize = 200;
 
 /// Shards of one server. Each has a full set of channels to all others.
 pub const SHARDS_MAX: u16 = 256;

@@ -21,11 +21,13 @@ pub enum Kind {
     Queue,
     /// Keys with values.
     Kv,
+    /// Consumers that share the partitions of streams, and their offsets.
+    Group,
 }
 
 impl Kind {
     /// All kinds, in their order on disk.
-    pub const ALL: [Self; 3] = [Self::Stream, Self::Queue, Self::Kv];
+    pub const ALL: [Self; 4] = [Self::Stream, Self::Queue, Self::Kv, Self::Group];
 
     /// The word in a path.
     #[must_use]
@@ -34,6 +36,7 @@ impl Kind {
             Self::Stream => "stream",
             Self::Queue => "queue",
             Self::Kv => "kv",
+            Self::Group => "group",
         }
     }
 
@@ -73,7 +76,7 @@ impl ResourcePath {
                 let named = Kind::parse(word).ok_or_else(|| {
                     Reject::invalid(
                         "path",
-                        format!("`{word}` is no kind; use stream, queue or kv in `{text}`"),
+                        format!("`{word}` is no kind; use stream, queue, kv or group in `{text}`"),
                     )
                 })?;
                 (*tenant, *namespace, named, *name)

@@ -4,7 +4,7 @@
 
 use thiserror::Error;
 
-use crate::ids::{CatalogVersion, JobId, Lsn, Offset};
+use crate::ids::{CatalogVersion, GroupEpoch, JobId, Lsn, Offset, ProducerId};
 use crate::path::Kind;
 
 /// Why a lease no longer counts.
@@ -132,6 +132,64 @@ pub enum Reject {
         /// The offset the next record will get.
         next: Offset,
     },
+    /// The next record's offset is another than the append expects.
+    #[error("the next offset is {next}, not {expected}")]
+    OffsetMismatch {
+        /// What the append expects.
+        expected: Offset,
+        /// What it is.
+        next: Offset,
+    },
+    /// Records of the producer are missing before these.
+    #[error("sequence {got} leaves a gap: the producer's next one is {expected}")]
+    SequenceGap {
+        /// The sequence number that comes next.
+        expected: u64,
+        /// That of the append.
+        got: u64,
+    },
+    /// A newer incarnation of the producer has taken over.
+    #[error("epoch {epoch} of producer {id} is fenced: epoch {current} has taken over")]
+    ProducerFenced {
+        /// The producer.
+        id: ProducerId,
+        /// The epoch of the append.
+        epoch: u32,
+        /// The partition's.
+        current: u32,
+    },
+    /// The partition does not know the producer, whose records these cannot be the first of.
+    #[error(
+        "the partition does not know producer {id}, or has forgotten it; sequence {sequence} cannot be its first"
+    )]
+    UnknownProducer {
+        /// The producer.
+        id: ProducerId,
+        /// The sequence number of the append.
+        sequence: u64,
+    },
+    /// Records that were appended before, but not as this batch, or too long ago to say where.
+    #[error(
+        "sequence {sequence} with {count} records is no batch from {remembered_from} to {next}: only what the          producer appended there is remembered, batch by batch"
+    )]
+    DuplicateSequence {
+        /// The sequence number of the append.
+        sequence: u64,
+        /// Its records.
+        count: u32,
+        /// The sequence number of the oldest batch that is remembered.
+        remembered_from: u64,
+        /// The sequence number that comes next.
+        next: u64,
+    },
+    /// A stream keeps its partitions.
+    #[error("the stream has {partitions} partitions, which can only become more; {requested} were asked for")]
+    PartitionsLowered {
+        /// How many there are.
+        partitions: u32,
+        /// How many were asked for.
+        requested: u32,
+    },
     /// No such job in the queue: never enqueued, or done.
     #[error("no such job: {job}")]
     JobNotFound {
@@ -151,6 +209,52 @@ pub enum Reject {
     ConditionFailed {
         /// The key's version, `None` if there is no such key.
         actual: Option<Lsn>,
+    },
+    /// The group has no such member: it never joined, left, was removed, or its session is over.
+    #[error("no such member: {member}; it must let go of its partitions and join anew")]
+    UnknownMember {
+        /// Its id or the name of its instance, as asked for.
+        member: String,
+    },
+    /// The member speaks in an epoch that it cannot have any more, or never had.
+    #[error("member {member} speaks in epoch {given}, but has {current}; it must let go of its partitions and join anew")]
+    StaleMemberEpoch {
+        /// Its id.
+        member: String,
+        /// The epoch it gave.
+        given: GroupEpoch,
+        /// The epoch it has.
+        current: GroupEpoch,
+    },
+    /// Another process has joined with the instance of this member.
+    #[error("instance {instance} was taken over by another process: this one must stop")]
+    FencedInstance {
+        /// The instance.
+        instance: String,
+    },
+    /// A member commits a partition that it does not own, or did not own in the epoch it speaks in.
+    #[error("partition {partition} is not owned by this member in this epoch: it was revoked")]
+    PartitionNotOwned {
+        /// The partition.
+        partition: u32,
+    },
+    /// Members of the group subscribe to the partition's stream: only they may commit.
+    #[error("partition {partition} is in use: members of the group subscribe to its stream")]
+    PartitionInUse {
+        /// The partition.
+        partition: u32,
+    },
+    /// The group has members.
+    #[error("the group has {members} members; stop or remove them first")]
+    GroupNotEmpty {
+        /// How many.
+        members: u64,
+    },
+    /// Nothing is committed for the partition.
+    #[error("no offset is committed for partition {partition}")]
+    OffsetNotCommitted {
+        /// The partition.
+        partition: u32,
     },
     /// The command was checked against a newer catalog than this shard has; the edge tries again.
     #[error("the shard's catalog is at version {known}, the command's at {wanted}")]
@@ -220,12 +324,27 @@ impl Reject {
         match self {
             Self::InvalidArgument { .. }
             | Self::TooLarge { .. }
+            | Self::IllegalFilter { .. }
             | Self::WrongKind { .. }
             | Self::NoSuchPartition { .. } => Code::InvalidArgument,
-            Self::ResourceNotFound { .. } | Self::JobNotFound { .. } => Code::NotFound,
-            Self::ResourceExists { .. } => Code::AlreadyExists,
+            Self::ResourceNotFound { .. } | Self::JobNotFound { .. } | Self::UnknownMember { .. } => {
+                Code::NotFound
+            }
+            Self::StaleMemberEpoch { .. }
+            | Self::FencedInstance { .. }
+            | Self::PartitionNotOwned { .. }
+            | Self::PartitionInUse { .. }
+            | Self::GroupNotEmpty { .. }
+            | Self::OffsetNotCommitted { .. } => Code::FailedPrecondition,
+            Self::ResourceExists { .. } | Self::DuplicateSequence { .. } => Code::AlreadyExists,
             Self::OffsetOutOfRange { .. } => Code::OutOfRange,
-            Self::LeaseLost { .. } | Self::ConditionFailed { .. } => Code::FailedPrecondition,
+            Self::LeaseLost { .. }
+            | Self::ConditionFailed { .. }
+            | Self::OffsetMismatch { .. }
+            | Self::SequenceGap { .. }
+            | Self::ProducerFenced { .. }
+            | Self::UnknownProducer { .. }
+            | Self::PartitionsLowered { .. } => Code::FailedPrecondition,
             Self::Overloaded { .. } | Self::DiskFull => Code::ResourceExhausted,
             Self::CatalogBehind { .. } | Self::Fenced { .. } | Self::ShuttingDown => Code::Unavailable,
             Self::Damaged { .. } => Code::DataLoss,
@@ -242,16 +361,30 @@ impl Reject {
         match self {
             Self::InvalidArgument { .. } => "INVALID_ARGUMENT",
             Self::TooLarge { .. } => "TOO_LARGE",
+            Self::IllegalFilter { .. } => "ILLEGAL_FILTER",
             Self::ResourceNotFound { .. } => "RESOURCE_NOT_FOUND",
             Self::ResourceExists { .. } => "RESOURCE_EXISTS",
             Self::WrongKind { .. } => "WRONG_KIND",
             Self::NoSuchPartition { .. } => "NO_SUCH_PARTITION",
             Self::OffsetOutOfRange { .. } => "OFFSET_OUT_OF_RANGE",
+            Self::OffsetMismatch { .. } => "OFFSET_MISMATCH",
+            Self::SequenceGap { .. } => "SEQUENCE_GAP",
+            Self::ProducerFenced { .. } => "PRODUCER_FENCED",
+            Self::UnknownProducer { .. } => "UNKNOWN_PRODUCER",
+            Self::DuplicateSequence { .. } => "DUPLICATE_SEQUENCE",
+            Self::PartitionsLowered { .. } => "PARTITIONS_LOWERED",
             Self::JobNotFound { .. } => "JOB_NOT_FOUND",
             Self::LeaseLost { reason: LeaseLost::Expired, .. } => "LEASE_EXPIRED",
             Self::LeaseLost { reason: LeaseLost::Superseded, .. } => "LEASE_SUPERSEDED",
             Self::LeaseLost { reason: LeaseLost::Settled, .. } => "LEASE_SETTLED",
             Self::ConditionFailed { .. } => "CONDITION_FAILED",
+            Self::UnknownMember { .. } => "UNKNOWN_MEMBER",
+            Self::StaleMemberEpoch { .. } => "STALE_MEMBER_EPOCH",
+            Self::FencedInstance { .. } => "FENCED_INSTANCE",
+            Self::PartitionNotOwned { .. } => "PARTITION_NOT_OWNED",
+            Self::PartitionInUse { .. } => "PARTITION_IN_USE",
+            Self::GroupNotEmpty { .. } => "GROUP_NOT_EMPTY",
+            Self::OffsetNotCommitted { .. } => "OFFSET_NOT_COMMITTED",
             Self::CatalogBehind { .. } => "CATALOG_BEHIND",
             Self::Overloaded { .. } => "OVERLOADED",
             Self::DiskFull => "DISK_FULL",
@@ -262,6 +395,29 @@ impl Reject {
             Self::Cancelled => "CANCELLED",
             Self::UnknownMethod { .. } => "UNKNOWN_METHOD",
             Self::Internal(_) => "INTERNAL",
+        }
+    }
+
+    /// What a program may need to go on, by name. Part of the API: documented with the calls.
+    #[must_use]
+    pub fn details(&self) -> Vec<(&'static str, u64)> {
+        match self {
+            Self::OffsetMismatch { expected, next } => vec![("expected", expected.0), ("next", next.0)],
+            Self::SequenceGap { expected, got } => vec![("expected", *expected), ("got", *got)],
+            Self::ProducerFenced { id, epoch, current } => {
+                vec![("id", id.0), ("epoch", u64::from(*epoch)), ("current", u64::from(*current))]
+            }
+            Self::UnknownProducer { id, sequence } => vec![("id", id.0), ("sequence", *sequence)],
+            Self::DuplicateSequence { sequence, remembered_from, next, .. } => {
+                vec![("sequence", *sequence), ("remembered_from", *remembered_from), ("next", *next)]
+            }
+            Self::PartitionsLowered { partitions, requested } => {
+                vec![("partitions", u64::from(*partitions)), ("requested", u64::from(*requested))]
+            }
+            Self::OffsetOutOfRange { requested, earliest, next } => {
+                vec![("requested", requested.0), ("earliest", earliest.0), ("next", next.0)]
+            }
+            _ => Vec::new(),
         }
     }
 
@@ -276,5 +432,3 @@ impl Reject {
         }
     }
 }
-            | Self::IllegalFilter { .. }
-            Self::IllegalFilter { .. } => "ILLEGAL_FILTER",

@@ -4,7 +4,8 @@ use bytes::Bytes;
 
 use crate::Batch;
 use crate::catalog::ResourceInfo;
-use crate::ids::{CatalogVersion, JobId, LeaseToken, Lsn, Millis, Offset};
+use crate::group::GroupReply;
+use crate::ids::{CatalogVersion, JobId, LeaseToken, Lsn, Millis, Offset, ProducerId};
 use crate::reject::Reject;
 
 use std::sync::Arc;
@@ -97,6 +98,15 @@ pub enum Reply {
         count: u32,
         /// The append's time.
         appended_at: Millis,
+        /// Whether they were appended before, by an append whose answer this is.
+        duplicate: bool,
+    },
+    /// A producer and its epoch.
+    Producer {
+        /// Its number.
+        id: ProducerId,
+        /// Its epoch.
+        epoch: u32,
     },
     /// Records.
     Records(RecordRuns),
@@ -106,8 +116,28 @@ pub enum Reply {
         earliest: Offset,
         /// The offset the next record will get.
         next: Offset,
-        /// Packed bytes of all records there are.
+        /// Packed bytes of all segments there are: trimmed records count until their segment goes.
         bytes: u64,
+        /// How many segments have records.
+        segments: u64,
+        /// When the first of those segments was begun, if that is known.
+        oldest: Option<Millis>,
+        /// When the last record was appended, if there is one.
+        newest: Option<Millis>,
+    },
+    /// The record that a start stands for.
+    OffsetFound {
+        /// Its offset; of the next record to come if there is no such record.
+        offset: Offset,
+        /// When it was appended, if it is there.
+        appended_at: Option<Millis>,
+    },
+    /// Records were deleted, or had been before.
+    Trimmed {
+        /// The first record there is, or the next one to come.
+        earliest: Offset,
+        /// The offset the next record will get.
+        next: Offset,
     },
     /// The new jobs, in order.
     Enqueued(Batch<JobId>),
@@ -132,6 +162,8 @@ pub enum Reply {
         /// Whether there may be more after the last.
         more: bool,
     },
+    /// A consumer group's answer.
+    Group(Box<GroupReply>),
     /// A resource, and the catalog version from which on it is so.
     Resource {
         /// The resource.

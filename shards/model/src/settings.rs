@@ -38,8 +38,24 @@ impl Durability {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StreamSettings {
-    /// Partitions, 1 to [`limits::PARTITIONS_MAX`]; fixed at creation.
+    /// Partitions, 1 to [`limits::PARTITIONS_MAX`]; can only become more.
     pub partitions: u32,
+    /// How long a partition remembers an idempotent producer that appends nothing; `None`:
+    /// [`limits::PRODUCER_RETENTION_MS`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub producer_retention_ms: Option<u64>,
+    /// Segments whose newest record is older are deleted; `None`: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_ms: Option<u64>,
+    /// The oldest segments of a partition are deleted as long as the others still have so many bytes; `None`: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_bytes: Option<u64>,
+    /// Packed bytes of records after which a new segment is begun.
+    #[serde(skip_serializing_if = "is_default_segment_bytes")]
+    pub segment_bytes: u64,
+    /// The age of its first record after which a new segment is begun.
+    #[serde(skip_serializing_if = "is_default_segment_ms")]
+    pub segment_ms: u64,
     /// Overrides the server's durability.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub durability: Option<Durability>,
@@ -47,7 +63,53 @@ pub struct StreamSettings {
 
 impl Default for StreamSettings {
     fn default() -> Self {
-        Self { partitions: 1, durability: None }
+        Self {
+            partitions: 1,
+            producer_retention_ms: None,
+            retention_ms: None,
+            retention_bytes: None,
+            segment_bytes: limits::SEGMENT_BYTES,
+            segment_ms: limits::SEGMENT_MS,
+            durability: None,
+        }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_default_segment_bytes(bytes: &u64) -> bool {
+    *bytes == limits::SEGMENT_BYTES
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_default_segment_ms(ms: &u64) -> bool {
+    *ms == limits::SEGMENT_MS
+}
+
+impl StreamSettings {
+    fn validate_segments(&self) -> Result<(), Reject> {
+        if let Some(ms) = self.retention_ms {
+            within("retention_ms", ms, limits::RETENTION_MS_MIN, limits::RETENTION_MS_MAX)?;
+        }
+        if let Some(bytes) = self.retention_bytes {
+            within("retention_bytes", bytes, 1, limits::RETENTION_BYTES_MAX)?;
+        }
+        within("segment_bytes", self.segment_bytes, limits::SEGMENT_BYTES_MIN, limits::SEGMENT_BYTES_MAX)?;
+        within("segment_ms", self.segment_ms, limits::SEGMENT_MS_MIN, limits::RETENTION_MS_MAX)
+    }
+
+    /// The age of its first record after which a new segment is begun: no record outlives its time by more than the
+    /// retention itself.
+    #[must_use]
+    pub fn segment_age_ms(&self) -> u64 {
+        self.segment_ms.min(self.retention_ms.unwrap_or(u64::MAX))
+    }
+}
+
+impl StreamSettings {
+    /// How long a partition remembers an idle producer.
+    #[must_use]
+    pub fn producer_retention_ms(&self) -> u64 {
+        self.producer_retention_ms.unwrap_or(limits::PRODUCER_RETENTION_MS)
     }
 }
 
@@ -101,6 +163,82 @@ pub struct KvSettings {
     pub durability: Option<Durability>,
 }
 
+/// How a consumer group deals out partitions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Assignor {
+    /// Stream by stream, consecutive partitions to members in order of their ids: the same partitions of several streams
+    /// go to the same member.
+    Range,
+    /// As even as can be; who gets what depends on who is there and on nothing that was before. A change of the members
+    /// moves most partitions.
+    Uniform,
+    /// As even as can be, with as few moves as possible.
+    #[default]
+    Sticky,
+}
+
+impl Assignor {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Range, Self::Uniform, Self::Sticky];
+
+    /// The word in settings.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Range => "range",
+            Self::Uniform => "uniform",
+            Self::Sticky => "sticky",
+        }
+    }
+}
+
+/// Settings of a consumer group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GroupSettings {
+    /// Without a heartbeat for so long a member is out.
+    pub session_timeout_ms: u64,
+    /// A member that was told to let go of a partition and has not for so long is out.
+    pub rebalance_timeout_ms: u64,
+    /// How partitions are dealt out, from the next change of members or streams on.
+    pub assignor: Assignor,
+    /// Offsets are kept for so long after the group lost its last member, and after they were committed.
+    pub offsets_retention_ms: u64,
+    /// For replay sessions: nothing that such a group commits counts for another. Fixed at creation.
+    #[serde(skip_serializing_if = "is_false")]
+    pub sandbox: bool,
+    /// Overrides the server's durability.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub durability: Option<Durability>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+impl Default for GroupSettings {
+    fn default() -> Self {
+        Self {
+            session_timeout_ms: 45_000,
+            rebalance_timeout_ms: 300_000,
+            assignor: Assignor::default(),
+            offsets_retention_ms: 7 * 24 * 3600 * 1000,
+            sandbox: false,
+            durability: None,
+        }
+    }
+}
+
+impl GroupSettings {
+    /// When a member is to heartbeat again: nine times in a session, so that a few may get lost.
+    #[must_use]
+    pub fn heartbeat_interval_ms(&self) -> u64 {
+        (self.session_timeout_ms / 9).min(limits::HEARTBEAT_MS_MAX)
+    }
+}
+
 /// Settings of a resource, by its kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
@@ -111,6 +249,8 @@ pub enum Settings {
     Queue(QueueSettings),
     /// Of a key-value store.
     Kv(KvSettings),
+    /// Of a consumer group.
+    Group(GroupSettings),
 }
 
 impl Settings {
@@ -121,6 +261,7 @@ impl Settings {
             Kind::Stream => Self::Stream(StreamSettings::default()),
             Kind::Queue => Self::Queue(QueueSettings::default()),
             Kind::Kv => Self::Kv(KvSettings::default()),
+            Kind::Group => Self::Group(GroupSettings::default()),
         }
     }
 
@@ -131,6 +272,7 @@ impl Settings {
             Self::Stream(_) => Kind::Stream,
             Self::Queue(_) => Kind::Queue,
             Self::Kv(_) => Kind::Kv,
+            Self::Group(_) => Kind::Group,
         }
     }
 
@@ -141,6 +283,7 @@ impl Settings {
             Self::Stream(s) => s.durability,
             Self::Queue(s) => s.durability,
             Self::Kv(s) => s.durability,
+            Self::Group(s) => s.durability,
         }
     }
 
@@ -149,7 +292,7 @@ impl Settings {
     pub fn partitions(&self) -> u32 {
         match self {
             Self::Stream(s) => s.partitions,
-            Self::Queue(_) | Self::Kv(_) => 1,
+            Self::Queue(_) | Self::Kv(_) | Self::Group(_) => 1,
         }
     }
 
@@ -166,7 +309,16 @@ impl Settings {
         }
         match self {
             Self::Stream(s) => {
-                within("partitions", u64::from(s.partitions), 1, u64::from(limits::PARTITIONS_MAX))
+                if let Some(ms) = s.producer_retention_ms {
+                    within(
+                        "producer_retention_ms",
+                        ms,
+                        limits::PRODUCER_RETENTION_MS_MIN,
+                        limits::DELAY_MS_MAX,
+                    )?;
+                }
+                within("partitions", u64::from(s.partitions), 1, u64::from(limits::PARTITIONS_MAX))?;
+                s.validate_segments()
             }
             Self::Queue(s) => {
                 within(
@@ -181,6 +333,12 @@ impl Settings {
             }
             Self::Kv(s) => {
                 s.default_ttl_ms.map_or(Ok(()), |ttl| within("default_ttl_ms", ttl, 1, limits::DELAY_MS_MAX))
+            }
+            Self::Group(s) => {
+                let (min, max) = (limits::SESSION_MS_MIN, limits::SESSION_MS_MAX);
+                within("session_timeout_ms", s.session_timeout_ms, min, max)?;
+                within("rebalance_timeout_ms", s.rebalance_timeout_ms, min, max)?;
+                within("offsets_retention_ms", s.offsets_retention_ms, 1_000, limits::DELAY_MS_MAX)
             }
         }
     }

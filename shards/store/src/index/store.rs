@@ -40,7 +40,7 @@ const STAGED_KEY: &[u8] = b"staged";
 /// An open database.
 pub(super) struct Store {
     database: Database,
-    spaces: [Keyspace; 3],
+    spaces: [Keyspace; 4],
     state: Keyspace,
     stage: Keyspace,
     batch_bytes_max: usize,
@@ -78,10 +78,10 @@ impl Store {
             .max_journaling_size(config.journal_bytes_max)
             .open()?;
         let options = || KeyspaceCreateOptions::default().max_memtable_size(config.memtable_bytes);
-        let [meta, jobs, keys] = Space::ALL.map(|space| database.keyspace(space.as_str(), options));
+        let [meta, jobs, keys, groups] = Space::ALL.map(|space| database.keyspace(space.as_str(), options));
         let (state, stage) = (database.keyspace("state", options)?, database.keyspace("stage", options)?);
         Ok(Self {
-            spaces: [meta?, jobs?, keys?],
+            spaces: [meta?, jobs?, keys?, groups?],
             state,
             stage,
             database,
@@ -242,11 +242,12 @@ impl Store {
     }
 
     fn space(&self, space: Space) -> &Keyspace {
-        let [meta, jobs, keys] = &self.spaces;
+        let [meta, jobs, keys, groups] = &self.spaces;
         match space {
             Space::Meta => meta,
             Space::Jobs => jobs,
             Space::Keys => keys,
+            Space::Groups => groups,
         }
     }
 
@@ -279,6 +280,7 @@ fn stage_value(write: &IndexWrite) -> Vec<u8> {
         Space::Meta => 0,
         Space::Jobs => 1,
         Space::Keys => 2,
+        Space::Groups => 3,
     });
     out.put_u8(u8::from(value.is_some()));
     out.put_u16_le(write.key.len() as u16);
@@ -298,6 +300,7 @@ fn read_stage_value(bytes: &[u8]) -> Option<StagedChange<'_>> {
         0 => Space::Meta,
         1 => Space::Jobs,
         2 => Space::Keys,
+        3 => Space::Groups,
         _ => return None,
     };
     Some((space, key, (is_set == 1).then_some(value)))
@@ -351,7 +354,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn staged_changes_round_trip(which in 0usize..3, key: Vec<u8>, value: Option<Vec<u8>>) {
+        fn staged_changes_round_trip(which in 0usize..4, key: Vec<u8>, value: Option<Vec<u8>>) {
             let write = IndexWrite { space: Space::ALL[which], key: key.clone().into(), value: value.clone().map(Bytes::from) };
             let bytes = stage_value(&write);
             prop_assert_eq!(read_stage_value(&bytes), Some((Space::ALL[which], &key[..], value.as_deref())));
