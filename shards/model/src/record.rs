@@ -202,7 +202,7 @@ pub(crate) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn new(record: &'a [u8]) -> Self {
+    pub fn new(record: &'a [u8]) -> Self {
         Self { rest: record }
     }
 
