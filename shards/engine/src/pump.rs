@@ -68,13 +68,16 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         self.carry_on(effects);
     }
 
-    /// After a change of the catalog: those who wait for something of a resource that is gone are told.
-    pub(crate) fn recheck_waiting(&self) {
+    /// Decides again for those who wait for one of these.
+    pub(crate) fn serve_keys(&self, keys: Vec<WaitKey>) {
+        if keys.is_empty() {
+            return;
+        }
         let (now, now_ns) = (self.inner.timer.now(), self.inner.timer.monotonic_ns());
         let mut effects = Effects::default();
         {
             let mut state = self.inner.state.borrow_mut();
-            for key in state.waiting.keys() {
+            for key in keys {
                 state.serve(key, now, now_ns, &mut effects);
             }
         }

@@ -5,8 +5,8 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use flowmesh_machine::Machine;
-use flowmesh_model::{Catalog, Durability, Millis, Reject, ResourceId};
+use flowmesh_machine::{CatalogNews, Machine, WaitKey};
+use flowmesh_model::{Catalog, Durability, Millis, Reject, ResourceId, ResourceInfo};
 use flowmesh_store::disk::Disk;
 use flowmesh_store::index::Index;
 use flowmesh_store::log::Log;
@@ -138,17 +138,11 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         self.inner.state.borrow_mut().machine.catalog_snapshot()
     }
 
-    /// Uses a newer catalog from now on.
+    /// Uses a newer catalog from now on. Those who wait for something of a resource that was deleted or that has other
+    /// settings now are looked at again.
     pub fn set_catalog(&self, catalog: Arc<Catalog>) {
-        {
-            let mut state = self.inner.state.borrow_mut();
-            state.durability_of = catalog
-                .iter()
-                .filter_map(|info| info.settings.durability().map(|own| (info.id, own)))
-                .collect();
-            state.machine.set_catalog(catalog);
-        }
-        self.recheck_waiting();
+        let keys = self.inner.state.borrow_mut().set_catalog(catalog);
+        self.serve_keys(keys);
         // What was deleted is dropped by a tick.
         self.inner.signals.tick.notify();
     }
@@ -185,5 +179,29 @@ impl<D: Disk, T: Timer> Shard<D, T> {
     /// Drops long polls whose client has gone.
     pub fn drop_closed_waiters(&self) {
         self.inner.state.borrow_mut().waiting.drop_closed();
+    }
+}
+
+impl<D: Disk> State<D> {
+    /// Uses a newer catalog. Costs O(log n) for each resource that changed; returns what commands wait for of those.
+    fn set_catalog(&mut self, newer: Arc<Catalog>) -> Vec<WaitKey> {
+        let catalog = Arc::clone(&newer);
+        match self.machine.set_catalog(newer) {
+            CatalogNews::Of(changed) => {
+                for &id in &changed {
+                    match catalog.get(id).and_then(|info| info.settings.durability()) {
+                        Some(own) => self.durability_of.insert(id, own),
+                        None => self.durability_of.remove(&id),
+                    };
+                }
+                // Nobody waits for something of a resource that was not there before.
+                changed.iter().flat_map(|id| self.waiting.keys_of(*id)).collect()
+            }
+            CatalogNews::OfAny => {
+                let own = |info: &Arc<ResourceInfo>| Some((info.id, info.settings.durability()?));
+                self.durability_of = catalog.iter().filter_map(own).collect();
+                self.waiting.keys()
+            }
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! Long polls: commands that found nothing and wait for something to arrive, first come first served.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use flowmesh_machine::WaitKey;
-use flowmesh_model::{Command, Millis};
+use flowmesh_model::{Command, Millis, PartitionRef, ResourceId};
 
 use crate::sink::ReplySink;
 
@@ -23,7 +23,7 @@ pub struct Waiter {
 /// All commands that wait, by what they wait for and by when their wait is over.
 #[derive(Default)]
 pub struct Waiting {
-    by_key: HashMap<WaitKey, VecDeque<Waiter>>,
+    by_key: BTreeMap<WaitKey, VecDeque<Waiter>>,
     by_time: BTreeMap<(Millis, u64), WaitKey>,
     next_id: u64,
 }
@@ -54,11 +54,17 @@ impl Waiting {
         self.by_key.entry(key).or_default().push_back(Waiter { command, sink, until, started_ns, id });
     }
 
-    /// What commands wait for.
+    /// What commands wait for, in order.
     pub fn keys(&self) -> Vec<WaitKey> {
-        let mut keys: Vec<WaitKey> = self.by_key.keys().copied().collect();
-        keys.sort_unstable();
-        keys
+        self.by_key.keys().copied().collect()
+    }
+
+    /// What commands wait for of one resource.
+    pub fn keys_of(&self, resource: ResourceId) -> impl Iterator<Item = WaitKey> {
+        let at = |partition| WaitKey::Stream(PartitionRef { resource, partition });
+        let partitions = self.by_key.range(at(0)..=at(u32::MAX)).map(|(key, _)| *key);
+        let queue = WaitKey::Queue(resource);
+        partitions.chain(self.by_key.contains_key(&queue).then_some(queue))
     }
 
     /// Takes all that wait for `key`, in order. Those that must wait on are put back with [`Waiting::put_back`].
@@ -102,7 +108,7 @@ impl Waiting {
     /// Takes everyone, at shutdown.
     pub fn take_all(&mut self) -> Vec<Waiter> {
         self.by_time.clear();
-        self.by_key.drain().flat_map(|(_, waiters)| waiters).collect()
+        std::mem::take(&mut self.by_key).into_values().flatten().collect()
     }
 
     /// Drops those whose client has gone; returns how many.

@@ -75,6 +75,15 @@ pub enum Decision {
     Fetch(ColdRead),
 }
 
+/// What a newer snapshot of the catalog changes for a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CatalogNews {
+    /// At most these resources were created, updated or deleted; none if the snapshot is not newer.
+    Of(Vec<ResourceId>),
+    /// The one before is too old to tell.
+    OfAny,
+}
+
 /// What is due.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tick {

@@ -41,6 +41,14 @@ impl Machine {
         held
     }
 
+    /// What is known of a held resource is what the snapshot in use says, however it came to be.
+    fn check_info(&self, id: ResourceId, held: &Held) {
+        let Some(snapshot) = &self.snapshot else { return };
+        assert_eq!(held.info.as_ref(), snapshot.get(id), "{} is known as it is not", held.home.path);
+        let deleted = held.info.is_none() && id <= snapshot.last_id();
+        assert_eq!(self.drops.contains(&id), deleted, "{} is dropped if it was deleted", held.home.path);
+    }
+
     /// Checks every invariant. Slow: for tests and simulation.
     ///
     /// # Panics
@@ -51,6 +59,7 @@ impl Machine {
         let mut memory_bytes = self.checkpoint.grave_bytes();
         for (id, held) in self.held_in_order() {
             assert_eq!(held.home.id, id);
+            self.check_info(id, held);
             memory_bytes += HELD_BYTES + held.parts.memory_bytes();
             match &held.parts {
                 Parts::Stream(stream) => stream.check(&self.seals),

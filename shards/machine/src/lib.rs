@@ -34,6 +34,6 @@ mod ticks;
 mod woken;
 
 pub use decision::{
-    ColdRead, Decision, EntryContext, FlushRange, MachineConfig, MachineStats, Tick, WaitKey,
+    CatalogNews, ColdRead, Decision, EntryContext, FlushRange, MachineConfig, MachineStats, Tick, WaitKey,
 };
 pub use machine::Machine;

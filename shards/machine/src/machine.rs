@@ -13,7 +13,7 @@ use rustc_hash::FxBuildHasher;
 use crate::catalog::CatalogState;
 use crate::changes::{Seals, Touch};
 use crate::checkpoint::Checkpoint;
-use crate::decision::{Decision, EntryContext, MachineConfig, WaitKey};
+use crate::decision::{CatalogNews, Decision, EntryContext, MachineConfig, WaitKey};
 use crate::held::{Apply, HELD_BYTES, Held, Parts};
 use crate::keys::Home;
 use crate::kv::Store;
@@ -77,22 +77,37 @@ impl Machine {
 
     /// Uses a newer snapshot of the catalog: what exists and with which settings. Not part of the replayed state.
     /// State of resources that the snapshot no longer has is dropped by ticks.
-    /// An older snapshot than the one in use is ignored.
-    pub fn set_catalog(&mut self, catalog: Arc<Catalog>) {
-        if self.snapshot.as_ref().is_some_and(|current| current.version() > catalog.version()) {
-            return;
-        }
-        for (id, held) in &mut self.held {
-            held.info = catalog.get(*id).cloned();
+    /// A snapshot that is not newer than the one in use is ignored.
+    ///
+    /// Looks only at what changed since the one in use, or at all that is held if that is too long ago.
+    pub fn set_catalog(&mut self, catalog: Arc<Catalog>) -> CatalogNews {
+        let news = match &self.snapshot {
+            Some(current) if current.version() >= catalog.version() => return CatalogNews::Of(Vec::new()),
+            Some(current) => catalog.changed_since(current.version()).map(<[ResourceId]>::to_vec),
+            None => None,
+        };
+        let news = news.map_or(CatalogNews::OfAny, CatalogNews::Of);
+        let (held, drops) = (&mut self.held, &mut self.drops);
+        let mut look = |id: ResourceId, held: &mut Held| {
+            held.info = catalog.get(id).cloned();
             // A larger number is not deleted but newer than the snapshot.
-            if held.info.is_none() && *id <= catalog.last_id() {
-                self.drops.insert(*id);
+            if held.info.is_none() && id <= catalog.last_id() {
+                drops.insert(id);
             }
+        };
+        match &news {
+            CatalogNews::Of(changed) => {
+                for id in changed {
+                    held.get_mut(id).into_iter().for_each(|held| look(*id, held));
+                }
+            }
+            CatalogNews::OfAny => held.iter_mut().for_each(|(id, held)| look(*id, held)),
         }
         self.snapshot = Some(catalog);
+        news
     }
 
-    /// On the catalog's owner: the catalog as its own facts say. Built once per change.
+    /// On the catalog's owner: the catalog as its own facts say. Costs next to nothing.
     pub fn catalog_snapshot(&self) -> Arc<Catalog> {
         self.catalog.snapshot()
     }

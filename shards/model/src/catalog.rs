@@ -1,7 +1,8 @@
 //! The catalog as every core sees it: an immutable snapshot with a version, sent by shard 0 after each durable change.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+
+use imbl::{HashMap, OrdMap};
 
 use crate::ids::{CatalogVersion, Millis, ResourceId};
 use crate::path::{Kind, ResourcePath};
@@ -31,23 +32,41 @@ impl ResourceInfo {
     }
 }
 
+/// Changes that a snapshot knows of. One is sent after each change, so a core that kept up needs the last one only; one
+/// that missed more than this looks at everything.
+const CHANGES_MAX: usize = 64;
+
 /// All resources at one version.
+///
+/// The maps are persistent: a clone costs next to nothing, and a change of it copies what lies on the way to one
+/// resource, O(log n), and shares the rest. So shard 0 keeps the catalog in this form and every version of it is a
+/// snapshot.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     version: CatalogVersion,
     last_id: ResourceId,
-    by_id: BTreeMap<ResourceId, Arc<ResourceInfo>>,
-    by_name: [HashMap<String, Arc<ResourceInfo>>; 3],
+    by_id: OrdMap<ResourceId, Arc<ResourceInfo>>,
+    by_name: [HashMap<Arc<str>, Arc<ResourceInfo>>; Kind::ALL.len()],
+    /// What the last versions changed, one resource each, oldest first.
+    changes: Vec<ResourceId>,
 }
 
 impl Catalog {
-    /// A snapshot of these resources.
+    /// A snapshot of these resources, which knows of no version before it.
     pub fn new(version: CatalogVersion, resources: impl IntoIterator<Item = Arc<ResourceInfo>>) -> Self {
         let mut catalog = Self { version, ..Self::default() };
         for info in resources {
-            catalog.insert(&info);
+            catalog.insert(info);
         }
         catalog
+    }
+
+    /// The same resources as of this version, which knows of no version before it.
+    #[must_use]
+    pub fn at_version(mut self, version: CatalogVersion) -> Self {
+        self.version = version;
+        self.changes.clear();
+        self
     }
 
     /// The same snapshot, which also knows that numbers up to `last_id` were given out: what is missing up to there
@@ -64,16 +83,47 @@ impl Catalog {
         self.last_id
     }
 
-    fn insert(&mut self, info: &Arc<ResourceInfo>) {
-        let path = &info.path;
-        let Some(names) = self.by_name.get_mut(path.kind() as usize) else { return };
-        names.insert(path.to_string(), Arc::clone(info));
-        names.insert(format!("{}/{}/{}", path.tenant(), path.namespace(), path.name()), Arc::clone(info));
-        if path.is_default_scope() {
-            names.insert(path.name().to_owned(), Arc::clone(info));
+    /// The next version: with this resource, new or in place of what it was. Its path belongs to no other.
+    pub fn put(&mut self, info: Arc<ResourceInfo>) {
+        self.changed(info.id);
+        self.insert(info);
+    }
+
+    /// The next version: without this resource, which is returned. Does nothing if there is none.
+    pub fn remove(&mut self, id: ResourceId) -> Option<Arc<ResourceInfo>> {
+        let info = self.by_id.remove(&id)?;
+        if let Some(names) = self.by_name.get_mut(info.path.kind() as usize) {
+            for name in names_of(&info.path).into_iter().flatten() {
+                names.remove(name.as_str());
+            }
+        }
+        self.changed(id);
+        Some(info)
+    }
+
+    fn insert(&mut self, info: Arc<ResourceInfo>) {
+        if let Some(names) = self.by_name.get_mut(info.path.kind() as usize) {
+            for name in names_of(&info.path).into_iter().flatten() {
+                names.insert(name.into(), Arc::clone(&info));
+            }
         }
         self.last_id = self.last_id.max(info.id);
-        self.by_id.insert(info.id, Arc::clone(info));
+        self.by_id.insert(info.id, info);
+    }
+
+    fn changed(&mut self, id: ResourceId) {
+        self.version = CatalogVersion(self.version.0 + 1);
+        if self.changes.len() == CHANGES_MAX {
+            self.changes.remove(0);
+        }
+        self.changes.push(id);
+    }
+
+    /// Which resources may differ from how they were at an earlier version of this catalog: created, updated or deleted
+    /// since, in order, at times more than once. `None` if that is too long ago to know.
+    pub fn changed_since(&self, version: CatalogVersion) -> Option<&[ResourceId]> {
+        let behind = usize::try_from(self.version.0.checked_sub(version.0)?).ok()?;
+        self.changes.get(self.changes.len().checked_sub(behind)?..)
     }
 
     /// Which version this is.
@@ -84,6 +134,11 @@ impl Catalog {
     /// The resource of that kind that a client names, in any form [`ResourcePath::parse`] accepts.
     pub fn find(&self, kind: Kind, name: &str) -> Option<&Arc<ResourceInfo>> {
         self.by_name.get(kind as usize)?.get(name)
+    }
+
+    /// The resource of that path.
+    pub fn find_path(&self, path: &ResourcePath) -> Option<&Arc<ResourceInfo>> {
+        self.find(path.kind(), &path.to_string())
     }
 
     /// The resource of that number.
@@ -105,4 +160,11 @@ impl Catalog {
     pub fn is_empty(&self) -> bool {
         self.by_id.is_empty()
     }
+}
+
+/// The forms of a path that clients use.
+fn names_of(path: &ResourcePath) -> [Option<String>; 3] {
+    let short = path.is_default_scope().then(|| path.name().to_owned());
+    let middle = format!("{}/{}/{}", path.tenant(), path.namespace(), path.name());
+    [Some(path.to_string()), Some(middle), short]
 }

@@ -31,18 +31,18 @@ impl CatalogState {
         or_existing: bool,
     ) -> Result<Decision, Reject> {
         check(path, settings)?;
-        if let Some(info) = self.find(path) {
+        if let Some(info) = self.catalog.find_path(path) {
             return if or_existing {
                 Ok(self.unchanged(info))
             } else {
                 Err(Reject::ResourceExists { path: path.to_string() })
             };
         }
-        if self.resources.len() >= RESOURCES_MAX {
-            let size = self.resources.len() as u64 + 1;
+        if self.catalog.len() >= RESOURCES_MAX {
+            let size = self.catalog.len() as u64 + 1;
             return Err(Reject::TooLarge { what: "catalog", size, max: RESOURCES_MAX as u64 });
         }
-        let id = ResourceId(self.last_id.0 + 1);
+        let id = ResourceId(self.catalog.last_id().0 + 1);
         let info = ResourceInfo::new(id, path.clone(), settings.clone(), now);
         let fact = Fact::ResourceCreated { id, path: path.clone(), settings: settings.clone() };
         Ok(self.change(fact, Arc::new(info)))
@@ -72,16 +72,16 @@ impl CatalogState {
     }
 
     fn get(&self, path: &ResourcePath) -> Result<&Arc<ResourceInfo>, Reject> {
-        self.find(path).ok_or_else(|| Reject::ResourceNotFound { path: path.to_string() })
+        self.catalog.find_path(path).ok_or_else(|| Reject::ResourceNotFound { path: path.to_string() })
     }
 
     fn change(&self, fact: Fact, info: Arc<ResourceInfo>) -> Decision {
-        let version = CatalogVersion(self.version.0 + 1);
+        let version = CatalogVersion(self.catalog.version().0 + 1);
         Decision::Change { facts: smallvec![fact], reply: Reply::Resource { info, changed: true, version } }
     }
 
     fn unchanged(&self, info: &Arc<ResourceInfo>) -> Decision {
-        let (info, version) = (Arc::clone(info), self.version);
+        let (info, version) = (Arc::clone(info), self.catalog.version());
         Decision::Answer { reply: Reply::Resource { info, changed: false, version }, seen: self.last_lsn }
     }
 }

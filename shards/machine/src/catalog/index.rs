@@ -1,5 +1,8 @@
 //! The catalog's part of checkpoints: small, so that it is captured whole at the seal.
 
+use std::cell::OnceCell;
+use std::sync::Arc;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, put_bytes, put_varint};
 use flowmesh_model::fact::{put_settings, read_path, read_settings};
@@ -40,7 +43,7 @@ impl CatalogState {
         }
         for &id in &self.sealed {
             let key = keys::catalog_resource_key(id);
-            if let Some(info) = self.resources.get(&id) {
+            if let Some(info) = self.catalog.get(id) {
                 seals.capture(image(Space::Meta, key, encode(info)));
                 self.in_index.insert(id);
             } else if self.in_index.remove(&id) {
@@ -49,7 +52,7 @@ impl CatalogState {
         }
         let mut out = BytesMut::with_capacity(31);
         out.put_u8(keys::FORMAT);
-        for number in [self.version.0, self.last_id.0, self.last_lsn.0] {
+        for number in [self.catalog.version().0, self.catalog.last_id().0, self.last_lsn.0] {
             put_varint(&mut out, number);
         }
         seals.capture(image(Space::Meta, keys::catalog_key(), out.freeze()));
@@ -69,8 +72,7 @@ impl CatalogState {
     /// Takes the catalog's own entry out of the index.
     pub fn restore_counters(&mut self, value: Bytes) -> Result<(), Malformed> {
         let mut reader = keys::open(value)?;
-        self.version = CatalogVersion(reader.varint()?);
-        self.last_id = ResourceId(reader.varint()?);
+        self.restored = (CatalogVersion(reader.varint()?), ResourceId(reader.varint()?));
         self.last_lsn = Lsn(reader.varint()?);
         keys::close(&reader)
     }
@@ -82,19 +84,22 @@ impl CatalogState {
         let settings = read_settings(&mut reader)?;
         let created_at = Millis(reader.varint()?);
         keys::close(&reader)?;
-        if self.by_path.contains_key(&path) {
+        if self.catalog.find_path(&path).is_some() {
             return Err(Malformed("two resources with one path"));
         }
-        self.insert(ResourceInfo::new(id, path, settings, created_at));
+        self.catalog.put(Arc::new(ResourceInfo::new(id, path, settings, created_at)));
         self.in_index.insert(id);
         Ok(())
     }
 
-    /// Whether what was restored fits together.
-    pub fn finish_restore(&self) -> Result<(), Malformed> {
-        match self.resources.last_key_value() {
-            Some((id, _)) if *id > self.last_id => Err(Malformed("a resource beyond the last number")),
-            _ => Ok(()),
+    /// All of it was restored: it gets its version. Refuses what does not fit together.
+    pub fn finish_restore(&mut self) -> Result<(), Malformed> {
+        let (version, last_id) = self.restored;
+        if self.catalog.last_id() > last_id {
+            return Err(Malformed("a resource beyond the last number"));
         }
+        self.catalog = std::mem::take(&mut self.catalog).at_version(version).with_last_id(last_id);
+        self.snapshot = OnceCell::new();
+        Ok(())
     }
 }

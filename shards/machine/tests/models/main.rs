@@ -1,4 +1,5 @@
-//! Streams, queues and stores against models that are too simple to be wrong: a list, a list, a map.
+//! Streams, queues, stores and the catalog against models that are too simple to be wrong: a list, a list, a map; the
+//! catalog built anew.
 
 // A test fails by panicking.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
@@ -6,6 +7,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod catalog;
 mod kv;
 mod queue;
 mod stream;
