@@ -11,10 +11,13 @@ use super::error::{SegmentDamage, SegmentError};
 use super::files::{Inner, StreamFiles, io_error};
 use super::format::{BLOCK_HEADER_BYTES, UncheckedRun};
 use crate::disk::{Disk, DiskFile};
+use crate::pages::round_up;
 use crate::window::Window;
 
-/// How much is read at once; a read of a few records needs no more than a block.
-const READ_BYTES: usize = 256 * 1024;
+/// How much is read from the disk at once: a read of a few records needs no more than a block, one of many should not wait
+/// for its turn on a busy core block by block.
+const READ_BYTES_MIN: usize = 256 * 1024;
+const READ_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 impl<D: Disk> StreamFiles<D> {
     /// Records from `from` on, in order and without a gap, every checksum verified: at most `records_max`, and no more
@@ -108,7 +111,8 @@ impl<D: Disk> Inner<D> {
         let path = self.path(at, base);
         let failed = |error| io_error(at, "read", &path, error);
         let size = open.file.size().await.map_err(failed)?;
-        let mut window = Window::new(Rc::clone(&open.file), size).with_reads_of(READ_BYTES);
+        let read_bytes = round_up(wanted.bytes.clamp(READ_BYTES_MIN, READ_BYTES_MAX));
+        let mut window = Window::new(Rc::clone(&open.file), size).with_reads_of(read_bytes);
         let (mut expected, mut position) = open.index.borrow().before(wanted.from);
         while expected < end && !wanted.done {
             let header = self.block_header((at, base), &mut window, position, expected).await?;
