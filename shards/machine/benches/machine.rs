@@ -156,7 +156,7 @@ fn streams() {
     for records in [1, 100] {
         let mut shard = Shard::new();
         shard.create(Kind::Stream);
-        let append = Command::Stream(at, StreamCommand::Append { records: packed(records) });
+        let append = Command::Stream(at, StreamCommand::append(packed(records)));
         let count = 400_000 / records as u64;
         measure(&format!("append of {records} records of 100 bytes"), count, || {
             for _ in 0..count {
@@ -175,7 +175,13 @@ fn streams() {
             panic!()
         };
         let from = ReadFrom::Offset(flowmesh_model::Offset(next.0 - 5_000));
-        let read = StreamCommand::Read { from, records_max: 1_000, bytes_max: 1 << 20, wait_until: None };
+        let read = StreamCommand::Read {
+            from,
+            records_max: 1_000,
+            bytes_max: 1 << 20,
+            bytes_min: 0,
+            wait_until: None,
+        };
         let read = Command::Stream(at, read);
         measure(&format!("read of 1000 records, appended {records} at a time"), 1_000, || {
             for _ in 0..1_000 {

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::put_varint;
 use flowmesh_model::reply::RecordRun;
-use flowmesh_model::{IndexWrite, Lsn, Millis, Offset, PartitionRef, ResourceId, Space};
+use flowmesh_model::{IndexWrite, Lsn, Millis, Offset, PartitionRef, ProducerId, ResourceId, Space};
 
 use crate::changes::{Seals, Touch, image, removal};
 use crate::decision::FlushRange;
@@ -34,11 +34,17 @@ pub(crate) struct Checkpoint {
     sealed_graves: BTreeMap<ResourceId, Grave>,
     /// Streams whose files can go.
     dropped_streams: Vec<PartitionRef>,
+    /// Where the first record is that partitions' files must have.
+    pub(crate) trimmed_streams: Vec<(PartitionRef, Offset)>,
     /// The entry time the index has.
     written_time: Millis,
     sealed_time: Millis,
     /// Partitions out of the index that still wait for their stream.
     pub(crate) restored_partitions: Vec<(PartitionRef, Bytes)>,
+    /// The same for their segments.
+    pub(crate) restored_segments: Vec<(PartitionRef, Bytes)>,
+    /// The same for producers.
+    pub(crate) restored_producers: Vec<(PartitionRef, ProducerId, Bytes)>,
 }
 
 /// A dropped resource whose items the index still has.
@@ -64,7 +70,7 @@ impl Grave {
                 .partitions()
                 .map(|(partition, _)| PartitionRef { resource: home.id, partition })
                 .collect(),
-            Parts::Queue(_) | Parts::Kv(_) => Vec::new(),
+            Parts::Queue(_) | Parts::Kv(_) | Parts::Group(_) => Vec::new(),
         };
         let gone = vec![(Space::Meta, home.resource_key())];
         Self { home, parts, sealed: false, gone, written: 0, emptied: false, partitions, memory_bytes }
@@ -74,7 +80,7 @@ impl Grave {
     fn seal(&mut self, seals: &mut Seals) {
         if !self.sealed {
             match &mut self.parts {
-                Parts::Stream(_) => {}
+                Parts::Stream(stream) => stream.seal_producers(),
                 parts => parts.seal(&self.home, seals, &mut Vec::new()),
             }
             self.sealed = true;
@@ -225,11 +231,17 @@ impl Machine {
     /// If not all of it was collected.
     pub fn sealed_written(&mut self) {
         assert!(self.seals.writing() && self.is_collected(), "written before all was collected");
+        let mut trimmed = std::mem::take(&mut self.checkpoint.trimmed_streams);
         for id in std::mem::take(&mut self.checkpoint.sealed) {
-            if let Some(parts) = self.parts_or_grave(id) {
-                parts.sealed_written();
+            if let Some(held) = self.held.get_mut(&id) {
+                let before = held.parts.memory_bytes();
+                held.parts.sealed_written(id, &mut trimmed);
+                self.memory_bytes = self.memory_bytes + held.parts.memory_bytes() - before;
+            } else if let Some(grave) = self.checkpoint.graves.get_mut(&id) {
+                grave.parts.sealed_written(id, &mut trimmed);
             }
         }
+        self.checkpoint.trimmed_streams = trimmed;
         for grave in std::mem::take(&mut self.checkpoint.sealed_graves).into_values() {
             self.memory_bytes -= grave.memory_bytes;
             self.checkpoint.dropped_streams.extend(grave.partitions);
@@ -250,7 +262,9 @@ impl Machine {
         for id in std::mem::take(&mut self.checkpoint.sealed) {
             let seals = &self.seals;
             if let Some(held) = self.held.get_mut(&id) {
+                let before = held.parts.memory_bytes();
                 held.parts.unseal(seals);
+                self.memory_bytes = self.memory_bytes + held.parts.memory_bytes() - before;
                 if seals.touch(&mut held.mark) != Touch::Known {
                     self.checkpoint.dirty.push(id);
                 }
@@ -261,13 +275,6 @@ impl Machine {
         for (id, mut grave) in std::mem::take(&mut self.checkpoint.sealed_graves) {
             grave.written = 0;
             self.checkpoint.graves.insert(id, grave);
-        }
-    }
-
-    fn parts_or_grave(&mut self, id: ResourceId) -> Option<&mut Parts> {
-        match self.held.get_mut(&id) {
-            Some(held) => Some(&mut held.parts),
-            None => self.checkpoint.graves.get_mut(&id).map(|grave| &mut grave.parts),
         }
     }
 
@@ -284,6 +291,12 @@ impl Machine {
     /// can be deleted.
     pub fn take_dropped_streams(&mut self) -> Vec<PartitionRef> {
         std::mem::take(&mut self.checkpoint.dropped_streams)
+    }
+
+    /// Partitions whose files are not wanted as far as they only have records before an offset: as of the last durable
+    /// checkpoint those are gone. After a start, of all that ever lost records.
+    pub fn take_trimmed_streams(&mut self) -> Vec<(PartitionRef, Offset)> {
+        std::mem::take(&mut self.checkpoint.trimmed_streams)
     }
 
     /// Drops records from memory that segment files have, oldest first, until at most `bytes_max` are left, or about
@@ -326,7 +339,7 @@ impl Machine {
     pub(crate) fn tail_bytes(&self) -> u64 {
         let tails = self.held.values().map(|held| match &held.parts {
             Parts::Stream(stream) => stream.tail_bytes(),
-            Parts::Queue(_) | Parts::Kv(_) => 0,
+            Parts::Queue(_) | Parts::Kv(_) | Parts::Group(_) => 0,
         });
         tails.sum()
     }

@@ -32,6 +32,8 @@ pub enum WaitKey {
     Stream(PartitionRef),
     /// A ready job in this queue.
     Queue(ResourceId),
+    /// News for a member of this group.
+    Group(ResourceId),
 }
 
 /// A read of records that are only in segment files. Where it starts exists.
@@ -73,6 +75,20 @@ pub enum Decision {
     Wait(WaitKey),
     /// The records are in segment files.
     Fetch(ColdRead),
+    /// Segment files know which record is meant.
+    Find(ColdFind),
+}
+
+/// A look for a record that is only in segment files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ColdFind {
+    /// Where.
+    pub at: PartitionRef,
+    /// The first record that it can be; it exists.
+    pub from: Offset,
+    /// Wanted is the first record from there on that was appended at this time or later. If segment files have none, it
+    /// is the first one they do not have, and the command is to be decided on again from there.
+    pub since: Millis,
 }
 
 /// What a newer snapshot of the catalog changes for a shard.
@@ -93,7 +109,7 @@ pub struct Tick {
     pub next: Option<Millis>,
 }
 
-/// Which records of a partition a checkpoint must bring into segment files: `from..upto`, at least one.
+/// Which records of a partition's segment a checkpoint must bring into segment files: `from..upto`, at least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlushRange {
     /// Where.
@@ -102,6 +118,8 @@ pub struct FlushRange {
     pub from: Offset,
     /// The offset behind the last one.
     pub upto: Offset,
+    /// Whether they begin a file: what lies before them may be gone, and goes separately.
+    pub new_file: bool,
 }
 
 /// Counts for metrics.
@@ -111,6 +129,8 @@ pub struct MachineStats {
     pub partitions: u64,
     /// Bytes of packed records in memory.
     pub tail_bytes: u64,
+    /// Idempotent producers that are remembered, each partition's counted.
+    pub producers: u64,
     /// Queues with at least one job ever.
     pub queues: u64,
     /// Jobs to be had.
@@ -125,6 +145,10 @@ pub struct MachineStats {
     pub stores: u64,
     /// Keys.
     pub keys: u64,
+    /// Consumer groups with a member or an offset ever.
+    pub groups: u64,
+    /// Members of consumer groups.
+    pub members: u64,
     /// What the machine keeps in memory, as [`crate::Machine::memory_bytes`].
     pub memory_bytes: u64,
 }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, put_bytes};
 use flowmesh_model::fact::read_path;
-use flowmesh_model::{IndexWrite, Kind, Millis, ResourceId, ResourceInfo, Space};
+use flowmesh_model::{IndexWrite, Kind, Millis, Offset, PartitionRef, ResourceId, ResourceInfo, Settings, Space};
 
 use crate::changes::{Mark, Seals, image};
 use crate::decision::{EntryContext, FlushRange};
 use crate::keys::{self, Home};
+use crate::group::Group;
 use crate::kv::Store;
 use crate::queue::Queue;
 use crate::siphash::SipKey;
@@ -48,6 +49,7 @@ pub(crate) enum Parts {
     Stream(Stream),
     Queue(Box<Queue>),
     Kv(Box<Store>),
+    Group(Box<Group>),
 }
 
 impl Parts {
@@ -56,6 +58,7 @@ impl Parts {
             Kind::Stream => Self::Stream(Stream::default()),
             Kind::Queue => Self::Queue(Box::default()),
             Kind::Kv => Self::Kv(Box::new(Store::new(sip))),
+            Kind::Group => Self::Group(Box::default()),
         }
     }
 
@@ -64,6 +67,14 @@ impl Parts {
             Self::Stream(stream) => stream.memory_bytes(),
             Self::Queue(queue) => queue.memory_bytes(),
             Self::Kv(store) => store.memory_bytes(),
+            Self::Group(group) => group.memory_bytes(),
+        }
+    }
+
+    /// Takes over what settings say that deciding alone does not look at.
+    pub fn configure(&mut self, settings: &Settings) {
+        if let (Self::Stream(stream), Settings::Stream(settings)) = (self, settings) {
+            stream.configure(settings);
         }
     }
 
@@ -71,9 +82,10 @@ impl Parts {
     #[inline]
     pub fn next_due(&self) -> Option<Millis> {
         match self {
-            Self::Stream(_) => None,
+            Self::Stream(stream) => stream.next_due(),
             Self::Queue(queue) => queue.next_due(),
             Self::Kv(store) => store.next_due(),
+            Self::Group(group) => group.next_due(),
         }
     }
 
@@ -83,6 +95,7 @@ impl Parts {
             Self::Stream(stream) => stream.seal(home, seals, ranges),
             Self::Queue(queue) => queue.seal(),
             Self::Kv(store) => store.seal(),
+            Self::Group(group) => group.seal(),
         }
     }
 
@@ -95,18 +108,20 @@ impl Parts {
         out: &mut Vec<IndexWrite>,
     ) -> usize {
         match self {
-            Self::Stream(_) => 0,
+            Self::Stream(stream) => stream.collect(home, seals, items_max, out),
             Self::Queue(queue) => queue.collect(home, seals, items_max, out),
             Self::Kv(store) => store.collect(home, seals, items_max, out),
+            Self::Group(group) => group.collect(home, seals, items_max, out),
         }
     }
 
-    /// The sealed state is in the index.
-    pub fn sealed_written(&mut self) {
+    /// The sealed state is in the index. Appends to `trimmed` where the files of partitions start now.
+    pub fn sealed_written(&mut self, id: ResourceId, trimmed: &mut Vec<(PartitionRef, Offset)>) {
         match self {
-            Self::Stream(stream) => stream.sealed_written(),
+            Self::Stream(stream) => stream.sealed_written(id, trimmed),
             Self::Queue(queue) => queue.sealed_written(),
             Self::Kv(store) => store.sealed_written(),
+            Self::Group(group) => group.sealed_written(),
         }
     }
 
@@ -116,6 +131,7 @@ impl Parts {
             Self::Stream(stream) => stream.unseal(seals),
             Self::Queue(queue) => queue.unseal(seals),
             Self::Kv(store) => store.unseal(seals),
+            Self::Group(group) => group.unseal(seals),
         }
     }
 
@@ -123,12 +139,10 @@ impl Parts {
     /// how many it took: fewer means that is all.
     pub fn bury(&mut self, home: &Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
         match self {
-            Self::Stream(stream) => {
-                stream.bury(home, gone);
-                0
-            }
+            Self::Stream(stream) => stream.bury(home, items_max, gone),
             Self::Queue(queue) => queue.bury(home, items_max, gone),
             Self::Kv(store) => store.bury(home, items_max, gone),
+            Self::Group(group) => group.bury(home, items_max, gone),
         }
     }
 }
@@ -137,6 +151,14 @@ impl Held {
     pub fn new(home: Home, sip: SipKey) -> Self {
         let parts = Parts::new(home.path.kind(), sip);
         Self { home, info: None, mark: Mark::NEW, armed: None, parts }
+    }
+
+    /// Takes over what the catalog says.
+    pub fn set_info(&mut self, info: Option<Arc<ResourceInfo>>) {
+        if let Some(info) = &info {
+            self.parts.configure(&info.settings);
+        }
+        self.info = info;
     }
 
     /// The resource in the index.
@@ -155,6 +177,7 @@ impl Held {
             Parts::Stream(_) => {}
             Parts::Queue(queue) => queue.encode_counters(&mut out),
             Parts::Kv(store) => store.encode_counters(&mut out),
+            Parts::Group(group) => group.encode_counters(&mut out),
         }
         out.freeze()
     }
@@ -168,6 +191,7 @@ impl Held {
             Parts::Stream(_) => {}
             Parts::Queue(queue) => queue.restore_counters(&mut reader)?,
             Parts::Kv(store) => store.restore_counters(&mut reader)?,
+            Parts::Group(group) => group.restore_counters(&mut reader)?,
         }
         held.mark = Mark::IN_INDEX;
         keys::close(&reader)?;

@@ -17,6 +17,7 @@ impl Machine {
                 Parts::Stream(stream) => {
                     stats.partitions += stream.partitions().count() as u64;
                     stats.tail_bytes += stream.tail_bytes();
+                    stats.producers += stream.producers().map_or(0, |producers| producers.len() as u64);
                 }
                 Parts::Queue(queue) => {
                     let [ready, delayed, leased, dead] = queue.counts();
@@ -25,6 +26,10 @@ impl Machine {
                     stats.jobs_delayed += delayed;
                     stats.jobs_leased += leased;
                     stats.jobs_dead += dead;
+                }
+                Parts::Group(group) => {
+                    stats.groups += 1;
+                    stats.members += group.members() as u64;
                 }
                 Parts::Kv(store) => {
                     stats.stores += 1;
@@ -65,6 +70,7 @@ impl Machine {
                 Parts::Stream(stream) => stream.check(&self.seals),
                 Parts::Queue(queue) => queue.check(&self.seals),
                 Parts::Kv(store) => store.check(&self.seals),
+                Parts::Group(group) => group.check(&self.seals),
             }
             match held.armed {
                 Some(armed) => assert!(self.timers.contains(&(armed, id))),
@@ -90,6 +96,7 @@ impl Machine {
                 Parts::Stream(stream) => stream.dump(&mut out),
                 Parts::Queue(queue) => queue.dump(&mut out),
                 Parts::Kv(store) => store.dump(&mut out),
+                Parts::Group(group) => group.dump(&mut out),
             }
         }
         out

@@ -7,17 +7,22 @@
 //! | meta | `0xFFFF`, `0`, `2` | the shard: the time of its newest entry |
 //! | meta | `0xFFFF`, `0`, `3` | the catalog: version and last number |
 //! | meta | `0xFFFF`, resource `u64`, `4` | a resource of the catalog |
+//! | meta | slot `u16`, stream `u64`, `5`, partition `u32`, producer `u64` | an idempotent producer of a partition |
+//! | meta | slot `u16`, stream `u64`, `6`, the name | the producer of a name |
+//! | meta | slot `u16`, stream `u64`, `7`, partition `u32`, number `u64` | some closed segments of a partition |
 //! | jobs | slot `u16`, queue `u64`, job `u64` | a job |
 //! | keys | slot `u16`, store `u64`, the key | an entry |
+//! | groups | slot `u16`, group `u64`, `0`, member `u32` | a member |
+//! | groups | slot `u16`, group `u64`, `1`, stream `u64`, partition `u32` | a partition as the group sees it |
 //!
 //! Integers in keys are big-endian, so that a slot, a resource, a queue's jobs are ranges in order. `0xFFFF` is no slot:
 //! what stands there belongs to the shard. A held resource itself is in the slot of its partition 0. Every value starts
-//! with a format byte, now 1.
+//! with a format byte: 1, or what stands at its encoder.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, Reader};
 use flowmesh_model::placement::PlacementHash;
-use flowmesh_model::{JobId, ResourceId, ResourcePath, SlotId};
+use flowmesh_model::{JobId, PartitionRef, ProducerId, ResourceId, ResourcePath, SlotId};
 
 /// The format byte of every value. Raise it when a value's shape changes; decoders keep the old shapes for ever.
 pub(crate) const FORMAT: u8 = 1;
@@ -30,6 +35,9 @@ const PARTITION: u8 = 1;
 const CLOCK: u8 = 2;
 const CATALOG: u8 = 3;
 const CATALOG_RESOURCE: u8 = 4;
+const PRODUCER: u8 = 5;
+const PRODUCER_NAME: u8 = 6;
+const SEGMENTS: u8 = 7;
 
 /// A resource that the shard holds something of: its names and where its parts belong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +62,24 @@ impl Home {
     pub fn partition_key(&self, partition: u32) -> Bytes {
         let [a, b, c, d] = partition.to_be_bytes();
         key(self.placement.partition_slot(partition), self.id, &[PARTITION, a, b, c, d])
+    }
+
+    pub fn producer_key(&self, partition: u32, producer: ProducerId) -> Bytes {
+        let mut rest = [PRODUCER; 13];
+        rest[1..5].copy_from_slice(&partition.to_be_bytes());
+        rest[5..].copy_from_slice(&producer.0.to_be_bytes());
+        key(self.placement.partition_slot(partition), self.id, &rest)
+    }
+
+    pub fn segments_key(&self, partition: u32, chunk: u64) -> Bytes {
+        let mut rest = [SEGMENTS; 13];
+        rest[1..5].copy_from_slice(&partition.to_be_bytes());
+        rest[5..].copy_from_slice(&chunk.to_be_bytes());
+        key(self.placement.partition_slot(partition), self.id, &rest)
+    }
+
+    pub fn producer_name_key(&self, name: &[u8]) -> Bytes {
+        key(self.first_slot, self.id, &[&[PRODUCER_NAME], name].concat())
     }
 
     pub fn job_key(&self, job: JobId) -> Bytes {
@@ -87,16 +113,19 @@ pub(crate) fn catalog_resource_key(id: ResourceId) -> Bytes {
 
 /// What a key of the meta space names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum MetaKey {
+pub(crate) enum MetaKey<'a> {
     Resource(ResourceId),
     Partition(ResourceId, u32),
     Clock,
     Catalog,
     CatalogResource(ResourceId),
+    Producer(PartitionRef, ProducerId),
+    ProducerName(ResourceId, &'a [u8]),
+    Segments(PartitionRef),
 }
 
-impl MetaKey {
-    pub fn read(key: &[u8]) -> Result<Self, Malformed> {
+impl<'a> MetaKey<'a> {
+    pub fn read(key: &'a [u8]) -> Result<Self, Malformed> {
         let (_, id, rest) = split(key)?;
         match rest {
             [RESOURCE] => Ok(Self::Resource(id)),
@@ -104,6 +133,16 @@ impl MetaKey {
             [CLOCK] => Ok(Self::Clock),
             [CATALOG] => Ok(Self::Catalog),
             [CATALOG_RESOURCE] => Ok(Self::CatalogResource(id)),
+            [PRODUCER, a, b, c, d, producer @ ..] => {
+                let producer = producer.try_into().map_err(|_| Malformed("a producer has eight bytes"))?;
+                let at = PartitionRef { resource: id, partition: u32::from_be_bytes([*a, *b, *c, *d]) };
+                Ok(Self::Producer(at, ProducerId(u64::from_be_bytes(producer))))
+            }
+            [PRODUCER_NAME, name @ ..] => Ok(Self::ProducerName(id, name)),
+            [SEGMENTS, a, b, c, d, chunk @ ..] if chunk.len() == 8 => {
+                let partition = u32::from_be_bytes([*a, *b, *c, *d]);
+                Ok(Self::Segments(PartitionRef { resource: id, partition }))
+            }
             _ => Err(Malformed("unknown key in meta")),
         }
     }
@@ -141,6 +180,13 @@ mod tests {
         assert_eq!(MetaKey::read(&catalog_key()).unwrap(), MetaKey::Catalog);
         let resource = catalog_resource_key(ResourceId(3));
         assert_eq!(MetaKey::read(&resource).unwrap(), MetaKey::CatalogResource(ResourceId(3)));
+        let at = PartitionRef { resource: ResourceId(7), partition: 9 };
+        let producer = home.producer_key(9, ProducerId(3 << 40));
+        assert_eq!(MetaKey::read(&producer).unwrap(), MetaKey::Producer(at, ProducerId(3 << 40)));
+        assert!(MetaKey::read(&producer[..producer.len() - 1]).is_err());
+        assert_eq!(MetaKey::read(&home.segments_key(9, 1 << 40)).unwrap(), MetaKey::Segments(at));
+        let name = home.producer_name_key(b"orders");
+        assert_eq!(MetaKey::read(&name).unwrap(), MetaKey::ProducerName(ResourceId(7), b"orders"));
         let job = home.job_key(JobId(5));
         assert_eq!(split(&job).unwrap().2, 5u64.to_be_bytes());
         assert!(MetaKey::read(&job[..9]).is_err());

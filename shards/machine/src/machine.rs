@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use flowmesh_model::command::ReadFrom;
 use flowmesh_model::{
-    Catalog, Command, Fact, Kind, KvSettings, Lsn, Millis, PartitionRef, QueueSettings, Reject, ResourceId,
+    Catalog, Command, Fact, GroupSettings, Kind, KvSettings, Lsn, Millis, PartitionRef, QueueSettings, Reject, ResourceId,
     ResourceInfo, ResourcePath, Settings, StreamCommand, StreamSettings,
 };
 use rustc_hash::FxBuildHasher;
@@ -15,14 +15,16 @@ use crate::changes::{Seals, Touch};
 use crate::checkpoint::Checkpoint;
 use crate::decision::{CatalogNews, Decision, EntryContext, MachineConfig, WaitKey};
 use crate::held::{Apply, HELD_BYTES, Held, Parts};
+use crate::group::Group;
 use crate::keys::Home;
 use crate::kv::Store;
 use crate::queue::Enqueued;
 use crate::queue::Queue;
 use crate::siphash::SipKey;
+use crate::stream::producers::decide as producers;
 use crate::stream::tail::Arena;
 use crate::woken::Woken;
-use crate::{kv, queue, stream};
+use crate::{group, kv, queue, stream};
 
 /// The state of one shard.
 #[derive(Debug)]
@@ -40,6 +42,7 @@ pub struct Machine {
     /// What is asked where nothing is held yet.
     blank_queue: Queue,
     blank_store: Store,
+    blank_group: Group,
     /// Held resources by the moment something may be due: never later than it is, at times earlier.
     pub(crate) timers: BTreeSet<(Millis, ResourceId)>,
     /// Held resources that the snapshot no longer has.
@@ -65,6 +68,7 @@ impl Machine {
             held: hashbrown::HashMap::default(),
             blank_queue: Queue::default(),
             blank_store: Store::new(sip),
+            blank_group: Group::default(),
             timers: BTreeSet::new(),
             drops: BTreeSet::new(),
             woken: Woken::default(),
@@ -87,9 +91,10 @@ impl Machine {
             None => None,
         };
         let news = news.map_or(CatalogNews::OfAny, CatalogNews::Of);
-        let (held, drops) = (&mut self.held, &mut self.drops);
+        let (held, drops, timers) = (&mut self.held, &mut self.drops, &mut self.timers);
         let mut look = |id: ResourceId, held: &mut Held| {
-            held.info = catalog.get(id).cloned();
+            held.set_info(catalog.get(id).cloned());
+            arm_earlier(timers, held);
             // A larger number is not deleted but newer than the snapshot.
             if held.info.is_none() && id <= catalog.last_id() {
                 drops.insert(id);
@@ -131,8 +136,12 @@ impl Machine {
                     Some(Held { parts: Parts::Stream(stream), .. }) => Some(stream),
                     _ => None,
                 };
-                let partition = stream::decide::find(stream, info.settings.stream()?, *at)?;
-                let decision = stream::decide::Asked { partition, at: *at, now }.decide(command)?;
+                let settings = info.settings.stream()?;
+                let partition = stream::decide::find(stream, settings, *at)?;
+                let (producers, shard) = (stream.and_then(stream::Stream::producers), self.config.shard);
+                let producers = producers::Asked { producers, settings, at: *at, now, lsn, shard };
+                let decision =
+                    stream::decide::Asked { partition, at: *at, now, producers }.decide(command)?;
                 Ok(introduce(decision, held, info))
             }
             Command::Queue(id, command) => {
@@ -154,6 +163,16 @@ impl Machine {
                 let settings = info.settings.kv()?;
                 let decision = kv::decide::Asked { store, id: *id, settings, now, lsn }.decide(command)?;
                 Ok(introduce(decision, held, info))
+            }
+            Command::Group(id, command) => {
+                let (held, info) = self.find(*id, Kind::Group)?;
+                let group = match held {
+                    Some(Held { parts: Parts::Group(group), .. }) => group.as_ref(),
+                    _ => &self.blank_group,
+                };
+                let (settings, catalog) = (info.settings.group()?, self.snapshot.as_deref());
+                let asked = group::decide::Asked { group, id: *id, settings, catalog, now, lsn };
+                Ok(introduce(asked.decide(command)?, held, info))
             }
             Command::Catalog(command) if self.config.catalog_owner => self.catalog.decide(now, command),
             Command::Catalog(_) => {
@@ -180,17 +199,23 @@ impl Machine {
         }
     }
 
-    /// Makes a command that waits mean the same later: a read from `Latest` becomes one from the offset that is now.
+    /// Makes a command that waits mean the same later: a read from `Latest` or a time becomes one from the offset that
+    /// is now.
     pub fn pin(&self, command: &mut Command) {
         let Command::Stream(at, StreamCommand::Read { from, .. }) = command else { return };
-        if *from != ReadFrom::Latest {
+        if !matches!(from, ReadFrom::Latest | ReadFrom::Timestamp(_)) {
             return;
         }
-        let next = match self.held.get(&at.resource).map(|held| &held.parts) {
-            Some(Parts::Stream(stream)) => stream.partition(at.partition).map(|partition| partition.next),
+        let partition = match self.held.get(&at.resource).map(|held| &held.parts) {
+            Some(Parts::Stream(stream)) => stream.partition(at.partition),
             _ => None,
         };
-        *from = ReadFrom::Offset(next.unwrap_or_default());
+        // Before the first record both are offset 0.
+        match partition.map(|partition| partition.start(*from)) {
+            Some(Ok(stream::find::Start::At(offset))) => *from = ReadFrom::Offset(offset),
+            Some(_) => {}
+            None => *from = ReadFrom::Offset(flowmesh_model::Offset(0)),
+        }
     }
 
     /// Makes a fact true. Facts of an entry are applied in order, entries in order of their LSN.
@@ -208,10 +233,35 @@ impl Machine {
             Fact::ResourceHeld { id, path } => self.hold(id, path),
             Fact::ResourceDropped { id } => self.drop_resource(id),
             Fact::RecordsAppended { at: place, base, count, records } => {
-                self.change(at, place.resource, |cx, parts| {
-                    let Parts::Stream(stream) = parts else { wrong_kind(cx) };
+                self.change_stream(at, place.resource, |cx, stream| {
                     let partition = stream.appended(cx, place.partition, base, count, &records);
                     cx.woken.wake(&mut partition.woken, WaitKey::Stream(place));
+                });
+            }
+            Fact::SegmentRolled { at: place, base } => {
+                self.change_stream(at, place.resource, |cx, stream| stream.rolled(cx, place.partition, base));
+            }
+            Fact::RecordsTrimmed { at: place, earliest } => {
+                self.change_stream(at, place.resource, |cx, stream| {
+                    let partition = stream.trimmed(cx, place.partition, earliest);
+                    cx.woken.wake(&mut partition.woken, WaitKey::Stream(place));
+                });
+            }
+            Fact::RecordsProduced { at: place, base, count, producer, records } => {
+                self.change_stream(at, place.resource, |cx, stream| {
+                    let partition = stream.appended(cx, place.partition, base, count, &records);
+                    cx.woken.wake(&mut partition.woken, WaitKey::Stream(place));
+                    stream.producers_mut().produced(cx, place.partition, producer, base, count);
+                });
+            }
+            Fact::ProducerInitialised { at: place, id, epoch, name } => {
+                self.change_stream(at, place.resource, |cx, stream| {
+                    stream.producers_mut().initialised(cx, place.partition, id, epoch, &name);
+                });
+            }
+            Fact::ProducerForgotten { at: place, id } => {
+                self.change_stream(at, place.resource, |cx, stream| {
+                    stream.producers_mut().forgotten(cx, place.partition, id);
                 });
             }
             Fact::JobEnqueued { queue, job, ready_at, max_attempts, priority, headers, payload } => {
@@ -251,13 +301,18 @@ impl Machine {
             Fact::KeyDeleted { store, key } | Fact::KeyExpired { store, key } => {
                 self.change_store(at, store, |cx, store| store.removed(cx, &key));
             }
+            Fact::Group(id, fact) => self.change(at, id, |cx, parts| {
+                let Parts::Group(group) = parts else { wrong_kind(cx) };
+                group.apply(cx, fact);
+                cx.woken.wake(&mut group.woken, WaitKey::Group(id));
+            }),
         }
     }
 
     /// `ResourceHeld`.
     fn hold(&mut self, id: ResourceId, path: ResourcePath) {
         let mut held = Held::new(Home::new(id, path), self.sip);
-        held.info = self.snapshot.as_ref().and_then(|catalog| catalog.get(id)).cloned();
+        held.set_info(self.snapshot.as_ref().and_then(|catalog| catalog.get(id)).cloned());
         if self.seals.touch(&mut held.mark) != Touch::Known {
             self.checkpoint.list(id);
         }
@@ -284,8 +339,22 @@ impl Machine {
             }
             Parts::Queue(queue) => self.woken.wake(&mut queue.woken, WaitKey::Queue(id)),
             Parts::Kv(_) => {}
+            Parts::Group(group) => self.woken.wake(&mut group.woken, WaitKey::Group(id)),
         }
         self.bury(id, held);
+    }
+
+    #[inline]
+    fn change_stream(
+        &mut self,
+        at: EntryContext,
+        id: ResourceId,
+        change: impl FnOnce(&mut Apply<'_>, &mut stream::Stream),
+    ) {
+        self.change(at, id, |cx, parts| {
+            let Parts::Stream(stream) = parts else { wrong_kind(cx) };
+            change(cx, stream);
+        });
     }
 
     fn change_queue(
@@ -333,11 +402,7 @@ impl Machine {
         };
         change(&mut cx, &mut held.parts);
         self.memory_bytes = self.memory_bytes + held.parts.memory_bytes() - before;
-        if let Some(due) = held.parts.next_due()
-            && held.armed.is_none_or(|armed| due < armed)
-        {
-            arm(&mut self.timers, held, Some(due));
-        }
+        arm_earlier(&mut self.timers, held);
     }
 
     /// Takes one key for which something became available, each once, first come first served.
@@ -345,7 +410,7 @@ impl Machine {
         let key = self.woken.pop()?;
         let id = match key {
             WaitKey::Stream(at) => at.resource,
-            WaitKey::Queue(id) => id,
+            WaitKey::Queue(id) | WaitKey::Group(id) => id,
         };
         match (key, self.held.get_mut(&id).map(|held| &mut held.parts)) {
             (WaitKey::Stream(at), Some(Parts::Stream(stream))) => {
@@ -354,6 +419,7 @@ impl Machine {
                 }
             }
             (WaitKey::Queue(_), Some(Parts::Queue(queue))) => queue.woken = 0,
+            (WaitKey::Group(_), Some(Parts::Group(group))) => group.woken = 0,
             _ => {}
         }
         Some(key)
@@ -380,6 +446,16 @@ pub(crate) fn arm(timers: &mut BTreeSet<(Millis, ResourceId)>, held: &mut Held, 
     if let Some(due) = due {
         timers.insert((due, held.home.id));
         held.armed = Some(due);
+    }
+}
+
+/// Puts a held resource under an earlier moment if something is due before the one it is under.
+#[inline]
+fn arm_earlier(timers: &mut BTreeSet<(Millis, ResourceId)>, held: &mut Held) {
+    if let Some(due) = held.parts.next_due()
+        && held.armed.is_none_or(|armed| due < armed)
+    {
+        arm(timers, held, Some(due));
     }
 }
 
@@ -411,6 +487,7 @@ trait SettingsOf {
     fn stream(&self) -> Result<&StreamSettings, Reject>;
     fn queue(&self) -> Result<&QueueSettings, Reject>;
     fn kv(&self) -> Result<&KvSettings, Reject>;
+    fn group(&self) -> Result<&GroupSettings, Reject>;
 }
 
 const MISMATCH: Reject = Reject::Internal("settings of another kind than the path");
@@ -429,5 +506,10 @@ impl SettingsOf for Settings {
     #[inline]
     fn kv(&self) -> Result<&KvSettings, Reject> {
         if let Self::Kv(settings) = self { Ok(settings) } else { Err(MISMATCH) }
+    }
+
+    #[inline]
+    fn group(&self) -> Result<&GroupSettings, Reject> {
+        if let Self::Group(settings) = self { Ok(settings) } else { Err(MISMATCH) }
     }
 }

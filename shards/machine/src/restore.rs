@@ -2,11 +2,12 @@
 
 use bytes::Bytes;
 use flowmesh_model::codec::Malformed;
-use flowmesh_model::{JobId, Millis, Offset, PartitionRef, Space};
+use flowmesh_model::{JobId, Millis, Offset, PartitionRef, ResourceId, Space};
 
 use crate::held::{HELD_BYTES, Held, Parts};
 use crate::keys::{self, MetaKey};
 use crate::machine::{Machine, arm};
+use crate::stream::Stream;
 
 impl Machine {
     /// At start, before any fact: takes an entry of the index. Spaces come in the order of [`Space::ALL`], entries of a
@@ -35,10 +36,17 @@ impl Machine {
                     _ => Err(Malformed("a key of no store")),
                 }
             }
+            Space::Groups => {
+                let (_, id, key) = keys::split(key)?;
+                match self.held.get_mut(&id).map(|held| &mut held.parts) {
+                    Some(Parts::Group(group)) => group.restore_item(key, value),
+                    _ => Err(Malformed("a part of no group")),
+                }
+            }
         }
     }
 
-    fn restore_meta(&mut self, key: MetaKey, value: Bytes) -> Result<(), Malformed> {
+    fn restore_meta(&mut self, key: MetaKey<'_>, value: Bytes) -> Result<(), Malformed> {
         match key {
             MetaKey::Resource(id) => {
                 let held = Held::restore(id, value, self.sip)?;
@@ -60,6 +68,24 @@ impl Machine {
             }
             MetaKey::Catalog => self.catalog.restore_counters(value),
             MetaKey::CatalogResource(id) => self.catalog.restore_resource(id, value),
+            MetaKey::Producer(at, producer) => {
+                self.checkpoint.restored_producers.push((at, producer, value));
+                Ok(())
+            }
+            // Those of a partition come in order.
+            MetaKey::Segments(at) => {
+                self.checkpoint.restored_segments.push((at, value));
+                Ok(())
+            }
+            // In the slot of the stream itself, behind it.
+            MetaKey::ProducerName(id, name) => self.stream(id)?.producers_mut().restore_name(name, value),
+        }
+    }
+
+    fn stream(&mut self, id: ResourceId) -> Result<&mut Stream, Malformed> {
+        match self.held.get_mut(&id).map(|held| &mut held.parts) {
+            Some(Parts::Stream(stream)) => Ok(stream),
+            _ => Err(Malformed("a part of no stream")),
         }
     }
 
@@ -69,14 +95,22 @@ impl Machine {
     /// [`Malformed`] if they do not fit together.
     pub fn finish_restore(&mut self) -> Result<(), Malformed> {
         for (at, value) in std::mem::take(&mut self.checkpoint.restored_partitions) {
-            match self.held.get_mut(&at.resource).map(|held| &mut held.parts) {
-                Some(Parts::Stream(stream)) => stream.restore_partition(at.partition, value)?,
-                _ => return Err(Malformed("a partition of no stream")),
-            }
+            self.stream(at.resource)?.restore_partition(at.partition, value)?;
+        }
+        for (at, value) in std::mem::take(&mut self.checkpoint.restored_segments) {
+            self.stream(at.resource)?.restore_segments(at.partition, value)?;
+        }
+        for (at, producer, value) in std::mem::take(&mut self.checkpoint.restored_producers) {
+            self.stream(at.resource)?.producers_mut().restore(at.partition, producer, value)?;
         }
         self.catalog.finish_restore()?;
         self.memory_bytes = 0;
-        for held in self.held.values_mut() {
+        for (id, held) in &mut self.held {
+            match &mut held.parts {
+                Parts::Stream(stream) => stream.finish_restore(*id, &mut self.checkpoint.trimmed_streams)?,
+                Parts::Group(group) => group.finish_restore()?,
+                Parts::Queue(_) | Parts::Kv(_) => {}
+            }
             self.memory_bytes += HELD_BYTES + held.parts.memory_bytes();
             let due = held.parts.next_due();
             arm(&mut self.timers, held, due);
@@ -92,7 +126,7 @@ impl Machine {
             .iter()
             .filter_map(|(id, held)| match &held.parts {
                 Parts::Stream(stream) => Some((*id, stream)),
-                Parts::Queue(_) | Parts::Kv(_) => None,
+                Parts::Queue(_) | Parts::Kv(_) | Parts::Group(_) => None,
             })
             .flat_map(|(resource, stream)| {
                 stream

@@ -45,7 +45,7 @@ impl Machine {
         // What is about to be dropped needs no other fact.
         if !self.drops.contains(&id) {
             match &mut held.parts {
-                Parts::Stream(_) => {}
+                Parts::Stream(stream) => stream.expire(id, now, facts_max - before, facts),
                 Parts::Queue(queue) => {
                     promoted = queue.promote(now, promotions_max);
                     queue.expire(id, now, facts_max - before, facts);
@@ -54,6 +54,10 @@ impl Machine {
                     }
                 }
                 Parts::Kv(store) => store.expire(id, now, facts_max - before, facts),
+                Parts::Group(group) => {
+                    let (info, catalog) = (held.info.as_deref(), self.snapshot.as_deref());
+                    group.tick(id, info, catalog, now, facts_max - before, facts);
+                }
             }
         }
         if facts.len() == before {

@@ -26,7 +26,7 @@ use common::{World, pack, text};
 use flowmesh_model::command::{LeaseRef, Nack, NewJob, ReadFrom, SetEntry, SetIf, SetTtl};
 use flowmesh_model::{
     Batch, CatalogCommand, Command, JobId, Kind, KvCommand, LeaseToken, Lsn, Millis, Offset, PartitionRef,
-    QueueCommand, ResourceId, ResourcePath, Settings, StreamCommand,
+    ProducerId, ProducerStamp, QueueCommand, ResourceId, ResourcePath, Settings, StreamCommand,
 };
 
 /// The words of a command: plain ones in order, and options.
@@ -58,6 +58,13 @@ fn bytes(word: &str) -> Bytes {
 fn lease(word: &str) -> LeaseRef {
     let (job, token) = word.split_once(':').unwrap();
     LeaseRef { job: JobId(job.parse().unwrap()), token: LeaseToken(token.parse().unwrap()) }
+}
+
+/// `id:epoch:sequence`
+fn stamp(word: &str) -> ProducerStamp {
+    let mut numbers = word.split(':').map(|number| number.parse::<u64>().unwrap());
+    let mut next = || numbers.next().unwrap();
+    ProducerStamp { id: ProducerId(next()), epoch: next() as u32, sequence: next() }
 }
 
 struct Script {
@@ -135,7 +142,12 @@ impl Script {
                     _ => CatalogCommand::Delete { path },
                 })
             }
-            ["append" | "read" | "stream-status", place, rest @ ..] => {
+            [
+                "append" | "read" | "stream-status" | "find-offset" | "trim" | "init-producer"
+                | "fence-producer",
+                place,
+                rest @ ..,
+            ] => {
                 Command::Stream(self.partition(place), stream_command(plain[0], rest, &words, self.world.now))
             }
             ["set" | "get" | "del" | "exists" | "scan", store, rest @ ..] => {
@@ -163,19 +175,42 @@ fn stream_command(verb: &str, rest: &[&str], words: &Words<'_>, now: Millis) -> 
     match (verb, rest) {
         ("append", values) => {
             let values: Vec<&[u8]> = values.iter().map(|value| value.as_bytes()).collect();
-            StreamCommand::Append { records: pack(&values) }
+            StreamCommand::Append {
+                records: pack(&values),
+                producer: words.option("producer").map(stamp),
+                expected_offset: words.number("expect").map(Offset),
+            }
         }
         ("read", [from]) => StreamCommand::Read {
-            from: match *from {
-                "earliest" => ReadFrom::Earliest,
-                "latest" => ReadFrom::Latest,
-                offset => ReadFrom::Offset(Offset(offset.parse().unwrap())),
-            },
+            from: read_from(from),
+            bytes_min: words.number("bytes_min").unwrap_or(0) as u32,
             records_max: words.number("records_max").unwrap_or(100) as u32,
             bytes_max: words.number("bytes_max").unwrap_or(1000) as u32,
             wait_until: words.number("wait").map(|ms| now.plus(ms)),
         },
+        ("init-producer", name) => {
+            StreamCommand::InitProducer { name: name.first().map_or_else(Bytes::new, |name| bytes(name)) }
+        }
+        ("fence-producer", [producer]) => {
+            let (id, epoch) = producer.split_once(':').unwrap();
+            StreamCommand::FenceProducer {
+                id: ProducerId(id.parse().unwrap()),
+                epoch: epoch.parse().unwrap(),
+            }
+        }
+        ("find-offset", [from]) => StreamCommand::FindOffset { from: read_from(from) },
+        ("trim", [upto]) => StreamCommand::Trim { upto: Offset(upto.parse().unwrap()) },
         _ => StreamCommand::Status,
+    }
+}
+
+/// `earliest`, `latest`, `@time` or an offset.
+fn read_from(word: &str) -> ReadFrom {
+    match (word, word.strip_prefix('@')) {
+        ("earliest", _) => ReadFrom::Earliest,
+        ("latest", _) => ReadFrom::Latest,
+        (_, Some(time)) => ReadFrom::Timestamp(Millis(time.parse().unwrap())),
+        (offset, None) => ReadFrom::Offset(Offset(offset.parse().unwrap())),
     }
 }
 
@@ -304,6 +339,11 @@ fn stream() {
 }
 
 #[test]
+fn producers() {
+    check("producers.script");
+}
+
+#[test]
 fn queue() {
     check("queue.script");
 }
@@ -316,4 +356,9 @@ fn kv() {
 #[test]
 fn catalog() {
     check("catalog.script");
+}
+
+#[test]
+fn segments() {
+    check("segments.script");
 }

@@ -52,11 +52,9 @@ impl CatalogState {
         check(path, settings)?;
         let info = self.get(path)?;
         let (is, asked) = (info.settings.partitions(), settings.partitions());
-        if is != asked {
-            return Err(Reject::invalid(
-                "partitions",
-                format!("is {is} and fixed at creation; {asked} was asked for"),
-            ));
+        // Records stay where they are, and offsets with them: there is nowhere to put those of a partition that goes.
+        if asked < is {
+            return Err(Reject::PartitionsLowered { partitions: is, requested: asked });
         }
         if info.settings == *settings {
             return Ok(self.unchanged(info));

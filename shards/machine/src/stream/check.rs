@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::segments::SEGMENT_BYTES;
 use super::{PARTITION_BYTES, Stream};
 use crate::changes::Seals;
 
@@ -13,6 +14,7 @@ impl Stream {
             assert!(partition.earliest <= partition.next);
             assert!(partition.flushed <= partition.next);
             assert!(partition.sealed_next <= partition.next);
+            partition.segments.check(partition.earliest, partition.next, partition.bytes, partition.last_time);
             let mut end = partition.tail.first().map_or(partition.next, |run| run.base);
             assert!(end <= partition.flushed, "records are neither in memory nor in files");
             for run in partition.tail.runs() {
@@ -23,10 +25,13 @@ impl Stream {
                 tail_bytes += run.memory_bytes();
             }
             assert_eq!(end, partition.next, "the tail ends where the partition does");
-            memory_bytes += PARTITION_BYTES;
+            memory_bytes += PARTITION_BYTES + partition.segments.closed_count() as u64 * SEGMENT_BYTES;
             if seals.are_made() {
                 assert_eq!(seals.is_listed(partition.mark), self.dirty.contains(&number));
             }
+        }
+        if let Some(producers) = self.producers() {
+            producers.check(seals);
         }
         assert_eq!(self.tail_bytes, tail_bytes);
         assert_eq!(self.memory_bytes, memory_bytes + tail_bytes);
@@ -40,6 +45,16 @@ impl Stream {
                 "  partition {number} {}..{} bytes {} lsn {} time {}",
                 p.earliest, p.next, p.bytes, p.last_lsn, p.last_time
             );
+            for segment in p.segments.iter() {
+                let _ = writeln!(
+                    out,
+                    "    segment {} bytes {} times {}..{}",
+                    segment.base, segment.bytes, segment.first_time, segment.last_time
+                );
+            }
+        }
+        if let Some(producers) = self.producers() {
+            producers.dump(out);
         }
     }
 }

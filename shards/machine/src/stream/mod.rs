@@ -7,18 +7,28 @@
 //!    │ in segment files │ in files and in memory  │ in memory and the log  │
 //! ```
 //!
-//! [`tail`] is the part in memory, [`decide`] what can be asked, [`index`] the part in checkpoints.
+//! [`tail`] is the part in memory, [`segments`] what can be deleted at once, [`producers`] are those whose batches are
+//! appended once however often they come, [`decide`] says what can be asked, [`find`] where a read starts, [`retention`]
+//! what goes by itself; [`index`] is the part in checkpoints.
 
 mod check;
 pub(crate) mod decide;
+pub(crate) mod find;
 mod index;
+pub(crate) mod producers;
+pub(crate) mod retention;
+mod segments;
 pub(crate) mod tail;
 
 use bytes::Bytes;
-use flowmesh_model::{Lsn, Millis, Offset};
+use flowmesh_model::limits::PRODUCER_RETENTION_MS;
+use flowmesh_model::{Fact, Lsn, Millis, Offset, ResourceId, StreamSettings};
 
 use crate::changes::{Mark, Touch};
 use crate::held::Apply;
+use producers::Producers;
+use retention::Rules;
+use segments::{SEGMENT_BYTES, Segments};
 use tail::{Run, Tail};
 
 /// What a partition takes in memory without its records.
@@ -35,6 +45,14 @@ pub(crate) struct Stream {
     sealed: Vec<u32>,
     memory_bytes: u64,
     tail_bytes: u64,
+    /// What retention goes by.
+    rules: Rules,
+    /// When retention may have something to do; never later than that is so.
+    due: Option<Millis>,
+    /// `None`: there never was one.
+    producers: Option<Box<Producers>>,
+    /// As the settings say, 0 until they are known. Not part of the state.
+    producer_retention_ms: u64,
 }
 
 /// One partition.
@@ -44,11 +62,12 @@ pub(crate) struct Partition {
     pub earliest: Offset,
     /// The offset the next record will get.
     pub next: Offset,
-    /// Packed bytes of all records there are.
+    /// Packed bytes of all segments.
     pub bytes: u64,
-    /// The entry of the last append, and its time.
+    /// The entry of the last change, and the time of the last append.
     pub last_lsn: Lsn,
     pub last_time: Millis,
+    pub segments: Segments,
     /// Segment files have the records before.
     flushed: Offset,
     /// Segment files will have the records before, once the sealed state is written.
@@ -65,6 +84,27 @@ impl Partition {
         self.flushed
     }
 
+    /// Drops records from memory that are trimmed. Those of the sealed state stay until they are written, and where
+    /// `files` are made, so do those of a segment that is not gone as a whole: its file has no gap. Returns the bytes they
+    /// took.
+    fn drop_trimmed(&mut self, files: bool) -> u64 {
+        let (mut taken, base) = (0, self.segments.oldest().base);
+        let is_writing = self.sealed_next > self.flushed;
+        while let Some(end) = self.tail.first().map(Run::end) {
+            let can_go = end <= self.flushed || (!is_writing && (end <= base || !files));
+            if end > self.earliest || !can_go {
+                break;
+            }
+            taken += self.tail.pop_below(end).unwrap_or(0);
+            self.flushed = self.flushed.max(end);
+        }
+        if !is_writing {
+            self.flushed = self.flushed.max(base);
+            self.sealed_next = self.flushed;
+        }
+        taken
+    }
+
     /// A partition without records.
     pub const fn new() -> Self {
         Self {
@@ -73,6 +113,7 @@ impl Partition {
             bytes: 0,
             last_lsn: Lsn(0),
             last_time: Millis(0),
+            segments: Segments::new(),
             flushed: Offset(0),
             sealed_next: Offset(0),
             tail: Tail::new(),
@@ -105,7 +146,41 @@ impl Stream {
 
     /// An estimate of what it takes in memory.
     pub fn memory_bytes(&self) -> u64 {
-        self.memory_bytes
+        self.memory_bytes + self.producers.as_ref().map_or(0, |producers| producers.memory_bytes())
+    }
+
+    /// Takes over what the settings say.
+    pub fn configure(&mut self, settings: &StreamSettings) {
+        self.producer_retention_ms = settings.producer_retention_ms();
+        self.set_rules(Rules::of(settings));
+    }
+
+    fn producer_retention_ms(&self) -> u64 {
+        if self.producer_retention_ms == 0 { PRODUCER_RETENTION_MS } else { self.producer_retention_ms }
+    }
+
+    /// When a producer has been idle for too long next.
+    #[inline]
+    fn producers_due(&self) -> Option<Millis> {
+        self.producers.as_ref()?.next_due(self.producer_retention_ms())
+    }
+
+    /// Says which producers are to be forgotten now, at most `facts_max`.
+    fn expire_producers(&self, id: ResourceId, now: Millis, facts_max: usize, facts: &mut Vec<Fact>) {
+        if let Some(producers) = self.producers() {
+            producers.expire(id, now, self.producer_retention_ms(), facts_max, facts);
+        }
+    }
+
+    /// Idempotent producers, if there ever was one.
+    #[inline]
+    pub fn producers(&self) -> Option<&Producers> {
+        self.producers.as_deref()
+    }
+
+    /// The same, for a change of them.
+    pub fn producers_mut(&mut self) -> &mut Producers {
+        self.producers.get_or_insert_default()
     }
 
     /// Bytes of records in memory, with what each run takes.
@@ -140,12 +215,13 @@ impl Stream {
         let partition = self.make(number);
         assert!(partition.next == base, "records leave no gap: {} follows {}", base, partition.next);
         assert!(count > 0, "an append has records");
-        let run = Run { base, count, appended_at, lsn, records: cx.arena.keep(records) };
+        let run = Run { base, count, appended_at, lsn, records: cx.arena.keep(records), position: 0 };
         let taken = run.memory_bytes();
         partition.next = base.plus(u64::from(count));
         partition.bytes += records.len() as u64;
         partition.last_lsn = lsn;
         partition.last_time = appended_at;
+        partition.segments.appended(base, records.len() as u64, appended_at);
         partition.tail.push(run);
         let listed = cx.seals.touch(&mut partition.mark) != Touch::Known;
         if listed {
@@ -153,6 +229,38 @@ impl Stream {
         }
         self.memory_bytes += taken;
         self.tail_bytes += taken;
+        self.note_due(number);
+        self.make(number)
+    }
+
+    /// `SegmentRolled`.
+    pub fn rolled(&mut self, cx: &mut Apply<'_>, number: u32, base: Offset) {
+        let partition = self.make(number);
+        assert!(partition.next == base, "a segment begins with the next record: {base}, not {}", partition.next);
+        partition.segments.rolled(base);
+        partition.last_lsn = cx.at.lsn;
+        if cx.seals.touch(&mut partition.mark) != Touch::Known {
+            self.dirty.push(number);
+        }
+        self.memory_bytes += SEGMENT_BYTES;
+        self.note_due(number);
+    }
+
+    /// `RecordsTrimmed`. Returns the partition, for whoever waits at records that are gone.
+    pub fn trimmed(&mut self, cx: &mut Apply<'_>, number: u32, earliest: Offset) -> &mut Partition {
+        let partition = self.make(number);
+        let legal = earliest > partition.earliest && earliest <= partition.next;
+        assert!(legal, "{earliest} is not in {}..={}", partition.earliest, partition.next);
+        partition.earliest = earliest;
+        partition.last_lsn = cx.at.lsn;
+        let (segments, bytes) = partition.segments.trimmed(earliest);
+        partition.bytes -= bytes;
+        let taken = partition.drop_trimmed(cx.seals.are_made());
+        if cx.seals.touch(&mut partition.mark) != Touch::Known {
+            self.dirty.push(number);
+        }
+        self.memory_bytes -= taken + segments * SEGMENT_BYTES;
+        self.tail_bytes -= taken;
         self.make(number)
     }
 

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 use flowmesh_model::codec::COPY_BELOW_BYTES;
-use flowmesh_model::record::RecordSlices;
+use flowmesh_model::record::{RecordSlices, prefix_len};
 use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{Lsn, Millis, Offset};
 
@@ -19,6 +19,8 @@ pub(crate) struct Run {
     pub count: u32,
     pub appended_at: Millis,
     pub lsn: Lsn,
+    /// The bytes of all runs before it, modulo 2^32: where it lies. Set when it goes into the tail.
+    pub position: u32,
     pub records: Bytes,
 }
 
@@ -77,11 +79,13 @@ impl Run {
 #[derive(Debug)]
 pub(crate) struct Tail {
     runs: VecDeque<Run>,
+    /// Packed bytes of all of them.
+    bytes: u64,
 }
 
 impl Tail {
     pub const fn new() -> Self {
-        Self { runs: VecDeque::new() }
+        Self { runs: VecDeque::new(), bytes: 0 }
     }
 
     pub fn first(&self) -> Option<&Run> {
@@ -97,13 +101,46 @@ impl Tail {
         self.runs.front().is_some_and(|run| run.base <= offset)
     }
 
-    pub fn push(&mut self, run: Run) {
+    pub fn push(&mut self, mut run: Run) {
+        run.position = self.end_position();
+        self.bytes += run.records.len() as u64;
         self.runs.push_back(run);
+    }
+
+    fn end_position(&self) -> u32 {
+        self.runs.back().map_or(0, |run| run.position.wrapping_add(run.records.len() as u32))
+    }
+
+    /// Whether there are `bytes` packed bytes from a record on that is in memory. At once, but for tails beyond 4 GiB.
+    pub fn has_bytes(&self, from: Offset, bytes: u64) -> bool {
+        let Some(run) = self.since(from).next() else { return bytes == 0 };
+        let skip = u32::try_from(from.0.saturating_sub(run.base.0)).unwrap_or(run.count);
+        let wanted = bytes + prefix_len(&run.records, skip) as u64;
+        if self.bytes <= u64::from(u32::MAX) {
+            return u64::from(self.end_position().wrapping_sub(run.position)) >= wanted;
+        }
+        let mut sum = 0;
+        self.since(from).any(|run| {
+            sum += run.records.len() as u64;
+            sum >= wanted
+        })
+    }
+
+    /// The first run that was appended at `time` or later, with its place.
+    pub fn reaching(&self, time: Millis) -> Option<(usize, &Run)> {
+        let at = self.runs.partition_point(|run| run.appended_at < time);
+        Some((at, self.runs.get(at)?))
+    }
+
+    /// The run with a record that is in memory.
+    pub fn holding(&self, offset: Offset) -> Option<&Run> {
+        self.since(offset).next().filter(|run| run.base <= offset)
     }
 
     /// Drops the first run if all of it is before `flushed`. Returns the bytes it took.
     pub fn pop_below(&mut self, flushed: Offset) -> Option<u64> {
         let run = self.runs.pop_front_if(|run| run.end() <= flushed)?;
+        self.bytes -= run.records.len() as u64;
         Some(run.memory_bytes())
     }
 

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use flowmesh_model::reply::EntryValue;
-use flowmesh_model::{Fact, Reply};
+use flowmesh_model::{Fact, Millis, Reply};
 
 use super::{Outcome, values};
 
@@ -28,6 +28,19 @@ pub fn fact(fact: &Fact) -> String {
         Fact::RecordsAppended { at, base, count, records } => {
             format!("RecordsAppended {at} base {base} count {count} bytes {}", records.len())
         }
+        Fact::RecordsProduced { at, base, count, producer, records } => format!(
+            "RecordsProduced {at} base {base} count {count} producer {} epoch {} sequence {} bytes {}",
+            producer.id,
+            producer.epoch,
+            producer.sequence,
+            records.len()
+        ),
+        Fact::ProducerInitialised { at, id, epoch, name } => {
+            format!("ProducerInitialised {at} producer {id} epoch {epoch} name {}", text(name))
+        }
+        Fact::ProducerForgotten { at, id } => format!("ProducerForgotten {at} producer {id}"),
+        Fact::SegmentRolled { at, base } => format!("SegmentRolled {at} base {base}"),
+        Fact::RecordsTrimmed { at, earliest } => format!("RecordsTrimmed {at} earliest {earliest}"),
         Fact::JobEnqueued { queue, job, ready_at, max_attempts, priority, payload, .. } => format!(
             "JobEnqueued {queue} job {job} ready at {ready_at} attempts {max_attempts} priority {priority} {}",
             text(payload)
@@ -48,6 +61,7 @@ pub fn fact(fact: &Fact) -> String {
         }
         Fact::KeyDeleted { store, key } => format!("KeyDeleted {store} {}", text(key)),
         Fact::KeyExpired { store, key } => format!("KeyExpired {store} {}", text(key)),
+        Fact::Group(id, fact) => format!("Group {id} {fact:?}"),
     }
 }
 
@@ -61,9 +75,11 @@ fn lines<T>(head: &str, items: impl IntoIterator<Item = T>, line: impl Fn(T) -> 
 
 pub fn reply(reply: &Reply) -> String {
     match reply {
-        Reply::Appended { base, count, appended_at } => {
-            format!("appended base {base} count {count} at {appended_at}")
+        Reply::Appended { base, count, appended_at, duplicate } => {
+            let again = if *duplicate { ", again" } else { "" };
+            format!("appended base {base} count {count} at {appended_at}{again}")
         }
+        Reply::Producer { id, epoch } => format!("producer {id} epoch {epoch}"),
         Reply::Records(records) => {
             let head = format!(
                 "records next {} earliest {} high watermark {}",
@@ -77,7 +93,19 @@ pub fn reply(reply: &Reply) -> String {
                 format!("{} at {}: {}", run.base, run.appended_at, values.join(" "))
             })
         }
-        Reply::StreamStatus { earliest, next, bytes } => format!("stream {earliest}..{next} bytes {bytes}"),
+        Reply::StreamStatus { earliest, next, bytes, segments, oldest, newest } => {
+            let time = |time: &Option<Millis>| time.map_or_else(|| "-".to_owned(), |at| at.to_string());
+            format!(
+                "stream {earliest}..{next} bytes {bytes} segments {segments} times {}..{}",
+                time(oldest),
+                time(newest)
+            )
+        }
+        Reply::OffsetFound { offset, appended_at } => match appended_at {
+            Some(at) => format!("offset {offset} at {at}"),
+            None => format!("offset {offset}, to come"),
+        },
+        Reply::Trimmed { earliest, next } => format!("trimmed {earliest}..{next}"),
         Reply::Enqueued(jobs) => {
             format!("enqueued {}", jobs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
         }
@@ -118,6 +146,7 @@ pub fn reply(reply: &Reply) -> String {
                 format!("{} = {}", text(key), value(found))
             })
         }
+        Reply::Group(reply) => format!("group {reply:?}"),
         Reply::Resource { info, changed, version } => format!(
             "resource {} {} created {} changed {changed} version {version}",
             info.id, info.path, info.created_at
@@ -138,6 +167,9 @@ pub fn outcome(outcome: &Outcome) -> String {
         }
         Outcome::Answered(shown, seen) => format!("= {} (seen {seen})\n", reply(shown)),
         Outcome::Waits => "waits\n".to_owned(),
+        Outcome::Finds(find) => {
+            format!("looks in segment files from {} for {}\n", find.from, find.since)
+        }
         Outcome::Cold(from) => format!("reads segment files from {from}\n"),
         Outcome::Rejected(reject) => format!("! {} {reject}\n", reject.reason()),
     }

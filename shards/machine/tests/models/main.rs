@@ -9,5 +9,7 @@ mod common;
 
 mod catalog;
 mod kv;
+mod producers;
 mod queue;
+mod retention;
 mod stream;

@@ -56,13 +56,13 @@ proptest! {
                     let slices: Vec<&[u8]> = list[base..].iter().map(Vec::as_slice).collect();
                     let records: PackedRecords = pack(&slices);
                     let at = PartitionRef { resource, partition };
-                    let reply = world.run(&Command::Stream(at, StreamCommand::Append { records })).reply();
+                    let reply = world.run(&Command::Stream(at, StreamCommand::append(records))).reply();
                     let appended_at = world.now;
-                    prop_assert_eq!(reply, Reply::Appended { base: Offset(base as u64), count: sizes.len() as u32, appended_at });
+                    prop_assert_eq!(reply, Reply::Appended { base: Offset(base as u64), count: sizes.len() as u32, appended_at, duplicate: false });
                 }
                 Step::Read { partition, from, records_max, bytes_max } => {
                     let (at, list) = (PartitionRef { resource, partition }, &model[partition as usize]);
-                    let read = StreamCommand::Read { from: ReadFrom::Offset(Offset(from)), records_max, bytes_max, wait_until: None };
+                    let read = StreamCommand::Read { from: ReadFrom::Offset(Offset(from)), records_max, bytes_max, bytes_min: 0, wait_until: None };
                     let next = Offset(list.len() as u64);
                     match world.run(&Command::Stream(at, read)) {
                         Outcome::Answered(Reply::Records(records), _) => {

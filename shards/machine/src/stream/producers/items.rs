@@ -1,0 +1,190 @@
+//! A map whose changes reach the index by itself, as [`crate::changes`] says: whoever changes an item names it, and that
+//! is all.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use flowmesh_model::{IndexWrite, Space};
+
+use crate::changes::{Change, Changes, Mark, Seals, Touch, image, removal};
+use crate::keys::Home;
+
+/// What stands for an item.
+pub(crate) trait Key: Ord + Clone {
+    /// Its key in the index.
+    fn in_index(&self, home: &Home) -> Bytes;
+}
+
+/// An item.
+pub(crate) trait Item {
+    /// Its value in the index.
+    fn encode(&self) -> Bytes;
+}
+
+#[derive(Debug)]
+struct Entry<V> {
+    item: V,
+    mark: Mark,
+}
+
+/// Items by key, in the order of the keys.
+#[derive(Debug)]
+pub(crate) struct Items<K, V> {
+    map: BTreeMap<K, Entry<V>>,
+    changes: Changes<K>,
+}
+
+impl<K, V> Default for Items<K, V> {
+    fn default() -> Self {
+        Self { map: BTreeMap::new(), changes: Changes::default() }
+    }
+}
+
+/// Bytes that an item takes in memory besides what its value points to.
+pub(crate) const fn item_bytes<K, V>() -> u64 {
+    (size_of::<K>() + size_of::<Entry<V>>() + 32) as u64
+}
+
+impl<K: Key, V: Item> Items<K, V> {
+    pub fn get(&self, key: &K) -> Option<&V> {
+        self.map.get(key).map(|entry| &entry.item)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.map.iter().map(|(key, entry)| (key, &entry.item))
+    }
+
+    pub fn range(&self, keys: impl std::ops::RangeBounds<K>) -> impl Iterator<Item = (&K, &V)> {
+        self.map.range(keys).map(|(key, entry)| (key, &entry.item))
+    }
+
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Changes an item; it is made first if there is none.
+    pub fn change<R>(
+        &mut self,
+        home: &Home,
+        seals: &mut Seals,
+        key: &K,
+        make: impl FnOnce() -> V,
+        change: impl FnOnce(&mut V) -> R,
+    ) -> R {
+        let (touch, result) = if let Some(entry) = self.map.get_mut(key) {
+            let touch = seals.touch(&mut entry.mark);
+            if touch == Touch::CaptureAndList {
+                seals.capture(image(Space::Meta, key.in_index(home), entry.item.encode()));
+            }
+            (touch, change(&mut entry.item))
+        } else {
+            let mut mark = Mark::new(self.changes.is_back(key));
+            let touch = seals.touch(&mut mark);
+            let mut item = make();
+            let result = change(&mut item);
+            self.map.insert(key.clone(), Entry { item, mark });
+            (touch, result)
+        };
+        // Listed once it is there: thinning out forgets what is not.
+        if touch != Touch::Known {
+            self.changes.list(key.clone());
+            if self.changes.is_stale(self.map.len()) {
+                self.changes.thin(|key| self.map.contains_key(key));
+            }
+        }
+        result
+    }
+
+    /// Takes an item out.
+    pub fn remove(&mut self, home: &Home, seals: &mut Seals, key: &K) -> Option<V> {
+        let (key, mut entry) = self.map.remove_entry(key)?;
+        if seals.touch(&mut entry.mark) == Touch::CaptureAndList {
+            seals.capture(image(Space::Meta, key.in_index(home), entry.item.encode()));
+        }
+        if entry.mark.in_index() {
+            self.changes.list_gone(key);
+        }
+        Some(entry.item)
+    }
+
+    /// Puts an item that comes out of the index. Returns whether there was none.
+    pub fn restore(&mut self, key: K, item: V) -> bool {
+        self.map.insert(key, Entry { item, mark: Mark::IN_INDEX }).is_none()
+    }
+
+    /// Takes the changes into the sealed state.
+    pub fn seal(&mut self) {
+        self.changes.seal();
+    }
+
+    /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
+    pub fn collect(
+        &mut self,
+        home: &Home,
+        seals: &Seals,
+        items_max: usize,
+        out: &mut Vec<IndexWrite>,
+    ) -> usize {
+        for count in 0..items_max {
+            match self.changes.next() {
+                None => return count,
+                Some(Change::Gone(key)) => out.push(removal(Space::Meta, key.in_index(home))),
+                Some(Change::Listed(key)) => {
+                    if let Some(entry) = self.map.get_mut(&key).filter(|entry| seals.is_sealed(entry.mark)) {
+                        Seals::written(&mut entry.mark);
+                        out.push(image(Space::Meta, key.in_index(home), entry.item.encode()));
+                    }
+                }
+            }
+        }
+        items_max
+    }
+
+    /// The sealed state is in the index.
+    pub fn sealed_written(&mut self) {
+        self.changes.sealed_written();
+    }
+
+    /// The sealed state did not get into the index.
+    pub fn unseal(&mut self, seals: &Seals) {
+        let (changed, gone) = self.changes.unseal();
+        for key in changed {
+            if let Some(entry) = self.map.get_mut(&key)
+                && seals.touch(&mut entry.mark) != Touch::Known
+            {
+                self.changes.list(key);
+            }
+        }
+        for key in gone {
+            match self.map.get_mut(&key) {
+                Some(entry) => entry.mark.set_in_index(),
+                None => self.changes.list_gone(key),
+            }
+        }
+    }
+
+    /// Takes at most `items_max` items of a dropped stream out of memory and appends the keys the index has of them to
+    /// `gone`. Returns how many it took: fewer means that is all.
+    pub fn bury(&mut self, home: &Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
+        for count in 0..items_max {
+            let key = if let Some((key, entry)) = self.map.pop_first() {
+                Some(key).filter(|_| entry.mark.in_index())
+            } else if let Some(Change::Gone(key)) = self.changes.next() {
+                Some(key)
+            } else {
+                return count;
+            };
+            gone.extend(key.map(|key| (Space::Meta, key.in_index(home))));
+        }
+        items_max
+    }
+
+    /// Checks that exactly what changed is listed.
+    pub fn check(&self, seals: &Seals) {
+        if seals.are_made() {
+            for (key, entry) in &self.map {
+                assert_eq!(seals.is_listed(entry.mark), self.changes.has_listed(key));
+            }
+        }
+    }
+}
