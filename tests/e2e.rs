@@ -25,6 +25,7 @@ mod e2e {
     mod disk_full;
     mod docs;
     mod durability;
+    mod filters;
     mod http;
     mod kv;
     mod overload;
@@ -34,6 +35,7 @@ mod e2e {
     mod shards;
     mod shell;
     mod shutdown;
+    mod slow_consumers;
     mod start;
     mod streams;
     mod subscribe;

@@ -54,6 +54,9 @@ pub trait Backend: Clone + 'static {
     /// Returns after `span`.
     fn sleep(&self, span: Duration) -> LocalBoxFuture<'static, ()>;
 
+    /// Lets others on this core run if the caller has had it for long: for loops that may find all they ask for at once.
+    fn yield_if_needed(&self) -> impl Future<Output = ()>;
+
     /// Whether this server can take requests: recovered and not fenced.
     fn is_serving(&self) -> bool;
 }

@@ -60,6 +60,10 @@ impl Backend for Router {
         flowmesh_rt::time::sleep(span).boxed_local()
     }
 
+    fn yield_if_needed(&self) -> impl Future<Output = ()> {
+        flowmesh_rt::core::yield_if_needed()
+    }
+
     fn is_serving(&self) -> bool {
         !matches!(self.shard().health(), Health::Fenced(_) | Health::Stopping)
     }

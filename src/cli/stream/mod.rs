@@ -1,6 +1,8 @@
 //! `flowmesh stream`: append (through the pipelined [`producer`]), read, status.
 
 mod append;
+mod filter;
+mod inspect;
 mod producer;
 mod read;
 
@@ -20,6 +22,8 @@ pub enum StreamCommand {
     Append(append::AppendArgs),
     /// Read records, one value a line
     Read(read::ReadArgs),
+    /// Show the records around an offset with all their parts
+    Inspect(inspect::InspectArgs),
     /// Show first and next offset and bytes of each partition
     Status(StatusArgs),
 }
@@ -52,6 +56,7 @@ impl StreamCommand {
         match self {
             Self::Append(args) => args.run().await,
             Self::Read(args) => args.run().await,
+            Self::Inspect(args) => args.run().await,
             Self::Status(args) => args.run().await,
         }
     }

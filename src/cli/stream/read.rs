@@ -9,6 +9,7 @@ use serde::Serialize;
 use tonic::Request;
 use tonic::transport::Channel;
 
+use super::filter::{Filters, next_offset, offsets};
 use crate::cli::args::{Server, ValueFormat, duration};
 use crate::cli::connection::{Backoff, client};
 use crate::cli::failure::{Failure, Refusal};
@@ -27,6 +28,9 @@ pub struct ReadArgs {
     /// Only this partition; may be repeated
     #[arg(short, long = "partition", value_name = "N")]
     partitions: Vec<u32>,
+
+    #[command(flatten)]
+    filters: Filters,
 
     /// Stop after so many records
     #[arg(short = 'n', long)]
@@ -70,8 +74,9 @@ fn parse_from(text: &str) -> Result<From, String> {
 /// How long a read that is to end looks for a server that went away.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// A record as one JSON object.
 #[derive(Serialize)]
-struct RecordJson<'a> {
+pub struct RecordJson<'a> {
     partition: u32,
     offset: u64,
     appended_at_ms: u64,
@@ -153,6 +158,7 @@ impl Reader {
                 .collect(),
             max_batch_bytes: 0,
             stop_at_end: !self.args.follow,
+            filter: self.args.filters.message(),
         }
     }
 
@@ -187,7 +193,7 @@ impl Reader {
     }
 
     fn write(&mut self, batch: &v1::RecordBatch) -> Result<(), Failure> {
-        for (offset, record) in (batch.base_offset..).zip(&batch.records) {
+        for (offset, record) in offsets(batch).zip(&batch.records) {
             // After a loss the first batch may start with records that were written before it.
             if self.next.get(&batch.partition).is_some_and(|next| offset < *next) {
                 continue;
@@ -200,9 +206,11 @@ impl Reader {
             self.next.insert(batch.partition, offset + 1);
             self.left -= 1;
             if self.left == 0 {
-                break;
+                return Ok(());
             }
         }
+        let next = self.next.entry(batch.partition).or_default();
+        *next = next_offset(batch).max(*next);
         Ok(())
     }
 }
@@ -218,7 +226,8 @@ fn row(batch: &v1::RecordBatch, offset: u64, record: &v1::Record) -> String {
     )
 }
 
-fn json<'a>(batch: &v1::RecordBatch, offset: u64, record: &'a v1::Record) -> RecordJson<'a> {
+/// One record of a batch for a JSON line.
+pub fn json<'a>(batch: &v1::RecordBatch, offset: u64, record: &'a v1::Record) -> RecordJson<'a> {
     RecordJson {
         partition: batch.partition,
         offset,

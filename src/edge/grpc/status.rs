@@ -100,6 +100,7 @@ impl From<&Reject> for Status {
             Reject::InvalidArgument { field, .. } => (Some(*field), reject.to_string()),
             Reject::TooLarge { what, .. } => (Some(*what), reject.to_string()),
             Reject::NoSuchPartition { .. } => (Some("partition"), reject.to_string()),
+            Reject::IllegalFilter { .. } => (Some("filter"), reject.to_string()),
             _ => (None, reject.to_string()),
         };
         Self {

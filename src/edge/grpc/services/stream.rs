@@ -11,6 +11,8 @@ use flowmesh_proto::v1;
 use futures::future::join_all;
 
 use super::append::{AppendCall, append as append_records};
+use super::filter::read_filter;
+use super::read_filtered::{FilteredRead, read_filtered};
 use super::records::put_read_response;
 use super::{answer, attempt, check_wait, decode, dispatch_waiting, with_resource};
 use crate::edge::backend::{Backend, missing};
@@ -38,8 +40,9 @@ pub fn append<B: Backend>(edge: &Rc<Edge<B>>, message: &Bytes, responder: Respon
 
 /// `Stream.Read`
 pub fn read<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder) -> Option<CallFuture> {
-    let request: v1::ReadRequest = attempt!(responder, decode(message));
+    let mut request: v1::ReadRequest = attempt!(responder, decode(message));
     let read = attempt!(responder, read_command(&request));
+    let filter = attempt!(responder, read_filter(request.filter.take()));
     let Some(info) = edge.backend.find(Kind::Stream, &request.stream) else {
         responder.fail(missing(Kind::Stream, &request.stream));
         return None;
@@ -48,6 +51,13 @@ pub fn read<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder
     let to = edge.backend.shard_of_partition(&info, request.partition);
     let target = PartitionRef { resource: info.id, partition: request.partition };
     let partition = request.partition;
+    if let Some(filter) = filter
+        && let StreamCommand::Read { from, records_max, bytes_max, .. } = read
+    {
+        let wait_ms = request.wait_ms;
+        let read = FilteredRead { filter, target, to, from, records_max, bytes_max, bytes_min: 0, wait_ms };
+        return Some(read_filtered(edge, read, responder));
+    }
     dispatch_waiting(
         edge,
         to,

@@ -1,5 +1,8 @@
 //! `Stream.Subscribe`: one read in flight for each partition; what they bring is sent together, as many messages in one
 //! buffer, and no further read starts before the client has taken it.
+//!
+//! With a filter only what matches is sent. So that a consumer that resumes need not pass over the same records again, a
+//! batch without records tells it now and then how far it is.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,17 +10,21 @@ use std::task::Poll;
 
 use bytes::BytesMut;
 use flowmesh_model::command::ReadFrom;
-use flowmesh_model::limits::{BATCH_ITEMS_MAX, REPLY_BYTES_MAX};
+use flowmesh_model::filter::RecordFilter;
+use flowmesh_model::limits::{BATCH_ITEMS_MAX, FILTER_PROGRESS_MS, FILTER_PROGRESS_RECORDS, REPLY_BYTES_MAX};
 use flowmesh_model::reply::RecordRuns;
 use flowmesh_model::settings::within;
-use flowmesh_model::{Command, Kind, Offset, PartitionRef, Reject, Reply, ResourceInfo, StreamCommand};
+use flowmesh_model::{
+    Command, Kind, Millis, Offset, PartitionRef, Reject, Reply, ResourceInfo, StreamCommand,
+};
 use flowmesh_proto::v1;
 use flowmesh_proto::v1::subscribe_request::Start;
 use futures::StreamExt;
 use futures::future::{LocalBoxFuture, join_all};
 use futures::stream::FuturesUnordered;
 
-use super::records::{batch_len, put_batch};
+use super::filter::{Room, pick, read_filter};
+use super::records::{batch_len, picked_len, put_batch, put_picked, put_progress};
 use super::stream::{check_partition, chosen_partitions, or_default, partition_status};
 use super::{decode, next_round};
 use crate::edge::backend::{Backend, missing};
@@ -42,17 +49,40 @@ struct Cursor {
     from: ReadFrom,
     /// Where the subscription ends there.
     end: Option<Offset>,
+    /// With a filter: records that were passed over since the client was last told how far it is, and when that was.
+    unsaid: u64,
+    told_at: Millis,
+}
+
+impl Cursor {
+    /// How long a read waits for a record: not beyond the time at which the client is to be told how far it is.
+    fn wait_until(&self, now: Millis) -> Millis {
+        if self.unsaid > 0 { self.told_at.plus(FILTER_PROGRESS_MS) } else { next_round(now) }
+    }
+
+    fn told(&mut self, now: Millis) {
+        (self.unsaid, self.told_at) = (0, now);
+    }
+
+    /// Whether the client is to be told how far it is, now that records were looked at up to `next`.
+    fn owes_progress(&self, next: Offset, now: Millis) -> bool {
+        self.unsaid > 0
+            && (self.unsaid >= FILTER_PROGRESS_RECORDS
+                || now.since(self.told_at) >= FILTER_PROGRESS_MS
+                || self.end.is_some_and(|end| next >= end))
+    }
 }
 
 /// Serves one consumer.
 pub async fn subscribe<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) -> Result<(), Ended> {
-    let request: v1::SubscribeRequest = decode(call.only().await?)?;
+    let mut request: v1::SubscribeRequest = decode(call.only().await?)?;
+    let filter = read_filter(request.filter.take())?;
     within("max_batch_bytes", request.max_batch_bytes.into(), 0, REPLY_BYTES_MAX as u64)?;
     let info = edge
         .backend
         .find(Kind::Stream, &request.stream)
         .ok_or_else(|| missing(Kind::Stream, &request.stream))?;
-    let mut cursors = cursors(&info, &request)?;
+    let mut cursors = cursors(&info, &request, edge.backend.now())?;
     if request.stop_at_end {
         set_ends(edge, &info, &mut cursors).await?;
     }
@@ -65,16 +95,25 @@ pub async fn subscribe<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) ->
     }
     while let Some(first) = call.until_over(reads.next()).await? {
         let mut out = BytesMut::new();
-        let mut next = Some(first);
+        let (mut next, mut passed_bytes) = (Some(first), 0);
         while let Some((cursor, outcome)) = next {
             let records = outcome?;
-            put_runs(&mut out, cursor.partition, &records);
-            let cursor = Cursor { from: ReadFrom::Offset(records.next), ..cursor };
+            let mut cursor = Cursor { from: ReadFrom::Offset(records.next), ..cursor };
+            match &filter {
+                None => put_runs(&mut out, cursor.partition, &records),
+                Some(filter) => {
+                    passed_bytes += put_matching(&mut out, filter, &mut cursor, &records, edge.backend.now());
+                }
+            }
             start_read(edge, &info, cursor, wanted.min(share), &mut reads);
-            next = if out.len() < SEND_BYTES { ready_now(&mut reads).await } else { None };
+            next = if out.len() + passed_bytes < SEND_BYTES { ready_now(&mut reads).await } else { None };
         }
         if !out.is_empty() {
             call.send(out.freeze()).await?;
+        }
+        if filter.is_some() {
+            // Nothing that is sent slows down a search in which nothing matches.
+            call.until_over(edge.backend.yield_if_needed()).await?;
         }
     }
     Ok(())
@@ -110,7 +149,8 @@ fn start_read<B: Backend>(
         from: cursor.from,
         records_max: BATCH_ITEMS_MAX as u32,
         bytes_max,
-        wait_until: Some(next_round(edge.backend.now())),
+        bytes_min: 0,
+        wait_until: Some(cursor.wait_until(edge.backend.now())),
     };
     let to = edge.backend.shard_of_partition(info, cursor.partition);
     let reply = edge.backend.call(to, Command::Stream(target, read));
@@ -131,7 +171,36 @@ fn put_runs(out: &mut BytesMut, partition: u32, records: &RecordRuns) {
     }
 }
 
-fn cursors(info: &ResourceInfo, request: &v1::SubscribeRequest) -> Result<Vec<Cursor>, Reject> {
+/// Writes what matches, and progress where it is due. Returns the bytes that did not match.
+fn put_matching(
+    out: &mut BytesMut,
+    filter: &RecordFilter,
+    cursor: &mut Cursor,
+    records: &RecordRuns,
+    now: Millis,
+) -> usize {
+    let (partition, mut passed_bytes) = (cursor.partition, 0);
+    for run in &records.runs {
+        let mut room = Room::UNBOUNDED;
+        let picked = pick(filter, run, &mut room);
+        passed_bytes += run.records.len() - picked.records.len();
+        if picked.count == 0 {
+            cursor.unsaid += u64::from(run.count);
+            continue;
+        }
+        let next = Some(picked.next);
+        out.reserve(picked_len(partition, &picked, next) + PREFIX_BYTES);
+        put_message(out, |out| put_picked(out, partition, &picked, next));
+        cursor.told(now);
+    }
+    if cursor.owes_progress(records.next, now) {
+        put_message(out, |out| put_progress(out, partition, records.next));
+        cursor.told(now);
+    }
+    passed_bytes
+}
+
+fn cursors(info: &ResourceInfo, request: &v1::SubscribeRequest, now: Millis) -> Result<Vec<Cursor>, Reject> {
     let from = match request.start {
         None | Some(Start::Earliest(_)) => ReadFrom::Earliest,
         Some(Start::Latest(_)) => ReadFrom::Latest,
@@ -139,7 +208,7 @@ fn cursors(info: &ResourceInfo, request: &v1::SubscribeRequest) -> Result<Vec<Cu
     };
     let mut cursors: Vec<Cursor> = chosen_partitions(info, &request.partitions)?
         .into_iter()
-        .map(|partition| Cursor { partition, from, end: None })
+        .map(|partition| Cursor { partition, from, end: None, unsaid: 0, told_at: now })
         .collect();
     for place in &request.from {
         check_partition(info, place.partition)?;

@@ -457,6 +457,10 @@ impl Backend for Fake {
         tokio::time::sleep(span).boxed_local()
     }
 
+    async fn yield_if_needed(&self) {
+        tokio::task::yield_now().await;
+    }
+
     fn is_serving(&self) -> bool {
         self.0.serving.get()
     }
