@@ -118,6 +118,27 @@ pub fn large_writes(dir: &Path, cpu: Option<usize>, at_once: usize, span: Durati
     })
 }
 
+/// 1 MiB reads through the runtime, one after the other, in 10⁶ bytes a second.
+///
+/// # Errors
+/// As [`measure`].
+pub fn large_reads(dir: &Path, cpu: Option<usize>, span: Duration) -> anyhow::Result<f64> {
+    let path = Scratch::new(dir, "large-read")?;
+    let file = path.0.clone();
+    on_core(cpu, move || {
+        let file = file.clone();
+        async move {
+            let file = RtDisk.create_zeroed(&file, LARGE_FILE_BYTES).await?;
+            let (began, mut done) = (Instant::now(), 0u64);
+            while began.elapsed() < span {
+                file.read_at(done % LARGE_FILE_BYTES, LARGE_WRITE_BYTES).await?;
+                done += LARGE_WRITE_BYTES as u64;
+            }
+            Ok(done as f64 / 1e6 / began.elapsed().as_secs_f64())
+        }
+    })
+}
+
 fn on_core<T, F, Fut>(cpu: Option<usize>, make: F) -> anyhow::Result<T>
 where
     T: Send + 'static,

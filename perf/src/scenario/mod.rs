@@ -2,8 +2,9 @@
 //! with it, compare.
 //!
 //! [`lab`] is what a scenario works with and [`row`] what it brings back; [`process`] runs servers, [`fill`] writes what
-//! is read; [`unary`], [`streams`], [`queues`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
+//! is read; [`unary`], [`streams`], [`backlog`], [`queues`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
 
+pub mod backlog;
 pub mod cores;
 pub mod fill;
 pub mod lab;
@@ -27,7 +28,7 @@ struct Scenario {
 }
 
 /// All scenarios, in the order of the targets.
-const SCENARIOS: [Scenario; 13] = [
+const SCENARIOS: [Scenario; 16] = [
     Scenario {
         name: "lone-append",
         what: "one client appends, one record at a time",
@@ -56,6 +57,17 @@ const SCENARIOS: [Scenario; 13] = [
         what: "100-byte records from memory, and behind a producer",
         run: streams::subscribe,
     },
+    Scenario {
+        name: "catch-up",
+        what: "1 KiB records from segment files, and from memory",
+        run: backlog::catch_up,
+    },
+    Scenario {
+        name: "cold-reader",
+        what: "producers beside a consumer that reads segment files",
+        run: backlog::cold_reader,
+    },
+    Scenario { name: "idle-streams", what: "memory of 10 000 streams", run: backlog::idle_streams },
     Scenario { name: "jobs", what: "enqueue, reserve, ack, 64 jobs a call", run: queues::jobs },
     Scenario {
         name: "wrong-core",

@@ -11,7 +11,7 @@ use std::task::Poll;
 use bytes::BytesMut;
 use flowmesh_model::command::ReadFrom;
 use flowmesh_model::filter::RecordFilter;
-use flowmesh_model::limits::{BATCH_ITEMS_MAX, FILTER_PROGRESS_MS, FILTER_PROGRESS_RECORDS, REPLY_BYTES_MAX};
+use flowmesh_model::limits::{FILTER_PROGRESS_MS, FILTER_PROGRESS_RECORDS, REPLY_BYTES_MAX};
 use flowmesh_model::reply::RecordRuns;
 use flowmesh_model::settings::within;
 use flowmesh_model::{
@@ -36,6 +36,12 @@ use crate::edge::grpc::streaming::{Ended, StreamCall};
 /// Bytes of one read where the client does not say.
 const BATCH_BYTES_DEFAULT: u32 = 256 * 1024;
 
+/// Bytes of one read of a consumer that is behind: a busy core comes back to it only so often.
+const BEHIND_BYTES: u32 = 1024 * 1024;
+
+/// Records of one read.
+const READ_RECORDS: u32 = 100_000;
+
 /// Bytes of all reads in flight: with many partitions each gets less.
 const READS_BYTES_MAX: usize = 8 * 1024 * 1024;
 
@@ -49,12 +55,26 @@ struct Cursor {
     from: ReadFrom,
     /// Where the subscription ends there.
     end: Option<Offset>,
+    /// Bytes of the next read.
+    bytes: u32,
     /// With a filter: records that were passed over since the client was last told how far it is, and when that was.
     unsaid: u64,
     told_at: Millis,
 }
 
 impl Cursor {
+    /// Where to go on, and with how much: reads grow while they come back full, up to `behind`, and shrink to `wanted` when
+    /// the consumer has caught up.
+    fn behind(self, records: &RecordRuns, wanted: u32, behind: u32) -> Self {
+        let got = records.runs.iter().map(|run| run.records.len()).sum::<usize>() as u32;
+        let bytes = match got {
+            got if got >= self.bytes / 2 => self.bytes.saturating_mul(2).min(behind.max(wanted)),
+            got if got < self.bytes / 4 => (self.bytes / 2).max(wanted),
+            _ => self.bytes,
+        };
+        Self { from: ReadFrom::Offset(records.next), bytes, ..self }
+    }
+
     /// How long a read waits for a record: not beyond the time at which the client is to be told how far it is.
     fn wait_until(&self, now: Millis) -> Millis {
         if self.unsaid > 0 { self.told_at.plus(FILTER_PROGRESS_MS) } else { next_round(now) }
@@ -88,24 +108,25 @@ pub async fn subscribe<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) ->
     }
     let wanted = or_default(request.max_batch_bytes, BATCH_BYTES_DEFAULT);
     let share = (READS_BYTES_MAX / cursors.len().max(1)).max(16 * 1024) as u32;
+    let wanted = wanted.min(share);
     call.open()?;
     let mut reads = FuturesUnordered::new();
     for cursor in cursors {
-        start_read(edge, &info, cursor, wanted.min(share), &mut reads);
+        start_read(edge, &info, Cursor { bytes: wanted, ..cursor }, &mut reads);
     }
     while let Some(first) = call.until_over(reads.next()).await? {
         let mut out = BytesMut::new();
         let (mut next, mut passed_bytes) = (Some(first), 0);
         while let Some((cursor, outcome)) = next {
             let records = outcome?;
-            let mut cursor = Cursor { from: ReadFrom::Offset(records.next), ..cursor };
+            let mut cursor = cursor.behind(&records, wanted, share.min(BEHIND_BYTES));
             match &filter {
                 None => put_runs(&mut out, cursor.partition, &records),
                 Some(filter) => {
                     passed_bytes += put_matching(&mut out, filter, &mut cursor, &records, edge.backend.now());
                 }
             }
-            start_read(edge, &info, cursor, wanted.min(share), &mut reads);
+            start_read(edge, &info, cursor, &mut reads);
             next = if out.len() + passed_bytes < SEND_BYTES { ready_now(&mut reads).await } else { None };
         }
         if !out.is_empty() {
@@ -136,7 +157,6 @@ fn start_read<B: Backend>(
     edge: &Rc<Edge<B>>,
     info: &Arc<ResourceInfo>,
     cursor: Cursor,
-    bytes_max: u32,
     reads: &mut Reads,
 ) {
     if let (Some(end), ReadFrom::Offset(next)) = (cursor.end, cursor.from)
@@ -147,8 +167,8 @@ fn start_read<B: Backend>(
     let target = PartitionRef { resource: info.id, partition: cursor.partition };
     let read = StreamCommand::Read {
         from: cursor.from,
-        records_max: BATCH_ITEMS_MAX as u32,
-        bytes_max,
+        records_max: READ_RECORDS,
+        bytes_max: cursor.bytes,
         bytes_min: 0,
         wait_until: Some(cursor.wait_until(edge.backend.now())),
     };
@@ -208,7 +228,7 @@ fn cursors(info: &ResourceInfo, request: &v1::SubscribeRequest, now: Millis) -> 
     };
     let mut cursors: Vec<Cursor> = chosen_partitions(info, &request.partitions)?
         .into_iter()
-        .map(|partition| Cursor { partition, from, end: None, unsaid: 0, told_at: now })
+        .map(|partition| Cursor { partition, from, end: None, bytes: 0, unsaid: 0, told_at: now })
         .collect();
     for place in &request.from {
         check_partition(info, place.partition)?;
