@@ -5,7 +5,7 @@ use std::io;
 use std::rc::Rc;
 
 use flowmesh_model::reply::RecordRun;
-use flowmesh_model::{Offset, PartitionRef};
+use flowmesh_model::{Millis, Offset, PartitionRef};
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt, StreamExt};
@@ -32,16 +32,38 @@ impl<D: Disk> StreamFiles<D> {
     /// # Errors
     /// [`SegmentError`]; `Missing` if the runs leave a gap.
     pub async fn append(&self, at: PartitionRef, runs: &[RecordRun]) -> Result<(), SegmentError> {
+        self.append_runs(at, runs, false).await
+    }
+
+    /// As [`StreamFiles::append`], into a file of its own: a segment begins. Records between the files and these, if
+    /// there are any, are gone for good, and so is all before them: what they lie behind is nothing that is read.
+    ///
+    /// # Errors
+    /// [`SegmentError`].
+    pub async fn append_segment(&self, at: PartitionRef, runs: &[RecordRun]) -> Result<(), SegmentError> {
+        self.append_runs(at, runs, true).await
+    }
+
+    async fn append_runs(
+        &self,
+        at: PartitionRef,
+        runs: &[RecordRun],
+        new_file: bool,
+    ) -> Result<(), SegmentError> {
         let Some(first) = runs.first() else { return Ok(()) };
         let next = self.next_offset(at);
-        if first.base > next {
+        if first.base > next && !new_file {
             return Err(self.inner.missing(at, next));
         }
         if first.base < next {
             self.inner.go_back(at, first.base);
         }
-        self.inner.make_ready(at).await?;
-        let appended = self.inner.append_blocks(at, runs).await;
+        if new_file {
+            self.inner.make_ready_to_begin(at, first.base).await?;
+        } else {
+            self.inner.make_ready(at).await?;
+        }
+        let appended = self.inner.append_blocks(at, runs, new_file).await;
         if appended.is_err() {
             self.inner.go_back(at, first.base);
         }
@@ -106,9 +128,14 @@ impl<D: Disk> Inner<D> {
         }
     }
 
-    async fn append_blocks(&self, at: PartitionRef, runs: &[RecordRun]) -> Result<(), SegmentError> {
+    async fn append_blocks(
+        &self,
+        at: PartitionRef,
+        runs: &[RecordRun],
+        new_file: bool,
+    ) -> Result<(), SegmentError> {
         let mut writing = FuturesOrdered::new();
-        let issued = self.issue_blocks(at, runs, &mut writing).await;
+        let issued = self.issue_blocks(at, runs, new_file, &mut writing).await;
         // A write that nobody waits for could still land later, over what was written there since.
         let mut landed = Ok(());
         while let Some(written) = writing.next().await {
@@ -123,12 +150,14 @@ impl<D: Disk> Inner<D> {
         &'a self,
         at: PartitionRef,
         mut runs: &[RecordRun],
+        new_file: bool,
         writing: &mut FuturesOrdered<LocalBoxFuture<'a, BlockWrite<D>>>,
     ) -> Result<(), SegmentError> {
         let (last, mut position, mut next) = {
             let partitions = self.partitions.borrow();
             let Some(partition) = partitions.get(&at) else { return Err(self.missing(at, Offset(0))) };
-            (partition.last_file(), partition.tail.unwrap_or(0), partition.next)
+            let last = partition.last_file().filter(|_| !new_file);
+            (last, partition.tail.unwrap_or(0), partition.next)
         };
         let mut file = match last {
             Some(base) => Some(self.open_file(at, base).await?),
@@ -152,7 +181,8 @@ impl<D: Disk> Inner<D> {
             let buf = self.block_memory(bytes, total(runs));
             let (buf, block_next) =
                 encode_block(buf, &block, bytes, next).map_err(|gap| self.missing(at, gap))?;
-            current.index.borrow_mut().note(next, position);
+            let time = block.runs.first().map_or(Millis(0), |run| run.appended_at);
+            current.index.borrow_mut().note(next, position, time);
             self.add_dirty(at, &current);
             writing.push_back(write_block(current.clone(), buf, bytes, position, block_next).boxed_local());
             file = Some(current);

@@ -8,17 +8,17 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use flowmesh_model::{Offset, PartitionRef, ResourceId};
+use flowmesh_model::{Millis, Offset, PartitionRef, ResourceId};
 
 use super::error::{SegmentDamage, SegmentError};
-use super::format::{BlockHeader, FILE_HEADER_BYTES, FileHeader, FileHeaderFault, VERSION};
+use super::format::{BlockHeader, FILE_HEADER_BYTES, FileHeader, FileHeaderFault, VERSION, first_run_time};
 use crate::disk::{ALIGN, Disk, DiskFile};
 use crate::window::Window;
 
 /// Settings of segment files.
 #[derive(Clone, Debug)]
 pub struct StreamFilesConfig {
-    /// A file that is larger gets a successor.
+    /// A file that is larger gets a successor, although its segment goes on: more than a segment should have.
     pub file_bytes_max: u64,
     /// Records gather to writes of this size; also what a read of one record costs.
     pub block_bytes: usize,
@@ -32,7 +32,7 @@ pub struct StreamFilesConfig {
 impl Default for StreamFilesConfig {
     fn default() -> Self {
         Self {
-            file_bytes_max: 64 * 1024 * 1024,
+            file_bytes_max: 16 * 1024 * 1024 * 1024,
             block_bytes: 256 * 1024,
             allocate_from: 512 * 1024,
             open_max: 2,
@@ -97,31 +97,54 @@ impl<D: Disk> Clone for OpenFile<D> {
     }
 }
 
-/// Where some of a file's blocks start: enough to find any block with one read.
-pub(super) struct SparseIndex(Vec<(Offset, u64)>);
+/// Where some of a file's blocks start, and when their first record was appended: enough to find any block with one read.
+/// Made anew from the blocks' headers whenever a file is opened.
+pub(super) struct SparseIndex(Vec<Block>);
+
+/// One block of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Block {
+    /// Its first record.
+    pub base: Offset,
+    /// Where it starts.
+    pub position: u64,
+    /// When its first record was appended; 0 if that was not looked at.
+    pub time: Millis,
+}
 
 /// Blocks nearer than this to the one before are left out of the index.
 const INDEX_EVERY: u64 = 128 * 1024;
 
 /// How much is read at once to hop from block header to block header.
-const HOP_BYTES: usize = 64 * 1024;
+pub(super) const HOP_BYTES: usize = 64 * 1024;
 
 impl SparseIndex {
     pub fn new(base: Offset) -> Self {
-        Self(vec![(base, FILE_HEADER_BYTES as u64)])
+        Self(vec![Block { base, position: FILE_HEADER_BYTES as u64, time: Millis(0) }])
     }
 
     /// Takes note of a block, if it is far enough behind the last one noted.
-    pub fn note(&mut self, base: Offset, position: u64) {
-        if self.0.last().is_none_or(|&(_, last)| position >= last + INDEX_EVERY) {
-            self.0.push((base, position));
+    pub fn note(&mut self, base: Offset, position: u64, time: Millis) {
+        if self.0.last().is_none_or(|last| position >= last.position + INDEX_EVERY) {
+            self.0.push(Block { base, position, time });
         }
     }
 
     /// A block at or before the one with `offset`.
-    pub fn before(&self, offset: Offset) -> (Offset, u64) {
-        let at = self.0.partition_point(|&(base, _)| base <= offset);
-        self.0.get(at.saturating_sub(1)).copied().unwrap_or((Offset(0), FILE_HEADER_BYTES as u64))
+    pub fn before(&self, offset: Offset) -> Block {
+        self.get(self.0.partition_point(|block| block.base <= offset))
+    }
+
+    /// A block at or before the one with the first record that is `offset` or one behind it, and was appended at `since`
+    /// or later.
+    pub fn before_time(&self, offset: Offset, since: Millis) -> Block {
+        let at = self.0.partition_point(|block| block.base <= offset);
+        self.get(at.max(self.0.partition_point(|block| block.time < since)))
+    }
+
+    fn get(&self, behind: usize) -> Block {
+        let start = Block { base: Offset(0), position: FILE_HEADER_BYTES as u64, time: Millis(0) };
+        self.0.get(behind.saturating_sub(1)).copied().unwrap_or(start)
     }
 }
 
@@ -186,6 +209,36 @@ impl<D: Disk> StreamFiles<D> {
         self.inner.partitions.borrow().get(&at).map_or(Offset(0), |partition| partition.next)
     }
 
+    /// Removes the files of a partition that only have records before `base`, where a segment begins. The index must know
+    /// that those are gone; that a crash may bring the files back is no harm.
+    ///
+    /// # Errors
+    /// [`SegmentError`]; what could not be removed is when this is called again.
+    pub async fn trim(&self, at: PartitionRef, base: Offset) -> Result<(), SegmentError> {
+        self.inner.list(at).await?;
+        let gone = match self.inner.partitions.borrow().get(&at) {
+            Some(partition) => partition.files_before(base),
+            None => return Ok(()),
+        };
+        for &file in &gone {
+            let path = self.inner.path(at, file);
+            match self.inner.disk.remove(&path).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(io_error(at, "remove", &path, error));
+                }
+                _ => {}
+            }
+            self.inner.dirty.borrow_mut().retain(|dirty| dirty.path != path);
+            if let Some(partition) = self.inner.partitions.borrow_mut().get_mut(&at) {
+                partition.open.retain(|open| open.base != file);
+                if let Some(bases) = &mut partition.bases {
+                    bases.remove(&file);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Removes a partition's files.
     pub async fn delete(&self, at: PartitionRef) -> Result<(), SegmentError> {
         self.inner.partitions.borrow_mut().remove(&at);
@@ -222,6 +275,14 @@ impl<D: Disk> Partition<D> {
     /// The file that holds `offset`, if there is one.
     pub fn file_of(&self, offset: Offset) -> Option<Offset> {
         self.bases.as_ref()?.range(..=offset).next_back().copied()
+    }
+
+    /// The files that only have records before `base`.
+    fn files_before(&self, base: Offset) -> Vec<Offset> {
+        let Some(bases) = &self.bases else { return Vec::new() };
+        // A file ends where the next one begins.
+        let first = if self.next <= base { Some(self.next) } else { self.file_of(base) };
+        first.map_or_else(Vec::new, |first| bases.range(..first).copied().collect())
     }
 
     /// The last file.
@@ -289,6 +350,27 @@ impl<D: Disk> Inner<D> {
         Ok(())
     }
 
+    /// The same for an append that begins a file at `base`: files from there on are removed, those before stay as they are.
+    pub async fn make_ready_to_begin(&self, at: PartitionRef, base: Offset) -> Result<(), SegmentError> {
+        let is_ready = {
+            let mut partitions = self.partitions.borrow_mut();
+            let partition = partitions.entry(at).or_insert_with(|| Partition::new(base));
+            partition.next = partition.next.max(base);
+            partition.tail.is_some()
+        };
+        if !is_ready {
+            let mut bases = self.bases_on_disk(at).await?;
+            let behind = bases.split_off(&base);
+            if !behind.is_empty() {
+                self.remove_files(at, behind).await?;
+            }
+            if let Some(partition) = self.partitions.borrow_mut().get_mut(&at) {
+                (partition.bases, partition.tail) = (Some(bases), Some(0));
+            }
+        }
+        Ok(())
+    }
+
     async fn bases_on_disk(&self, at: PartitionRef) -> Result<BTreeSet<Offset>, SegmentError> {
         let dir = self.dir(at);
         let names = self.disk.list(&dir).await.map_err(|error| io_error(at, "list", &dir, error))?;
@@ -315,7 +397,7 @@ impl<D: Disk> Inner<D> {
         let (mut expected, mut position) = (base, FILE_HEADER_BYTES as u64);
         while expected < next {
             let header = self.block_header((at, base), &mut window, position, expected).await?;
-            opened.index.borrow_mut().note(header.base, position);
+            opened.index.borrow_mut().note(header.base, position, first_run_time(window.bytes()));
             expected = header.next;
             position += header.disk_bytes() as u64;
         }

@@ -158,6 +158,12 @@ impl BlockHeader {
     }
 }
 
+/// When the first run of a block was appended, by a part of the block that holds its start. Not checked: good to find a
+/// place by, not to hand out.
+pub fn first_run_time(block: &[u8]) -> Millis {
+    Millis(Fields(block.get(BLOCK_HEADER_BYTES + 16..).unwrap_or_default()).u64())
+}
+
 /// What a run takes in a block.
 pub fn run_bytes(run: &RecordRun) -> usize {
     RUN_HEADER_BYTES + run.records.len()

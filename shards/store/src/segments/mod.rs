@@ -8,12 +8,16 @@
 //!   append* ─► sync ─► (the index commits the new ends)          read ◄─ cold reads
 //! ```
 //!
-//! [`format`] has every byte, [`files`] the shard's partitions ([`StreamFiles`]), [`append`] and [`read`] what their
-//! names say.
+//! A file begins where a segment of the stream does, so that files go with their segments: once the index knows that all
+//! records of a file are gone, it is removed ([`StreamFiles::trim`]).
+//!
+//! [`format`] has every byte, [`files`] the shard's partitions ([`StreamFiles`]), [`append`], [`read`] and [`find`] (by
+//! time) what their names say.
 
 mod append;
 pub mod error;
 pub mod files;
+mod find;
 pub mod format;
 mod read;
 

@@ -8,8 +8,8 @@ use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{Offset, PartitionRef};
 
 use super::error::{SegmentDamage, SegmentError};
-use super::files::{Inner, StreamFiles, io_error};
-use super::format::{BLOCK_HEADER_BYTES, UncheckedRun};
+use super::files::{Block, Inner, StreamFiles, io_error};
+use super::format::{BLOCK_HEADER_BYTES, UncheckedRun, first_run_time};
 use crate::disk::{Disk, DiskFile};
 use crate::pages::round_up;
 use crate::window::Window;
@@ -97,26 +97,29 @@ fn within(records: &[u8], bytes_max: usize) -> (u32, usize) {
 }
 
 impl<D: Disk> Inner<D> {
+    /// The file that holds a record, and where it ends.
+    pub fn file_range(&self, at: PartitionRef, record: Offset) -> Result<(Offset, Offset), SegmentError> {
+        let partitions = self.partitions.borrow();
+        let partition = partitions.get(&at).ok_or_else(|| self.missing(at, record))?;
+        let base = partition.file_of(record).ok_or_else(|| self.missing(at, record))?;
+        let bases = partition.bases.as_ref();
+        let later = bases.and_then(|bases| bases.range(base..).nth(1)).copied();
+        Ok((base, later.unwrap_or(partition.next)))
+    }
+
     /// Reads what is wanted from the file that holds `wanted.from`, to the file's end at most.
     async fn read_file(&self, at: PartitionRef, wanted: &mut Wanted) -> Result<(), SegmentError> {
-        let (base, end) = {
-            let partitions = self.partitions.borrow();
-            let partition = partitions.get(&at).ok_or_else(|| self.missing(at, wanted.from))?;
-            let base = partition.file_of(wanted.from).ok_or_else(|| self.missing(at, wanted.from))?;
-            let bases = partition.bases.as_ref();
-            let later = bases.and_then(|bases| bases.range(base..).nth(1)).copied();
-            (base, later.unwrap_or(partition.next))
-        };
+        let (base, end) = self.file_range(at, wanted.from)?;
         let open = self.open_file(at, base).await?;
         let path = self.path(at, base);
         let failed = |error| io_error(at, "read", &path, error);
         let size = open.file.size().await.map_err(failed)?;
         let read_bytes = round_up(wanted.bytes.clamp(READ_BYTES_MIN, READ_BYTES_MAX));
         let mut window = Window::new(Rc::clone(&open.file), size).with_reads_of(read_bytes);
-        let (mut expected, mut position) = open.index.borrow().before(wanted.from);
+        let Block { base: mut expected, mut position, .. } = open.index.borrow().before(wanted.from);
         while expected < end && !wanted.done {
             let header = self.block_header((at, base), &mut window, position, expected).await?;
-            open.index.borrow_mut().note(header.base, position);
+            open.index.borrow_mut().note(header.base, position, first_run_time(window.bytes()));
             if header.next > wanted.from {
                 if !window.fill(position, header.disk_bytes()).await.map_err(failed)? {
                     return Err(self.damaged(at, base, position, SegmentDamage::BlockLength));
