@@ -26,10 +26,17 @@ mod e2e {
     mod docs;
     mod durability;
     mod filters;
+    mod group_consume;
+    mod group_crashes;
+    mod group_offsets;
+    mod group_shell;
+    mod groups;
     mod http;
     mod kv;
     mod overload;
     mod package_log;
+    mod partitions;
+    mod producers;
     mod queues;
     mod restart;
     mod shards;

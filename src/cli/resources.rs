@@ -60,7 +60,7 @@ pub struct DescribeArgs {
 pub struct CreateArgs {
     #[command(flatten)]
     target: Target,
-    /// Of a stream: how many partitions; fixed at creation
+    /// Of a stream: how many partitions; they can become more later
     #[arg(short, long, value_name = "N")]
     partitions: Option<u32>,
     /// A setting; may be repeated. See docs/cli.md for those of each kind
@@ -80,8 +80,11 @@ pub struct CreateArgs {
 pub struct UpdateArgs {
     #[command(flatten)]
     target: Target,
+    /// Of a stream: more partitions than it has
+    #[arg(short, long, value_name = "N")]
+    partitions: Option<u32>,
     /// A setting; may be repeated
-    #[arg(short, long = "set", value_name = "KEY=VALUE", required = true)]
+    #[arg(short, long = "set", value_name = "KEY=VALUE", required_unless_present = "partitions")]
     settings: Vec<String>,
     #[command(flatten)]
     output: Output,
@@ -240,7 +243,9 @@ impl CreateArgs {
 impl UpdateArgs {
     async fn run(self) -> Result<(), Failure> {
         let (kind, name) = self.target.resolve().map_err(Failure::Usage)?;
-        let settings = parse_settings(kind, &self.settings).map_err(Failure::Usage)?;
+        let mut pairs = self.settings;
+        pairs.extend(self.partitions.map(|n| format!("partitions={n}")));
+        let settings = parse_settings(kind, &pairs).map_err(Failure::Usage)?;
         let mut admin = client!(admin_client::AdminClient, self.server.connect().await?);
         let request = v1::UpdateResourceRequest { kind: kind.into(), name, settings: Some(settings) };
         let changed = admin.update_resource(self.server.request(request)).await?.into_inner();
@@ -305,6 +310,7 @@ fn settings_map(settings: Option<&v1::Settings>) -> Map<String, Value> {
     match settings.and_then(|settings| settings.kind.as_ref()) {
         Some(settings::Kind::Stream(s)) => {
             put("partitions", s.partitions.map(Value::from));
+            put("producer_retention_ms", s.producer_retention_ms.filter(|ms| *ms > 0).map(Value::from));
             put("durability", durability(s.durability));
         }
         Some(settings::Kind::Queue(s)) => {
@@ -318,15 +324,42 @@ fn settings_map(settings: Option<&v1::Settings>) -> Map<String, Value> {
             put("default_ttl_ms", s.default_ttl_ms.filter(|ttl| *ttl > 0).map(Value::from));
             put("durability", durability(s.durability));
         }
+        Some(settings::Kind::Group(s)) => {
+            put("session_timeout_ms", s.session_timeout_ms.map(Value::from));
+            put("rebalance_timeout_ms", s.rebalance_timeout_ms.map(Value::from));
+            put("assignor", assignor_text(s.assignor()).map(Value::from));
+            put("offsets_retention_ms", s.offsets_retention_ms.map(Value::from));
+            put("sandbox", s.sandbox.filter(|sandbox| *sandbox).map(Value::from));
+            put("durability", durability(s.durability));
+        }
         None => {}
     }
     map
+}
+
+fn assignor_text(assignor: v1::Assignor) -> Option<&'static str> {
+    match assignor {
+        v1::Assignor::Unspecified => None,
+        v1::Assignor::Range => Some("range"),
+        v1::Assignor::Uniform => Some("uniform"),
+        v1::Assignor::Sticky => Some("sticky"),
+    }
+}
+
+fn parse_assignor(text: &str) -> Result<v1::Assignor, String> {
+    match text {
+        "range" => Ok(v1::Assignor::Range),
+        "uniform" => Ok(v1::Assignor::Uniform),
+        "sticky" => Ok(v1::Assignor::Sticky),
+        _ => Err("range, uniform, sticky".to_owned()),
+    }
 }
 
 /// `KEY=VALUE` pairs as settings of that kind. Ranges are the server's to check.
 fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, String> {
     let (mut stream, mut queue, mut kv) =
         (v1::StreamSettings::default(), v1::QueueSettings::default(), v1::KvSettings::default());
+    let mut group = v1::GroupSettings::default();
     for pair in pairs {
         let (key, text) =
             pair.split_once('=').ok_or_else(|| format!("--set `{pair}`; allowed: KEY=VALUE"))?;
@@ -337,6 +370,7 @@ fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, Stri
         let durability = || parse_durability(text).map(|d| Some(d.into())).map_err(wrong);
         match (kind, key) {
             (v1::Kind::Stream, "partitions") => stream.partitions = count()?,
+            (v1::Kind::Stream, "producer_retention_ms") => stream.producer_retention_ms = time()?,
             (v1::Kind::Stream, "durability") => stream.durability = durability()?,
             (v1::Kind::Queue, "visibility_timeout_ms") => queue.visibility_timeout_ms = time()?,
             (v1::Kind::Queue, "max_attempts") => queue.max_attempts = count()?,
@@ -345,6 +379,16 @@ fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, Stri
             (v1::Kind::Queue, "durability") => queue.durability = durability()?,
             (v1::Kind::Kv, "default_ttl_ms") => kv.default_ttl_ms = time()?,
             (v1::Kind::Kv, "durability") => kv.durability = durability()?,
+            (v1::Kind::Group, "session_timeout_ms") => group.session_timeout_ms = time()?,
+            (v1::Kind::Group, "rebalance_timeout_ms") => group.rebalance_timeout_ms = time()?,
+            (v1::Kind::Group, "assignor") => {
+                group.assignor = Some(parse_assignor(text).map_err(wrong)?.into());
+            }
+            (v1::Kind::Group, "offsets_retention_ms") => group.offsets_retention_ms = time()?,
+            (v1::Kind::Group, "sandbox") => {
+                group.sandbox = Some(text.parse().map_err(|_| wrong("true, false".to_owned()))?);
+            }
+            (v1::Kind::Group, "durability") => group.durability = durability()?,
             _ => {
                 return Err(format!(
                     "a {} has no setting `{key}`; allowed: {}",
@@ -358,6 +402,7 @@ fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, Stri
         v1::Kind::Stream => Some(settings::Kind::Stream(stream)),
         v1::Kind::Queue => Some(settings::Kind::Queue(queue)),
         v1::Kind::Kv => Some(settings::Kind::Kv(kv)),
+        v1::Kind::Group => Some(settings::Kind::Group(group)),
         v1::Kind::Unspecified => None,
     };
     Ok(v1::Settings { kind })
@@ -372,11 +417,14 @@ fn parse_durability(text: &str) -> Result<v1::Durability, String> {
 
 fn setting_names(kind: v1::Kind) -> &'static str {
     match kind {
-        v1::Kind::Stream => "partitions, durability",
+        v1::Kind::Stream => "partitions, producer_retention_ms, durability",
         v1::Kind::Queue => {
             "visibility_timeout_ms, max_attempts, backoff_initial_ms, backoff_max_ms, durability"
         }
         v1::Kind::Kv => "default_ttl_ms, durability",
+        v1::Kind::Group => {
+            "session_timeout_ms, rebalance_timeout_ms, assignor, offsets_retention_ms, sandbox, durability"
+        }
         v1::Kind::Unspecified => "none",
     }
 }
@@ -408,7 +456,7 @@ mod tests {
             (
                 v1::Kind::Stream,
                 "partition=4",
-                "a stream has no setting `partition`; allowed: partitions, durability",
+                "a stream has no setting `partition`; allowed: partitions, producer_retention_ms",
             ),
             (v1::Kind::Kv, "partitions=4", "a kv has no setting `partitions`; allowed: default_ttl_ms"),
             (v1::Kind::Queue, "max_attempts=x", "setting max_attempts: `x` is not allowed"),

@@ -1,15 +1,22 @@
 //! Metrics as Prometheus reads them. Shards count in plain numbers of their own; here copies of those are written out,
-//! with the shard as a label. Names follow Prometheus' conventions (base units, `_total`).
+//! with the shard as a label. Names follow Prometheus' conventions (base units, `_total`); names of older FlowMesh
+//! servers exist beside them, as [`resources`] and [`server`] have them.
+
+mod resources;
+mod server;
 
 use std::fmt;
+use std::sync::Arc;
 
-use flowmesh_engine::metrics::{Histogram, Operation, OperationStats};
+use flowmesh_engine::metrics::{Histogram, Operation, OperationStats, Spans};
+use flowmesh_model::Catalog;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use super::storage::PartBytes;
 use crate::router::message::CoreStats;
 
 /// The shard's number.
@@ -19,20 +26,28 @@ const NO_LABELS: Option<
     &std::collections::HashMap<usize, prometheus_client::metrics::exemplar::Exemplar<ShardLabel, f64>>,
 > = None;
 
+/// All that is written out.
+#[derive(Debug, Default)]
+pub struct Scrape {
+    /// The counters of all cores, by shard.
+    pub cores: Vec<CoreStats>,
+    /// The resources that numbers belong to.
+    pub catalog: Arc<Catalog>,
+    /// What the data directory takes, if somebody could look.
+    pub storage: Option<PartBytes>,
+}
+
 /// All metrics of all cores, in the text format of Prometheus (OpenMetrics 1.0).
 ///
 /// # Errors
 /// None in practice: writing to a string does not fail.
-pub fn render(cores: Vec<CoreStats>) -> Result<String, fmt::Error> {
+pub fn render(scrape: Scrape) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Snapshot(cores)));
+    registry.register_collector(Box::new(scrape));
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
 }
-
-#[derive(Debug)]
-struct Snapshot(Vec<CoreStats>);
 
 /// A number of a core, for a family with one value a shard.
 type Number = fn(&CoreStats) -> u64;
@@ -67,6 +82,7 @@ const GAUGES: &[(&str, &str, Number)] = &[
     ("flowmesh_connections_open", "gRPC connections open now", |c| c.edge.connections_open),
     ("flowmesh_streams", "Stream partitions with records", |c| c.shard.state.partitions),
     ("flowmesh_stream_tail_bytes", "Records in memory", |c| c.shard.state.tail_bytes),
+    ("flowmesh_stream_producers", "Idempotent producers that are remembered", |c| c.shard.state.producers),
     ("flowmesh_queues", "Queues with jobs ever", |c| c.shard.state.queues),
     ("flowmesh_stores", "Key-value stores with keys ever", |c| c.shard.state.stores),
     ("flowmesh_keys", "Keys of key-value stores", |c| c.shard.state.keys),
@@ -75,19 +91,19 @@ const GAUGES: &[(&str, &str, Number)] = &[
 /// A number of one operation.
 type OperationNumber = fn(&OperationStats) -> u64;
 
-type Spans = fn(&CoreStats) -> &Histogram;
+type HistogramOf = fn(&CoreStats) -> &Histogram;
 
-const SPANS: &[(&str, &str, Spans)] = &[
+const SPANS: &[(&str, &str, HistogramOf)] = &[
     ("flowmesh_commit_duration_seconds", "Write and sync of one commit", |c| &c.shard.commit_ns),
     ("flowmesh_checkpoint_duration_seconds", "One checkpoint", |c| &c.shard.checkpoint_ns),
 ];
 
-const SIZES: &[(&str, &str, Spans)] = &[
+const SIZES: &[(&str, &str, HistogramOf)] = &[
     ("flowmesh_commit_entries", "Log entries that shared a commit", |c| &c.shard.commit_entries),
     ("flowmesh_commit_bytes", "Bytes that one commit wrote", |c| &c.shard.commit_bytes),
 ];
 
-impl Collector for Snapshot {
+impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         for (name, help, number) in COUNTERS {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
@@ -112,19 +128,21 @@ impl Collector for Snapshot {
         }
         self.jobs(&mut encoder)?;
         self.operations(&mut encoder)?;
-        self.calls(&mut encoder)
+        self.calls(&mut encoder)?;
+        server::encode(self, &mut encoder)?;
+        resources::encode(self, &mut encoder)
     }
 }
 
-impl Snapshot {
+impl Scrape {
     fn each(&self, mut put: impl FnMut(&ShardLabel, &CoreStats) -> fmt::Result) -> fmt::Result {
-        self.0.iter().enumerate().try_for_each(|(shard, core)| put(&[("shard", shard.to_string())], core))
+        self.cores.iter().enumerate().try_for_each(|(shard, core)| put(&[("shard", shard.to_string())], core))
     }
 
     fn jobs(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut family =
             encoder.encode_descriptor("flowmesh_jobs", "Jobs by state", None, MetricType::Gauge)?;
-        for (shard, core) in self.0.iter().enumerate() {
+        for (shard, core) in self.cores.iter().enumerate() {
             let state = &core.shard.state;
             for (name, count) in [
                 ("ready", state.jobs_ready),
@@ -165,7 +183,7 @@ impl Snapshot {
         &self,
         mut put: impl FnMut(&[(&'static str, String); 2], &OperationStats) -> fmt::Result,
     ) -> fmt::Result {
-        for (shard, core) in self.0.iter().enumerate() {
+        for (shard, core) in self.cores.iter().enumerate() {
             for (operation, stats) in Operation::ALL.iter().zip(&core.shard.operations) {
                 put(&[("operation", operation.as_str().to_owned()), ("shard", shard.to_string())], stats)?;
             }
@@ -176,7 +194,7 @@ impl Snapshot {
     fn calls(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let help = "gRPC calls that ended, by method and status";
         let mut family = encoder.encode_descriptor("flowmesh_grpc_calls", help, None, MetricType::Counter)?;
-        for (shard, core) in self.0.iter().enumerate() {
+        for (shard, core) in self.cores.iter().enumerate() {
             for (method, status, count) in &core.edge.calls {
                 let labels = [
                     ("method", (*method).to_owned()),
@@ -188,6 +206,14 @@ impl Snapshot {
         }
         Ok(())
     }
+}
+
+/// A histogram of few buckets, in seconds.
+fn put_durations(mut encoder: MetricEncoder<'_>, spans: &Spans) -> fmt::Result {
+    let seconds = |bound: u64| if bound == u64::MAX { f64::MAX } else { bound as f64 * 1e-9 };
+    let buckets: Vec<(f64, u64)> =
+        spans.buckets().map(|(bound, count)| (seconds(bound), count)).collect();
+    encoder.encode_histogram(spans.sum_ns() as f64 * 1e-9, spans.count(), &buckets, NO_LABELS)
 }
 
 /// Powers of two from 16 µs to 8.6 s, in nanoseconds: where the histogram's own buckets end.
@@ -234,7 +260,7 @@ mod tests {
         stats.commands = 3;
         stats.latency_ns.record(20_000);
         cores[1].edge.calls.push(("flowmesh.v1.Kv/Set", "OK", 3));
-        let text = render(cores).unwrap();
+        let text = render(Scrape { cores, ..Scrape::default() }).unwrap();
         for line in [
             "flowmesh_operations_total{operation=\"kv_set\",shard=\"1\"} 3",
             "flowmesh_operations_total{operation=\"kv_set\",shard=\"0\"} 0",

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flowmesh_proto::v1::admin_client::AdminClient;
+use flowmesh_proto::v1::group_client::GroupClient;
 use flowmesh_proto::v1::kv_client::KvClient;
 use flowmesh_proto::v1::queue_client::QueueClient;
 use flowmesh_proto::v1::stream_client::StreamClient;
@@ -26,6 +27,7 @@ pub struct Client {
     pub queue: QueueClient<Channel>,
     pub kv: KvClient<Channel>,
     pub admin: AdminClient<Channel>,
+    pub group: GroupClient<Channel>,
 }
 
 impl Server {
@@ -62,6 +64,7 @@ impl Client {
             queue: QueueClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
             kv: KvClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
             admin: AdminClient::new(channel.clone()),
+            group: GroupClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
             channel,
         }
     }
@@ -73,7 +76,7 @@ impl Client {
         values: impl IntoIterator<Item = V>,
     ) -> Result<v1::AppendResponse, Status> {
         let records = values.into_iter().map(record).collect();
-        let request = v1::AppendRequest { stream: stream.into(), partition: None, records };
+        let request = v1::AppendRequest { stream: stream.into(), partition: None, records, ..Default::default() };
         self.stream.append(request).await.map(tonic::Response::into_inner)
     }
 

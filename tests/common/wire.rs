@@ -4,6 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use h2::client::SendRequest;
 use http::{HeaderMap, Request};
 use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::wait::within;
@@ -120,4 +121,83 @@ pub fn frame_of_length(flag: u8, length: u32, bytes: &[u8]) -> Bytes {
     out.put_u32(length);
     out.put_slice(bytes);
     out.freeze()
+}
+
+/// A message in a gRPC frame, gzip'd.
+pub fn gzip_frame(bytes: &[u8]) -> Bytes {
+    frame(1, &gzip(bytes))
+}
+
+/// These bytes, gzip'd.
+pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// Types of HTTP/2 frames.
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
+pub const GOAWAY: u8 = 7;
+
+const END_HEADERS: u8 = 4;
+const END_STREAM: u8 = 1;
+
+/// A frame of HTTP/2, as it came.
+#[derive(Debug)]
+pub struct Frame {
+    pub kind: u8,
+    pub stream: u32,
+    pub payload: Vec<u8>,
+}
+
+/// A socket on which a client has begun to speak HTTP/2; it answers nothing that the test does not answer.
+pub async fn connect_raw(port: u16) -> TcpStream {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    socket.write_all(PREFACE).await.unwrap();
+    socket
+}
+
+/// The next frame of that type; others are passed over. Panics at the end of the connection.
+pub async fn next_frame(socket: &mut TcpStream, kind: u8) -> Frame {
+    loop {
+        let mut head = [0u8; 9];
+        socket.read_exact(&mut head).await.unwrap();
+        let len = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let mut payload = vec![0; len];
+        socket.read_exact(&mut payload).await.unwrap();
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        if head[3] == kind {
+            return Frame { kind, stream, payload };
+        }
+    }
+}
+
+/// The frames of a whole gRPC call, made by hand: HEADERS, without any compression, and DATA.
+pub fn raw_call(stream: u32, path: &str, body: &[u8]) -> Vec<u8> {
+    // Of HPACK's static table: 3 is `:method: POST`, 6 is `:scheme: http`, 4 is the name `:path`.
+    let mut headers = vec![0x83, 0x86, 0x04];
+    let text = |bytes: &str, headers: &mut Vec<u8>| {
+        headers.push(u8::try_from(bytes.len()).ok().filter(|len| *len < 127).unwrap());
+        headers.extend(bytes.as_bytes());
+    };
+    text(path, &mut headers);
+    for (name, value) in GRPC {
+        headers.push(0);
+        text(name, &mut headers);
+        text(value, &mut headers);
+    }
+    let mut out = raw_frame(HEADERS, END_HEADERS, stream, &headers);
+    out.extend(raw_frame(DATA, END_STREAM, stream, body));
+    out
+}
+
+fn raw_frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut out = vec![len[1], len[2], len[3], kind, flags];
+    out.extend(stream.to_be_bytes());
+    out.extend(payload);
+    out
 }

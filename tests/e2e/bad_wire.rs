@@ -1,10 +1,6 @@
 //! What is not even a gRPC message: a clear status, and the connection and the server go on.
 
-use std::io::Write;
-
 use bytes::{BufMut, Bytes, BytesMut};
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use flowmesh_proto::v1;
 use prost::Message;
 use tokio::io::AsyncWriteExt;
@@ -12,11 +8,11 @@ use tokio::net::TcpStream;
 use tonic::Code;
 
 use crate::common::client::{read_at, record};
-use crate::common::wire::{Answer, GRPC, Wire, frame, frame_of_length, framed};
+use crate::common::wire::{Answer, GRPC, Wire, frame, frame_of_length, framed, gzip};
 use crate::common::{Home, Random, Server, now_ms, within};
 
 fn append(value: &'static str) -> v1::AppendRequest {
-    v1::AppendRequest { stream: "logs".into(), partition: None, records: vec![record(value)] }
+    v1::AppendRequest { stream: "logs".into(), partition: None, records: vec![record(value)], ..Default::default() }
 }
 
 #[track_caller]
@@ -149,12 +145,6 @@ async fn what_is_no_grpc_is_told_so_in_http() {
     is(&answer, Code::Ok);
     assert_eq!(answer.headers["content-type"], "application/grpc");
     assert_eq!(v1::AppendResponse::decode(&answer.body[5..]).unwrap().count, 1);
-}
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
 }
 
 #[tokio::test]

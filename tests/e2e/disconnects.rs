@@ -153,7 +153,7 @@ async fn with_writes_under_way_that_then_count_or_not_but_whole() {
     for round in 0..30 {
         let mut wire = Wire::connect(server.grpc_port()).await;
         let records = (0..BATCH).map(|i| record(format!("{round}/{i}"))).collect();
-        let request = v1::AppendRequest { stream: "cut".into(), partition: None, records };
+        let request = v1::AppendRequest { stream: "cut".into(), partition: None, records, ..Default::default() };
         let (answer, mut body) = wire.open("Stream/Append").await;
         body.send_data(framed(&request), true).unwrap();
         tokio::task::yield_now().await;
@@ -171,4 +171,85 @@ async fn with_writes_under_way_that_then_count_or_not_but_whole() {
         let expected: Vec<Bytes> = (0..BATCH).map(|i| Bytes::from(format!("{round}/{i}"))).collect();
         assert_eq!(batch, expected);
     }
+}
+
+/// What a server keeps for its clients, by its own word.
+fn kept(server: &Server) -> [f64; 6] {
+    [
+        "flowmesh_connections_open",
+        "flowmesh_waiting_commands",
+        "flowmesh_parked_replies",
+        "flowmesh_stalled_writes",
+        "flowmesh_hops_pending",
+        "flowmesh_memory_bytes",
+    ]
+    .map(|name| server.metric(name, "").unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_the_middle_of_a_stream_and_everything_is_given_back() {
+    const MIB: u64 = 1 << 20;
+    const CLIENTS: usize = 40;
+    const ROUNDS: usize = 6;
+    let home = Home::new().shards(2);
+    let server = home.start();
+    let mut client = server.client().await;
+    client.append("logs", ["x"]).await.unwrap();
+    client.append("cut", ["x"]).await.unwrap();
+    client.enqueue("mail", ["x"]).await.unwrap();
+    let leased = client.reserve("mail", 1, 600_000, 0).await.unwrap();
+    let before = kept(&server);
+    let mut resident = Vec::new();
+    for _ in 0..ROUNDS {
+        let mut leaving = Vec::new();
+        for number in 0..CLIENTS {
+            // On both cores: some of what waits does so on another core than its connection's.
+            let mut wire = Wire::connect(server.core_port((number % 2) as u16)).await;
+            let mut calls = Vec::new();
+            // An append that is answered, and the beginning of another one.
+            let append = v1::AppendStreamRequest { stream: "cut".into(), sequence: 1, ..Default::default() };
+            let (answer, mut body) = wire.open("Stream/AppendStream").await;
+            let append = v1::AppendStreamRequest { records: vec![record("whole")], ..append };
+            body.send_data(framed(&append), false).unwrap();
+            body.send_data(frame_of_length(0, 3 << 20, &[1; 30_000]), false).unwrap();
+            calls.push((answer, body));
+            // A subscriber and a worker that have all there is and wait for more.
+            let subscribe = v1::SubscribeRequest { stream: "logs".into(), ..Default::default() };
+            let hello = v1::WorkHello { queue: "mail".into(), ..Default::default() };
+            let work = v1::WorkRequest { hello: Some(hello), credit: 10, ..Default::default() };
+            for (method, message) in [("Stream/Subscribe", framed(&subscribe)), ("Queue/Work", framed(&work))]
+            {
+                let (answer, mut body) = wire.open(method).await;
+                body.send_data(message, method == "Stream/Subscribe").unwrap();
+                calls.push((answer, body));
+            }
+            leaving.push((wire, calls));
+        }
+        eventually("all of them wait", || async {
+            (server.metric("flowmesh_waiting_commands", "")? == 2.0 * CLIENTS as f64).then_some(())
+        })
+        .await;
+        for (wire, calls) in leaving {
+            wire.abort();
+            drop(calls);
+        }
+        eventually("nothing of them is left", || async { (kept(&server)[..5] == before[..5]).then_some(()) })
+            .await;
+        resident.push(server.rss_bytes());
+    }
+    // The first rounds bring buffers that are used again; from then on nothing more is taken.
+    let (settled, last) = (resident[1], resident[ROUNDS - 1]);
+    println!("resident, MiB: {:?}", resident.iter().map(|bytes| bytes / MIB).collect::<Vec<_>>());
+    assert!(
+        last < settled + 16 * MIB,
+        "{} MiB more after {} disconnects",
+        (last - settled) / MIB,
+        4 * CLIENTS
+    );
+    // The state has grown by the records that were acknowledged or could have been, and by nothing else.
+    let grown = kept(&server)[5] - before[5];
+    let appended = (CLIENTS * ROUNDS) as f64;
+    assert!(grown <= appended * 256.0, "{grown} bytes of state for {appended} small records");
+    client.ack("mail", &leased).await;
+    healthy(&server, &mut client).await;
 }

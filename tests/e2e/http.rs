@@ -1,8 +1,12 @@
 //! The HTTP/1.1 port.
 
-use crate::common::Home;
-use crate::common::client::lease;
+use std::collections::BTreeSet;
+
+use flowmesh_model::limits::METRIC_RESOURCES_MAX;
 use flowmesh_proto::v1;
+
+use crate::common::client::{lease, record};
+use crate::common::{Home, eventually};
 
 #[tokio::test]
 async fn health_and_readiness_are_green() {
@@ -14,9 +18,10 @@ async fn health_and_readiness_are_green() {
 }
 
 /// The text format of Prometheus, as far as a scraper minds: every sample belongs to a family that was described
-/// before, no family comes twice, every value is a number.
+/// before, no family and no sample comes twice, every value is a number.
 fn check_exposition(body: &str) {
     let mut described = Vec::new();
+    let mut samples = BTreeSet::new();
     for line in body.lines().filter(|line| !line.is_empty()) {
         if let Some(rest) = line.strip_prefix("# TYPE ") {
             let name = rest.split(' ').next().unwrap();
@@ -26,7 +31,8 @@ fn check_exposition(body: &str) {
             let name = line.split(['{', ' ']).next().unwrap();
             let known = described.last().is_some_and(|family| name.starts_with(family));
             assert!(known, "{line} is of no family, or not right behind its description");
-            let value = line.rsplit(' ').next().unwrap();
+            let (sample, value) = line.rsplit_once(' ').unwrap();
+            assert!(samples.insert(sample), "{sample} comes twice");
             assert!(value.parse::<f64>().is_ok(), "{line} has no number");
         }
     }
@@ -70,4 +76,99 @@ async fn metrics_count_what_was_done() {
     assert_eq!(calls, Some(1.0));
     assert_eq!(server.metric("flowmesh_jobs", "state=\"ready\""), Some(0.0));
     assert_eq!(server.metric("flowmesh_fenced", ""), Some(0.0));
+}
+
+#[tokio::test]
+async fn queues_and_partitions_have_metrics_of_their_own() {
+    let home = Home::new().shards(2);
+    let server = home.start();
+    let mut client = server.client().await;
+    client.enqueue("acme/prod/mail", ["a", "b", "c", "d"]).await.unwrap();
+    let mut jobs = client.reserve("acme/prod/mail", 3, 60_000, 0).await.unwrap();
+    assert_eq!(client.ack("acme/prod/mail", &jobs[..1]).await, [None]);
+    let failed = jobs.pop().unwrap();
+    assert_eq!(client.nack("acme/prod/mail", &failed, Some(3_600_000)).await, None);
+    client.create_stream("logs", 4).await;
+    for partition in [1, 1, 3] {
+        let request = v1::AppendRequest {
+            stream: "logs".into(),
+            partition: Some(partition),
+            records: vec![record("0123456789")],
+            ..Default::default()
+        };
+        client.stream.append(request).await.unwrap();
+    }
+    client.read_from("logs", 1, 0).await;
+
+    let (_, body) = server.http("/metrics");
+    check_exposition(&body);
+    let queue = r#"{tenant="acme",namespace="prod",queue="mail"}"#;
+    for (name, value) in [
+        ("depth", 3.0),
+        ("pending", 2.0),
+        ("in_flight", 1.0),
+        ("dlq_jobs", 0.0),
+        ("total_jobs", 4.0),
+        ("jobs_enqueued_total", 4.0),
+        ("completed_jobs", 1.0),
+        ("jobs_completed_total", 1.0),
+        ("failed_jobs", 1.0),
+        ("jobs_failed_total", 1.0),
+        ("enqueue_duration_seconds_count", 1.0),
+        ("reserve_duration_seconds_count", 1.0),
+    ] {
+        assert_eq!(server.metric(&format!("flowmesh_queue_{name}"), queue), Some(value), "{name}");
+    }
+    assert!(server.metric("flowmesh_queue_oldest_job_age_seconds", queue).is_some());
+    let partition = |number| {
+        format!(r#"{{tenant="default",namespace="default",stream="logs",partition="{number}"}}"#)
+    };
+    let of = |name: &str, number: u32| {
+        server.metric(&format!("flowmesh_stream_{name}"), &partition(number)).unwrap_or(f64::NAN)
+    };
+    assert_eq!((of("offset", 1), of("events_total", 1), of("offset", 3)), (2.0, 2.0, 1.0));
+    assert!(of("bytes_written_total", 1) >= 20.0);
+    assert_eq!(of("bytes_read_total", 1), of("bytes_written_total", 1));
+    assert_eq!((of("write_duration_seconds_count", 3), of("read_duration_seconds_count", 3)), (1.0, 0.0));
+    assert!(of("offset", 0).is_nan(), "a partition without records has no series");
+
+    assert_eq!(server.metric("flowmesh_resources_total", "kind=\"stream\""), Some(1.0));
+    assert_eq!(
+        server.metric("flowmesh_api_requests_total", "method=\"flowmesh.v1.Queue/Ack\",status=\"OK\""),
+        Some(1.0)
+    );
+    let timed = "flowmesh_api_request_duration_seconds_count";
+    assert_eq!(server.metric(timed, "method=\"flowmesh.v1.Stream/Append\""), Some(3.0));
+    assert!(server.metric("flowmesh_storage_size_bytes", "part=\"log\"").unwrap() > 0.0);
+    for name in ["flowmesh_consumer_group_lag", "flowmesh_schema_registrations"] {
+        assert!(body.contains(&format!("# TYPE {name} ")), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_do_not_grow_with_the_number_of_queues() {
+    const BEYOND: usize = 7;
+    let home = Home::new().set("durability", "memory");
+    let server = home.start();
+    let mut client = server.client().await;
+    for queue in 0..METRIC_RESOURCES_MAX + BEYOND {
+        client.enqueue(&format!("q{queue:04}"), ["a", "b"]).await.unwrap();
+    }
+    let (_, body) = server.http("/metrics");
+    check_exposition(&body);
+    let series = body.lines().filter(|line| line.starts_with("flowmesh_queue_depth{")).count();
+    assert_eq!(series, METRIC_RESOURCES_MAX + 1);
+    let other = r#"{tenant="",namespace="",queue="other"}"#;
+    for name in ["flowmesh_queue_depth", "flowmesh_queue_jobs_enqueued_total"] {
+        assert_eq!(server.metric(name, other), Some(2.0 * BEYOND as f64), "{name}");
+        assert_eq!(server.metric(name, ""), Some(2.0 * (METRIC_RESOURCES_MAX + BEYOND) as f64), "{name}");
+    }
+    // Who goes makes room.
+    let gone = v1::DeleteResourceRequest { kind: v1::Kind::Queue as i32, name: "q0000".into() };
+    client.admin.delete_resource(gone).await.unwrap();
+    eventually("another one has a series of its own", || async {
+        (server.metric("flowmesh_queue_depth", other)? == 2.0 * (BEYOND - 1) as f64).then_some(())
+    })
+    .await;
+    assert_eq!(server.metric("flowmesh_queue_depth", r#"queue="q0000""#), None);
 }

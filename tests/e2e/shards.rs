@@ -115,7 +115,7 @@ async fn any_core_answers_any_call() {
     for (core, client) in clients.iter_mut().enumerate() {
         for partition in 0..8 {
             let records = vec![crate::common::client::record(format!("{core}"))];
-            let request = v1::AppendRequest { stream: "wide".into(), partition: Some(partition), records };
+            let request = v1::AppendRequest { stream: "wide".into(), partition: Some(partition), records, ..Default::default() };
             let answer = client.stream.append(request).await.unwrap().into_inner();
             assert_eq!(answer.base_offset, core as u64, "partition {partition} through core {core}");
         }
@@ -199,6 +199,7 @@ async fn streaming_calls_cross_cores() {
                 partition: Some((sequence % 8) as u32),
                 records: vec![crate::common::client::record(sequence.to_string())],
                 sequence,
+                ..Default::default()
             })
             .collect();
         let mut answers =

@@ -67,7 +67,7 @@ impl Stalled {
 /// The bytes a command keeps alive.
 fn weight(command: &Command) -> usize {
     match command {
-        Command::Stream(_, StreamCommand::Append { records }) => records.bytes().len(),
+        Command::Stream(_, StreamCommand::Append { records, .. }) => records.bytes().len(),
         Command::Queue(_, QueueCommand::Enqueue { jobs }) => {
             jobs.iter().map(|job| job.payload.len() + job.headers.len()).sum()
         }

@@ -10,10 +10,11 @@ mod common;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use common::{Answer, Rig, SimTimer, read_all, record};
+use common::{Answer, Rig, SimTimer, read_what_is_left, record};
 use flowmesh_model::command::{NewJob, SetEntry, SetIf, SetTtl};
 use flowmesh_model::{
-    Batch, Command, Kind, KvCommand, PartitionRef, QueueCommand, Reject, Reply, ResourceId, StreamCommand,
+    Batch, Command, Kind, KvCommand, Offset, PartitionRef, QueueCommand, Reject, Reply, ResourceId, Settings,
+    StreamCommand, StreamSettings,
 };
 use flowmesh_sim::{Random, SimDisk};
 
@@ -24,6 +25,16 @@ struct Ledger {
     /// Values set by key, in order of submission.
     set: BTreeMap<Vec<u8>, Vec<(Vec<u8>, Answer)>>,
     enqueued: Vec<Answer>,
+    /// Offsets before which records were to be deleted.
+    trimmed: Vec<(u64, Answer)>,
+}
+
+/// Less than one life appends.
+const RETENTION_BYTES: u64 = 100_000;
+
+fn stream_settings() -> Settings {
+    let retention_bytes = Some(RETENTION_BYTES);
+    Settings::Stream(StreamSettings { retention_bytes, segment_bytes: 65_536, ..StreamSettings::default() })
 }
 
 fn is_acknowledged(answer: &Answer) -> bool {
@@ -37,16 +48,23 @@ fn check(
     seed: u64,
 ) {
     let at = PartitionRef { resource: stream, partition: 0 };
-    let found = read_all(rig, at);
+    let (earliest, found) = read_what_is_left(rig, at);
+    let trimmed = ledger.trimmed.iter().filter(|(_, answer)| is_acknowledged(answer));
+    let trimmed = trimmed.map(|(upto, _)| *upto).max().unwrap_or(0);
+    assert!(earliest >= trimmed, "seed {seed}: records before {trimmed} are back, from {earliest} on");
+    let next = earliest as usize + found.len();
     let acknowledged =
         ledger.appended.iter().rposition(|(_, answer)| is_acknowledged(answer)).map_or(0, |last| last + 1);
     assert!(
-        found.len() >= acknowledged,
-        "seed {seed}: record {acknowledged} was acknowledged, {} found",
-        found.len()
+        next >= acknowledged,
+        "seed {seed}: record {acknowledged} was acknowledged, {next} found"
     );
-    assert!(found.len() <= ledger.appended.len(), "seed {seed}: records that nobody appended");
-    for (found, (sent, _)) in found.iter().zip(&ledger.appended) {
+    assert!(next <= ledger.appended.len(), "seed {seed}: records that nobody appended");
+    // Trims to where the partition ended then, and retention by bytes, are all that takes records away.
+    let kept: usize = found.iter().map(Vec::len).sum();
+    let asked = ledger.trimmed.iter().map(|(upto, _)| *upto).max().unwrap_or(0);
+    assert!(earliest <= asked || kept as u64 + 4_096 >= RETENTION_BYTES, "seed {seed}: {kept} bytes are left");
+    for (found, (sent, _)) in found.iter().zip(&ledger.appended[earliest as usize..]) {
         assert_eq!(found, sent, "seed {seed}: records in the order they were sent");
     }
     for (key, writes) in &ledger.set {
@@ -82,22 +100,28 @@ fn crash_run(seed: u64) {
     for life in 0..3u64 {
         let mut rig = Rig::open(dir.path(), disk.clone(), timer.clone());
         let ids = *ids.get_or_insert_with(|| {
-            (rig.create(Kind::Stream, "s"), rig.create(Kind::Queue, "q"), rig.create(Kind::Kv, "k"))
+            (rig.create_with("s", stream_settings()), rig.create(Kind::Queue, "q"), rig.create(Kind::Kv, "k"))
         });
         check(&mut rig, &ledger, ids, seed);
         // What was not acknowledged is now either there for good or not at all.
-        let found = read_all(&mut rig, PartitionRef { resource: ids.0, partition: 0 }).len();
-        ledger.appended.truncate(found);
+        let at = PartitionRef { resource: ids.0, partition: 0 };
+        let (earliest, found) = read_what_is_left(&mut rig, at);
+        ledger.appended.truncate(earliest as usize + found.len());
+        ledger.trimmed.retain(|(upto, _)| *upto <= earliest);
         rig.disk.power_cut_after(1 + random.below(400));
         for step in 0..random.below(300) {
             let number = life * 1_000_000 + step;
             let size = if random.below(20) == 0 { 20_000 } else { random.below(200) as usize };
             let mut value = number.to_string().into_bytes();
             value.resize(value.len() + size, b'.');
-            match random.below(3) {
+            match random.below(30) {
                 0 => {
-                    let at = PartitionRef { resource: ids.0, partition: 0 };
-                    let append = StreamCommand::Append { records: record(&value) };
+                    let upto = random.below(ledger.appended.len() as u64 + 1);
+                    let trim = StreamCommand::Trim { upto: Offset(upto) };
+                    ledger.trimmed.push((upto, rig.submit(Command::Stream(at, trim))));
+                }
+                1..=10 => {
+                    let append = StreamCommand::append(record(&value));
                     ledger.appended.push((value, rig.submit(Command::Stream(at, append))));
                     // A rejected append must not be in the stream: it is taken out of the list.
                     let rejected = matches!(&*ledger.appended.last().unwrap().1.borrow(), Some(Err(_)));
@@ -105,7 +129,7 @@ fn crash_run(seed: u64) {
                         ledger.appended.pop();
                     }
                 }
-                1 => {
+                11..=20 => {
                     let key = random.below(20).to_string().into_bytes();
                     let entry = SetEntry {
                         key: key.clone().into(),

@@ -170,7 +170,8 @@ pub enum Reject {
     },
     /// Records that were appended before, but not as this batch, or too long ago to say where.
     #[error(
-        "sequence {sequence} with {count} records is no batch from {remembered_from} to {next}: only what the          producer appended there is remembered, batch by batch"
+        "sequence {sequence} was appended before; {count} records from there on are no batch that is remembered \
+         ({remembered_from} to {next})"
     )]
     DuplicateSequence {
         /// The sequence number of the append.
@@ -330,15 +331,15 @@ impl Reject {
             Self::ResourceNotFound { .. } | Self::JobNotFound { .. } | Self::UnknownMember { .. } => {
                 Code::NotFound
             }
-            Self::StaleMemberEpoch { .. }
+            Self::ResourceExists { .. } | Self::DuplicateSequence { .. } => Code::AlreadyExists,
+            Self::OffsetOutOfRange { .. } => Code::OutOfRange,
+            Self::LeaseLost { .. }
+            | Self::StaleMemberEpoch { .. }
             | Self::FencedInstance { .. }
             | Self::PartitionNotOwned { .. }
             | Self::PartitionInUse { .. }
             | Self::GroupNotEmpty { .. }
-            | Self::OffsetNotCommitted { .. } => Code::FailedPrecondition,
-            Self::ResourceExists { .. } | Self::DuplicateSequence { .. } => Code::AlreadyExists,
-            Self::OffsetOutOfRange { .. } => Code::OutOfRange,
-            Self::LeaseLost { .. }
+            | Self::OffsetNotCommitted { .. }
             | Self::ConditionFailed { .. }
             | Self::OffsetMismatch { .. }
             | Self::SequenceGap { .. }

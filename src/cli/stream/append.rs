@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::producer::{Producer, Tally};
 use crate::cli::args::{Format, Output, Server, duration, header};
+use crate::cli::connection::client;
 use crate::cli::failure::Failure;
 use crate::cli::input::{self, Batch, Source};
 use crate::cli::json_lines;
@@ -56,7 +57,20 @@ pub struct AppendArgs {
     #[arg(long)]
     retry: bool,
 
-    /// With --retry: how long to look for the server
+    /// Append each record once: when the connection is lost, send again with the same sequence numbers, by which the
+    /// server recognises what it has. Needs --partition if the stream has several
+    #[arg(long)]
+    idempotent: bool,
+
+    /// A name for the idempotent producer: whoever appended under it before is fenced
+    #[arg(long, value_name = "NAME", requires = "idempotent")]
+    producer_name: Option<String>,
+
+    /// Append only if the first record gets this offset, else exit 5. Needs --partition if the stream has several
+    #[arg(long, value_name = "OFFSET", conflicts_with = "retry")]
+    expect_offset: Option<u64>,
+
+    /// With --retry or --idempotent: how long to look for the server
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = duration)]
     give_up_after: Duration,
 
@@ -73,6 +87,8 @@ struct TallyJson<'a> {
     appended: u64,
     #[serde(skip_serializing_if = "is_zero")]
     sent_again: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    recognised: u64,
     partitions: Vec<PartitionJson>,
 }
 
@@ -94,8 +110,20 @@ impl AppendArgs {
         let records = self.records()?;
         let channel = self.server.connect().await?;
         let mut producer = Producer::new(self.stream.clone(), self.partition, self.server.timeout);
-        if self.retry {
+        if self.retry || self.idempotent {
             producer.retry_for(self.give_up_after);
+        }
+        if self.idempotent {
+            let request = v1::InitProducerRequest {
+                stream: self.stream.clone(),
+                name: self.producer_name.clone().unwrap_or_default(),
+            };
+            let mut client = client!(stream_client::StreamClient, channel.clone());
+            let given = client.init_producer(self.server.request(request)).await?.into_inner();
+            producer.idempotent(given.id, given.epoch);
+        }
+        if let Some(offset) = self.expect_offset {
+            producer.expect_offset(offset);
         }
         let (tally, outcome) = producer.run(channel, records).await;
         if outcome.is_ok() || tally.appended > 0 {
@@ -146,6 +174,7 @@ impl AppendArgs {
                 stream: &self.stream,
                 appended: tally.appended,
                 sent_again: tally.sent_again,
+                recognised: tally.recognised,
                 partitions: tally
                     .partitions
                     .iter()
@@ -156,13 +185,13 @@ impl AppendArgs {
                     })
                     .collect(),
             })?,
-            Format::Table => out.line(sentence(&self.stream, tally).as_bytes())?,
+            Format::Table => out.line(sentence(&self.stream, tally, self.idempotent).as_bytes())?,
         }
         out.flush()
     }
 }
 
-fn sentence(stream: &str, tally: &Tally) -> String {
+fn sentence(stream: &str, tally: &Tally, idempotent: bool) -> String {
     let records = if tally.appended == 1 { "record" } else { "records" };
     let range = |(partition, (first, last)): (&u32, &(u64, u64))| match tally.partitions.len() {
         1 if *partition == 0 => format!("offsets {first} to {last}"),
@@ -172,6 +201,7 @@ fn sentence(stream: &str, tally: &Tally) -> String {
     let colon = if ranges.is_empty() { "" } else { ": " };
     let again = match tally.sent_again {
         0 => String::new(),
+        n if idempotent => format!("; {n} were sent again, {} of them recognised", tally.recognised),
         n => format!("; {n} were sent again and may stand twice"),
     };
     format!("{} {records} appended to {stream}{colon}{}{again}", tally.appended, ranges.join("; "))
@@ -187,7 +217,7 @@ mod tests {
         tally.partitions.insert(0, (5, 6));
         tally.partitions.insert(2, (0, 0));
         assert_eq!(
-            sentence("logs", &tally),
+            sentence("logs", &tally, false),
             "3 records appended to logs: partition 0 offsets 5 to 6; partition 2 offsets 0 to 0"
         );
     }

@@ -2,12 +2,13 @@
 //!
 //! A batch is `unsent → in flight → acknowledged`, or `deferred` where the server asks to try later. When the connection
 //! is lost, what is in flight may or may not have been appended: without `retry` that is reported and the end; with it,
-//! those batches are sent again.
+//! those batches are sent again; an idempotent producer then appends none of them twice.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::time::Duration;
 
+use flowmesh_model::limits::PRODUCER_BATCHES_MAX;
 use flowmesh_proto::v1::{self, stream_client::StreamClient};
 use futures::{Stream, StreamExt, TryFutureExt, TryStreamExt};
 use indicatif::ProgressBar;
@@ -32,8 +33,10 @@ const WINDOW_BYTES: usize = 16 << 20;
 pub struct Tally {
     /// Records.
     pub appended: u64,
-    /// Records that were sent again after a loss: each may stand twice.
+    /// Records that were sent again after a loss: each may stand twice, unless the producer is idempotent.
     pub sent_again: u64,
+    /// Records of an idempotent producer that had been appended when they were sent again.
+    pub recognised: u64,
     /// First and last offset by partition.
     pub partitions: BTreeMap<u32, (u64, u64)>,
 }
@@ -53,6 +56,8 @@ impl Tally {
 /// A batch that was sent and not answered.
 struct InFlight {
     sequence: u64,
+    /// Records of this run before it.
+    first_record: u64,
     first_line: u64,
     last_line: u64,
     count: usize,
@@ -68,6 +73,10 @@ type Answers = Pin<Box<dyn Stream<Item = Result<v1::AppendStreamResponse, Status
 pub struct Producer {
     stream: String,
     partition: Option<u32>,
+    /// Id and epoch, if it is idempotent.
+    identity: Option<(u64, u32)>,
+    /// The offset that the first record must get.
+    expected_offset: Option<u64>,
     /// The longest wait for an answer.
     timeout: Duration,
     /// `None`: do not send anything again.
@@ -80,6 +89,7 @@ pub struct Producer {
     /// Refused for now, and why: sent again after a wait, with nothing new in between.
     deferred: Vec<(InFlight, Refusal)>,
     next_sequence: u64,
+    next_record: u64,
     input_ended: bool,
     /// Why no more input is taken.
     stopped: Option<Failure>,
@@ -92,6 +102,8 @@ impl Producer {
         Self {
             stream,
             partition,
+            identity: None,
+            expected_offset: None,
             timeout,
             backoff: None,
             tally: Tally::default(),
@@ -100,6 +112,7 @@ impl Producer {
             unsent: VecDeque::new(),
             deferred: Vec::new(),
             next_sequence: 1,
+            next_record: 0,
             input_ended: false,
             stopped: None,
             progress: progress("records"),
@@ -109,6 +122,21 @@ impl Producer {
     /// Sends again what a lost connection left open, for so long without success.
     pub fn retry_for(&mut self, patience: Duration) {
         self.backoff = Some(Backoff::new(Some(patience)));
+    }
+
+    /// Each record once: what is sent again is recognised by the server.
+    pub fn idempotent(&mut self, id: u64, epoch: u32) {
+        self.identity = Some((id, epoch));
+    }
+
+    /// Appends only if the first record gets this offset, and all others follow it without a gap.
+    pub fn expect_offset(&mut self, offset: u64) {
+        self.expected_offset = Some(offset);
+    }
+
+    /// Batches in flight at most; of an idempotent producer no more than the server remembers.
+    fn window(&self) -> usize {
+        if self.identity.is_some() { PRODUCER_BATCHES_MAX.min(WINDOW_BATCHES) } else { WINDOW_BATCHES }
     }
 
     /// Appends everything that comes out of `records`. The tally counts whatever the outcome.
@@ -162,7 +190,7 @@ impl Producer {
         let mut deadline = Instant::now() + self.timeout;
         let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
         loop {
-            let room = self.in_flight.len() < WINDOW_BATCHES && self.in_flight_bytes < WINDOW_BYTES;
+            let room = self.in_flight.len() < self.window() && self.in_flight_bytes < WINDOW_BYTES;
             let goes_on = self.stopped.is_none() && self.deferred.is_empty();
             if room
                 && goes_on
@@ -191,7 +219,12 @@ impl Producer {
                 batch = records.recv(), if room && wants_more => self.take(batch),
                 () = tokio::time::sleep_until(deadline), if !self.in_flight.is_empty() => {
                     let late = format!("no answer for {} s", self.timeout.as_secs_f32());
-                    return Err(Refusal::of_status(&Status::deadline_exceeded(late)));
+                    // To send again does no harm if the server recognises it.
+                    let status = match self.identity {
+                        Some(_) => Status::unavailable(late),
+                        None => Status::deadline_exceeded(late),
+                    };
+                    return Err(Refusal::of_status(&status));
                 }
             }
         }
@@ -203,8 +236,10 @@ impl Producer {
             None => self.input_ended = true,
             Some(Err(failure)) => self.stopped = Some(failure),
             Some(Ok(batch)) => {
+                let count = batch.items.len() as u64;
                 self.unsent.push_back(InFlight {
                     sequence: self.next_sequence,
+                    first_record: self.next_record,
                     first_line: batch.first_line,
                     last_line: batch.last_line,
                     count: batch.items.len(),
@@ -212,6 +247,7 @@ impl Producer {
                     records: batch.items,
                 });
                 self.next_sequence += 1;
+                self.next_record += count;
             }
         }
     }
@@ -229,6 +265,12 @@ impl Producer {
             partition: self.partition,
             records,
             sequence: batch.sequence,
+            producer: self.identity.map(|(id, epoch)| v1::Producer {
+                id,
+                epoch,
+                sequence: batch.first_record,
+            }),
+            expected_offset: self.expected_offset.map(|offset| offset + batch.first_record),
         };
         self.in_flight_bytes += batch.bytes;
         self.in_flight.push_back(batch);
@@ -243,7 +285,9 @@ impl Producer {
         self.in_flight_bytes -= batch.bytes;
         if let Some(error) = &ack.error {
             let refusal = Refusal::of_item(error);
-            if refusal.is_temporary() && self.backoff.is_some() {
+            // Behind a batch that was refused for now the server sees a gap; both are sent again, in order.
+            let behind = refusal.reason == "SEQUENCE_GAP" && !self.deferred.is_empty();
+            if (refusal.is_temporary() || behind) && self.backoff.is_some() {
                 self.deferred.push((batch, refusal));
             } else {
                 self.refused(&batch, &refusal);
@@ -254,6 +298,9 @@ impl Producer {
             backoff.succeeded();
         }
         let before = self.tally.appended;
+        if ack.duplicate {
+            self.tally.recognised += u64::from(ack.count);
+        }
         if ack.parts.is_empty() {
             self.tally.add(ack.partition, ack.base_offset, ack.count);
         }
@@ -315,6 +362,7 @@ mod tests {
     fn batch(sequence: u64) -> InFlight {
         InFlight {
             sequence,
+            first_record: sequence * 10,
             first_line: sequence * 10,
             last_line: sequence * 10 + 9,
             count: 10,
@@ -352,6 +400,40 @@ mod tests {
         assert_eq!((order, producer.in_flight_bytes, producer.tally.sent_again), (vec![1, 2, 3], 0, 20));
     }
 
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_an_idempotent_producer_sends_again_is_what_it_sent() {
+        let mut producer = Producer::new("logs".to_owned(), Some(0), Duration::from_secs(1));
+        producer.retry_for(Duration::from_mins(1));
+        producer.idempotent(7, 2);
+        producer.expect_offset(100);
+        let (sender, mut sent) = mpsc::channel(8);
+        for sequence in [1, 2] {
+            producer.send(&sender, batch(sequence), &mut true);
+        }
+        let stamp = |request: v1::AppendStreamRequest| (request.producer.unwrap(), request.expected_offset);
+        let first: Vec<_> = [sent.try_recv().unwrap(), sent.try_recv().unwrap()].map(stamp).into();
+        assert_eq!(first[1], (v1::Producer { id: 7, epoch: 2, sequence: 20 }, Some(120)));
+        // The first is refused for now, and the one behind it for the gap.
+        let error = |reason: &str, retry_after_ms| v1::Error {
+            code: 8,
+            reason: reason.to_owned(),
+            retry_after_ms,
+            ..Default::default()
+        };
+        for (sequence, error) in [(1, error("OVERLOADED", Some(1))), (2, error("SEQUENCE_GAP", None))] {
+            producer.settle(&v1::AppendAck { sequence, error: Some(error), ..Default::default() });
+        }
+        assert!(producer.stopped.is_none());
+        producer.recover(producer.deferred[0].1.clone()).await.unwrap();
+        let again: Vec<_> = std::mem::take(&mut producer.unsent).into();
+        for batch in again {
+            producer.send(&sender, batch, &mut true);
+        }
+        assert_eq!(first, [sent.try_recv().unwrap(), sent.try_recv().unwrap()].map(stamp));
+        producer.settle(&v1::AppendAck { sequence: 1, count: 10, duplicate: true, ..Default::default() });
+        assert_eq!((producer.tally.appended, producer.tally.recognised), (10, 10));
+    }
+
     #[test]
     fn a_refused_batch_stops_the_input_and_names_its_lines() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -364,6 +446,7 @@ mod tests {
             reason: "TOO_LARGE".to_owned(),
             message: "m".to_owned(),
             retry_after_ms: None,
+            ..Default::default()
         };
         producer.settle(&v1::AppendAck { sequence: 4, error: Some(error), ..Default::default() });
         let failure = producer.stopped.unwrap();

@@ -34,6 +34,7 @@ methods! {
     StreamRead = "flowmesh.v1.Stream/Read",
     StreamStatus = "flowmesh.v1.Stream/Status",
     StreamAppendStream = "flowmesh.v1.Stream/AppendStream",
+    StreamInitProducer = "flowmesh.v1.Stream/InitProducer",
     StreamSubscribe = "flowmesh.v1.Stream/Subscribe",
     QueueEnqueue = "flowmesh.v1.Queue/Enqueue",
     QueueReserve = "flowmesh.v1.Queue/Reserve",
@@ -47,6 +48,16 @@ methods! {
     KvDelete = "flowmesh.v1.Kv/Delete",
     KvExists = "flowmesh.v1.Kv/Exists",
     KvScan = "flowmesh.v1.Kv/Scan",
+    GroupConsume = "flowmesh.v1.Group/Consume",
+    GroupHeartbeat = "flowmesh.v1.Group/Heartbeat",
+    GroupCommit = "flowmesh.v1.Group/Commit",
+    GroupFetchOffsets = "flowmesh.v1.Group/FetchOffsets",
+    GroupList = "flowmesh.v1.Group/List",
+    GroupDescribe = "flowmesh.v1.Group/Describe",
+    GroupResetOffsets = "flowmesh.v1.Group/ResetOffsets",
+    GroupDeleteOffsets = "flowmesh.v1.Group/DeleteOffsets",
+    GroupRemoveMember = "flowmesh.v1.Group/RemoveMember",
+    GroupDelete = "flowmesh.v1.Group/Delete",
     AdminCreateResource = "flowmesh.v1.Admin/CreateResource",
     AdminUpdateResource = "flowmesh.v1.Admin/UpdateResource",
     AdminDescribeResource = "flowmesh.v1.Admin/DescribeResource",
@@ -67,6 +78,7 @@ impl Method {
             Self::StreamAppendStream
                 | Self::StreamSubscribe
                 | Self::QueueWork
+                | Self::GroupConsume
                 | Self::HealthWatch
                 | Self::ReflectionInfo
         )

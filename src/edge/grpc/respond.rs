@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::thread;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use flowmesh_engine::ReplySink;
@@ -30,6 +31,7 @@ pub struct Responder {
     send: RefCell<Option<SendResponse<Bytes>>>,
     method: Method,
     deadline: Option<Millis>,
+    began: Instant,
     conn: Rc<ConnShared>,
 }
 
@@ -41,7 +43,7 @@ impl Responder {
         deadline: Option<Millis>,
         conn: Rc<ConnShared>,
     ) -> Self {
-        Self { send: RefCell::new(Some(send)), method, deadline, conn }
+        Self { send: RefCell::new(Some(send)), method, deadline, began: conn.pass_began.get(), conn }
     }
 
     /// When the client stops waiting.
@@ -59,7 +61,7 @@ impl Responder {
     /// Answers with a message that has its prefix.
     pub fn send(mut self, message: Bytes) {
         let Some(mut send) = self.send.get_mut().take() else { return };
-        self.conn.common.counters.call(Some(self.method), GrpcCode::Ok);
+        self.conn.common.counters.ended(self.method, GrpcCode::Ok, self.began);
         if message.len() > LARGE_REPLY_BYTES {
             return send_large(send, message, &self.conn);
         }
@@ -79,7 +81,7 @@ impl Responder {
 
     fn fail_with(&mut self, status: &Status) {
         if let Some(mut send) = self.send.get_mut().take() {
-            self.conn.common.counters.call(Some(self.method), status.code());
+            self.conn.common.counters.ended(self.method, status.code(), self.began);
             // Fails only where the client is gone.
             let _ = send.send_response(trailers_only(status), true);
         }
@@ -212,7 +214,9 @@ fn reply_bytes(reply: &Reply) -> usize {
             Reply::Written(outcomes) => outcomes.len() * 13,
             Reply::Flags(flags) => flags.len(),
             Reply::Appended { .. }
+            | Reply::Producer { .. }
             | Reply::StreamStatus { .. }
+            | Reply::Group(_)
             | Reply::QueueStatus(_)
             | Reply::Resource { .. } => 0,
         }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `grpc-status` | the code, see [`crate::edge::error_map`] |
 //! | `grpc-message` | for people, percent-encoded |
-//! | `grpc-status-details-bin` | base64 of a `google.rpc.Status` with `ErrorInfo`, and `BadRequest` or `RetryInfo` |
+//! | `grpc-status-details-bin` | base64 of a `google.rpc.Status` with `ErrorInfo` (its metadata: [`Reject::details`]), and `BadRequest` or `RetryInfo` |
 
 use flowmesh_model::Reject;
 use flowmesh_proto::{rpc, v1};
@@ -31,12 +31,13 @@ pub struct Status {
     message: String,
     field: Option<&'static str>,
     retry_after_ms: Option<u64>,
+    details: Vec<(&'static str, u64)>,
 }
 
 impl Status {
     /// A failure of the protocol itself, that no shard knows of.
     pub fn new(code: GrpcCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), field: None, retry_after_ms: None }
+        Self { code, reason, message: message.into(), field: None, retry_after_ms: None, details: vec![] }
     }
 
     /// Its code.
@@ -72,7 +73,7 @@ impl Status {
         let info = rpc::ErrorInfo {
             reason: self.reason.to_owned(),
             domain: DOMAIN.to_owned(),
-            ..Default::default()
+            metadata: metadata(&self.details),
         };
         let mut details = vec![any("google.rpc.ErrorInfo", &info)];
         if let Some(field) = self.field {
@@ -109,6 +110,7 @@ impl From<&Reject> for Status {
             message: cut(message),
             field,
             retry_after_ms: reject.retry_after_ms(),
+            details: reject.details(),
         }
     }
 }
@@ -126,7 +128,12 @@ pub fn item_error(reject: &Reject) -> v1::Error {
         reason: reject.reason().to_owned(),
         message: cut(reject.to_string()),
         retry_after_ms: reject.retry_after_ms(),
+        details: metadata(&reject.details()),
     }
+}
+
+fn metadata(details: &[(&'static str, u64)]) -> std::collections::HashMap<String, String> {
+    details.iter().map(|(name, value)| ((*name).to_owned(), value.to_string())).collect()
 }
 
 fn cut(mut text: String) -> String {

@@ -103,6 +103,7 @@ impl Rig {
             log_bytes_max: 64 << 20,
             checkpoint_log_bytes: 256 << 10,
             checkpoint_interval_ms: 50,
+            metric_resources_max: 4,
             hash_seed: 7,
             on_thread_start: None,
         };
@@ -153,9 +154,13 @@ impl Rig {
     }
 
     pub fn create(&mut self, kind: Kind, name: &str) -> ResourceId {
-        let path = ResourcePath::parse(kind, name).unwrap();
-        let command =
-            CatalogCommand::Create { path, settings: Settings::default_for(kind), or_existing: true };
+        self.create_with(name, Settings::default_for(kind))
+    }
+
+    /// With settings of its own.
+    pub fn create_with(&mut self, name: &str, settings: Settings) -> ResourceId {
+        let path = ResourcePath::parse(settings.kind(), name).unwrap();
+        let command = CatalogCommand::Create { path, settings, or_existing: true };
         let Ok(Reply::Resource { info, .. }) = self.ask(Command::Catalog(command)) else {
             panic!("not created")
         };
@@ -182,23 +187,34 @@ pub fn record(value: &[u8]) -> PackedRecords {
 
 /// Appends one record.
 pub fn append(at: PartitionRef, value: &[u8]) -> Command {
-    Command::Stream(at, StreamCommand::Append { records: record(value) })
+    Command::Stream(at, StreamCommand::append(record(value)))
 }
 
-/// The values of all records of a partition.
+/// The values of all records of a partition that has all it ever had.
 pub fn read_all(rig: &mut Rig, at: PartitionRef) -> Vec<Vec<u8>> {
+    let (earliest, values) = read_what_is_left(rig, at);
+    assert_eq!(earliest, 0);
+    values
+}
+
+/// The first offset of a partition, and the values of its records.
+pub fn read_what_is_left(rig: &mut Rig, at: PartitionRef) -> (u64, Vec<Vec<u8>>) {
     let mut values = Vec::new();
+    let mut earliest = 0;
     let mut from = ReadFrom::Earliest;
     loop {
-        let read = StreamCommand::Read { from, records_max: 1000, bytes_max: 64 << 10, wait_until: None };
+        let read = StreamCommand::Read { from, records_max: 1000, bytes_max: 64 << 10, bytes_min: 0, wait_until: None };
         let answer = rig.ask(Command::Stream(at, read));
         let Ok(Reply::Records(records)) = answer else { panic!("not read: {answer:?}") };
+        if values.is_empty() {
+            earliest = records.earliest.0;
+        }
         if records.runs.is_empty() {
             assert_eq!(records.next, records.high_watermark);
-            return values;
+            return (earliest, values);
         }
         for run in &records.runs {
-            assert_eq!(run.base, Offset(values.len() as u64), "offsets are dense");
+            assert_eq!(run.base, Offset(earliest + values.len() as u64), "offsets are dense");
             values.extend(
                 RecordSlices::new(&run.records).map(|r| RecordView::read(r.unwrap()).unwrap().value.to_vec()),
             );

@@ -1,7 +1,7 @@
 //! Settings and resources between the API's messages and the model.
 
 use flowmesh_model::{
-    Durability, Kind, KvSettings, QueueSettings, Reject, ResourceInfo, ResourcePath, Settings, StreamSettings,
+    Assignor, Durability, GroupSettings, Kind, KvSettings, QueueSettings, Reject, ResourceInfo, ResourcePath, Settings, StreamSettings,
 };
 use flowmesh_proto::v1;
 use flowmesh_proto::v1::settings::Kind as Message;
@@ -23,6 +23,7 @@ pub fn kind_number(kind: Kind) -> i32 {
         Kind::Stream => v1::Kind::Stream.into(),
         Kind::Queue => v1::Kind::Queue.into(),
         Kind::Kv => v1::Kind::Kv.into(),
+        Kind::Group => v1::Kind::Group.into(),
     }
 }
 
@@ -33,7 +34,8 @@ pub fn kind_of(number: i32) -> Result<Option<Kind>, Reject> {
         Ok(v1::Kind::Stream) => Ok(Some(Kind::Stream)),
         Ok(v1::Kind::Queue) => Ok(Some(Kind::Queue)),
         Ok(v1::Kind::Kv) => Ok(Some(Kind::Kv)),
-        Err(_) => Err(Reject::invalid("kind", format!("{number} is no kind; use stream, queue or kv"))),
+        Ok(v1::Kind::Group) => Ok(Some(Kind::Group)),
+        Err(_) => Err(Reject::invalid("kind", format!("{number} is no kind; use stream, queue, kv or group"))),
     }
 }
 
@@ -43,6 +45,7 @@ pub fn path_of(kind: i32, name: &str, settings: Option<&v1::Settings>) -> Result
         Message::Stream(_) => Kind::Stream,
         Message::Queue(_) => Kind::Queue,
         Message::Kv(_) => Kind::Kv,
+        Message::Group(_) => Kind::Group,
     });
     let by_name = || name.split('/').nth(2).filter(|_| name.split('/').count() == 4).and_then(Kind::parse);
     let kind = kind_of(kind)?.or(by_settings).or_else(by_name).ok_or_else(|| {
@@ -61,6 +64,7 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
         (base, None) => Ok(base),
         (Settings::Stream(base), Some(Message::Stream(changes))) => Ok(Settings::Stream(StreamSettings {
             partitions: changes.partitions.unwrap_or(base.partitions),
+            producer_retention_ms: changed(changes.producer_retention_ms, base.producer_retention_ms),
             durability: durability(changes.durability, base.durability)?,
         })),
         (Settings::Queue(base), Some(Message::Queue(changes))) => Ok(Settings::Queue(QueueSettings {
@@ -78,10 +82,23 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
             },
             durability: durability(changes.durability, base.durability)?,
         })),
+        (Settings::Group(base), Some(Message::Group(changes))) => Ok(Settings::Group(GroupSettings {
+            session_timeout_ms: changes.session_timeout_ms.unwrap_or(base.session_timeout_ms),
+            rebalance_timeout_ms: changes.rebalance_timeout_ms.unwrap_or(base.rebalance_timeout_ms),
+            assignor: assignor(changes.assignor, base.assignor)?,
+            offsets_retention_ms: changes.offsets_retention_ms.unwrap_or(base.offsets_retention_ms),
+            sandbox: changes.sandbox.unwrap_or(base.sandbox),
+            durability: durability(changes.durability, base.durability)?,
+        })),
         (base, Some(_)) => {
             Err(Reject::invalid("settings", format!("are of another kind; this is a {}", base.kind())))
         }
     }
+}
+
+/// A setting that may be absent: 0 takes it back.
+fn changed(change: Option<u64>, base: Option<u64>) -> Option<u64> {
+    change.map_or(base, |value| Some(value).filter(|value| *value > 0))
 }
 
 fn durability(number: Option<i32>, base: Option<Durability>) -> Result<Option<Durability>, Reject> {
@@ -98,6 +115,25 @@ fn durability(number: Option<i32>, base: Option<Durability>) -> Result<Option<Du
     }
 }
 
+fn assignor(number: Option<i32>, base: Assignor) -> Result<Assignor, Reject> {
+    let Some(number) = number else { return Ok(base) };
+    match v1::Assignor::try_from(number) {
+        Ok(v1::Assignor::Unspecified) => Ok(Assignor::default()),
+        Ok(v1::Assignor::Range) => Ok(Assignor::Range),
+        Ok(v1::Assignor::Uniform) => Ok(Assignor::Uniform),
+        Ok(v1::Assignor::Sticky) => Ok(Assignor::Sticky),
+        Err(_) => Err(Reject::invalid("assignor", format!("{number} is none; use range, uniform or sticky"))),
+    }
+}
+
+fn assignor_number(assignor: Assignor) -> i32 {
+    match assignor {
+        Assignor::Range => v1::Assignor::Range.into(),
+        Assignor::Uniform => v1::Assignor::Uniform.into(),
+        Assignor::Sticky => v1::Assignor::Sticky.into(),
+    }
+}
+
 /// A durability as a message has it.
 pub fn durability_number(durability: Durability) -> i32 {
     match durability {
@@ -111,9 +147,12 @@ pub fn durability_number(durability: Durability) -> i32 {
 fn to_message(settings: &Settings) -> v1::Settings {
     let durability = settings.durability().map(durability_number);
     let kind = match settings {
-        Settings::Stream(stream) => {
-            Message::Stream(v1::StreamSettings { partitions: Some(stream.partitions), durability })
-        }
+        Settings::Stream(stream) => Message::Stream(v1::StreamSettings {
+            partitions: Some(stream.partitions),
+            producer_retention_ms: stream.producer_retention_ms,
+            durability,
+            ..Default::default()
+        }),
         Settings::Queue(queue) => Message::Queue(v1::QueueSettings {
             visibility_timeout_ms: Some(queue.visibility_timeout_ms),
             max_attempts: Some(queue.max_attempts),
@@ -122,6 +161,14 @@ fn to_message(settings: &Settings) -> v1::Settings {
             durability,
         }),
         Settings::Kv(kv) => Message::Kv(v1::KvSettings { default_ttl_ms: kv.default_ttl_ms, durability }),
+        Settings::Group(group) => Message::Group(v1::GroupSettings {
+            session_timeout_ms: Some(group.session_timeout_ms),
+            rebalance_timeout_ms: Some(group.rebalance_timeout_ms),
+            assignor: Some(assignor_number(group.assignor)),
+            offsets_retention_ms: Some(group.offsets_retention_ms),
+            sandbox: Some(group.sandbox),
+            durability,
+        }),
     };
     v1::Settings { kind: Some(kind) }
 }

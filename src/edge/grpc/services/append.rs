@@ -8,7 +8,9 @@ use bytes::Bytes;
 use flowmesh_engine::SinkFn;
 use flowmesh_model::placement::key_partition;
 use flowmesh_model::record::{PackedRecords, RecordPacker, RecordSlices, RecordView};
-use flowmesh_model::{Command, PartitionRef, Reject, Reply, ResourceInfo, StreamCommand};
+use flowmesh_model::{
+    Command, Offset, PartitionRef, ProducerId, ProducerStamp, Reject, Reply, ResourceInfo, StreamCommand,
+};
 use flowmesh_proto::v1;
 
 use crate::edge::backend::Backend;
@@ -18,13 +20,24 @@ use crate::edge::grpc::shared::ConnShared;
 use crate::edge::grpc::status::item_error;
 use crate::edge::grpc::wire::{Fields, RawRepeated, Value, to_u32, wrong_type};
 
+/// How an append is to be carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AppendOptions {
+    /// The partition, if one is named.
+    pub partition: Option<u32>,
+    /// Whose append it is, if it is idempotent.
+    pub producer: Option<ProducerStamp>,
+    /// The offset it must get, if it is conditional.
+    pub expected_offset: Option<Offset>,
+}
+
 /// An `AppendRequest` or `AppendStreamRequest`; the records are as they came.
 #[derive(Debug)]
 pub struct AppendCall<'a> {
     /// The stream; empty in a pipelined producer's later messages.
     pub stream: &'a str,
-    /// The partition, if one is named.
-    pub partition: Option<u32>,
+    /// How to carry it out.
+    pub options: AppendOptions,
     /// The packed records, unchecked.
     pub records: Bytes,
     /// The producer's number.
@@ -38,7 +51,7 @@ impl<'a> AppendCall<'a> {
     /// It is malformed. The records are not looked at.
     pub fn read(message: &'a Bytes) -> Result<Self, Reject> {
         let mut fields = Fields::new(message);
-        let (mut stream, mut partition, mut sequence) = ("", None, 0);
+        let (mut stream, mut options, mut sequence) = ("", AppendOptions::default(), 0);
         let mut records = RawRepeated::default();
         loop {
             let start = fields.position();
@@ -46,16 +59,35 @@ impl<'a> AppendCall<'a> {
             match field {
                 (3, Value::Bytes(_)) => records.push(message, start..fields.position()),
                 (1, Value::Bytes(range)) => stream = fields.text("stream", range)?,
-                (2, Value::Integer(value)) => partition = Some(to_u32("partition", value)?),
+                (2, Value::Integer(value)) => options.partition = Some(to_u32("partition", value)?),
                 (4, Value::Integer(value)) => sequence = value,
+                (5, Value::Bytes(range)) => read_producer(fields.nested(range), &mut options.producer)?,
+                (6, Value::Integer(value)) => options.expected_offset = Some(Offset(value)),
                 (1, _) => return Err(wrong_type("stream")),
                 (2, _) => return Err(wrong_type("partition")),
                 (3, _) => return Err(wrong_type("records")),
+                (5, _) => return Err(wrong_type("producer")),
+                (6, _) => return Err(wrong_type("expected_offset")),
                 _ => {}
             }
         }
-        Ok(Self { stream, partition, records: records.finish(message), sequence })
+        Ok(Self { stream, options, records: records.finish(message), sequence })
     }
+}
+
+/// Reads a `Producer`; what comes again is merged, as protobuf asks.
+fn read_producer(mut fields: Fields<'_>, producer: &mut Option<ProducerStamp>) -> Result<(), Reject> {
+    let stamp = producer.get_or_insert(ProducerStamp { id: ProducerId(0), epoch: 0, sequence: 0 });
+    while let Some(field) = fields.next()? {
+        match field {
+            (1, Value::Integer(id)) => stamp.id = ProducerId(id),
+            (2, Value::Integer(epoch)) => stamp.epoch = to_u32("producer.epoch", epoch)?,
+            (3, Value::Integer(sequence)) => stamp.sequence = sequence,
+            (1..=3, _) => return Err(wrong_type("producer")),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Where the records of one append go.
@@ -70,6 +102,20 @@ pub enum Placed {
         /// The partition of each record in order.
         of_record: Vec<u32>,
     },
+}
+
+/// Refuses an append that would have to go to one partition but may go to any.
+fn check_single(options: &AppendOptions, partitions: u32) -> Result<(), Reject> {
+    let field = match options {
+        AppendOptions { partition: None, producer: Some(_), .. } => "producer",
+        AppendOptions { partition: None, expected_offset: Some(_), .. } => "expected_offset",
+        _ => return Ok(()),
+    };
+    if partitions <= 1 {
+        return Ok(());
+    }
+    let reason = format!("needs the append to name one of the stream's {partitions} partitions");
+    Err(Reject::invalid(field, reason))
 }
 
 /// Places records: in the partition named, or each by its key. Those without a key go together to the partition that
@@ -127,19 +173,22 @@ pub fn append<B: Backend>(
     edge: &Edge<B>,
     conn: &ConnShared,
     info: &ResourceInfo,
-    partition: Option<u32>,
+    options: AppendOptions,
     records: Bytes,
     done: impl FnOnce(Result<v1::AppendResponse, Reject>) + 'static,
 ) {
     let partitions = info.settings.partitions();
-    match place(records, partition, partitions, || conn.next_partition(partitions)) {
+    let placed = check_single(&options, partitions)
+        .and_then(|()| place(records, options.partition, partitions, || conn.next_partition(partitions)));
+    match placed {
         Ok(Placed::One(partition, records)) => {
-            append_part(edge, info, partition, records, move |outcome| {
+            append_part(edge, info, partition, records, options, move |outcome| {
                 done(outcome.map(|part| v1::AppendResponse {
                     partition,
                     base_offset: part.base_offset,
                     count: part.count,
                     appended_at_ms: part.appended_at_ms,
+                    duplicate: part.duplicate,
                     ..Default::default()
                 }));
             });
@@ -149,25 +198,31 @@ pub fn append<B: Backend>(
     }
 }
 
+/// What became of records that went to one partition.
+struct Appended {
+    base_offset: u64,
+    count: u32,
+    appended_at_ms: u64,
+    duplicate: bool,
+}
+
 fn append_part<B: Backend>(
     edge: &Edge<B>,
     info: &ResourceInfo,
     partition: u32,
     records: PackedRecords,
-    done: impl FnOnce(Result<v1::AppendPart, Reject>) + 'static,
+    options: AppendOptions,
+    done: impl FnOnce(Result<Appended, Reject>) + 'static,
 ) {
+    let AppendOptions { producer, expected_offset, .. } = options;
     let to = edge.backend.shard_of_partition(info, partition);
     let target = PartitionRef { resource: info.id, partition };
-    let command = Command::Stream(target, StreamCommand::Append { records });
+    let command = Command::Stream(target, StreamCommand::Append { records, producer, expected_offset });
     let sink = SinkFn(move |outcome: Result<Reply, Reject>| {
         done(outcome.and_then(|reply| match reply {
-            Reply::Appended { base, count, appended_at } => Ok(v1::AppendPart {
-                partition,
-                base_offset: base.get(),
-                count,
-                appended_at_ms: appended_at.get(),
-                error: None,
-            }),
+            Reply::Appended { base, count, appended_at, duplicate } => {
+                Ok(Appended { base_offset: base.get(), count, appended_at_ms: appended_at.get(), duplicate })
+            }
             _ => Err(wrong_reply()),
         }));
     });
@@ -198,7 +253,7 @@ fn append_split<B: Backend, F: FnOnce(Result<v1::AppendResponse, Reject>) + 'sta
     let split = Rc::new(RefCell::new(split));
     for (index, (partition, records)) in parts.into_iter().enumerate() {
         let split = Rc::clone(&split);
-        append_part(edge, info, partition, records, move |outcome| {
+        append_part(edge, info, partition, records, AppendOptions::default(), move |outcome| {
             let finished = split.borrow_mut().take(index, partition, outcome);
             if let Some((done, outcome)) = finished {
                 done(outcome);
@@ -213,13 +268,18 @@ impl<F> Split<F> {
         &mut self,
         index: usize,
         partition: u32,
-        outcome: Result<v1::AppendPart, Reject>,
+        outcome: Result<Appended, Reject>,
     ) -> Option<(F, Result<v1::AppendResponse, Reject>)> {
-        let part = outcome.unwrap_or_else(|reject| {
-            let error = Some(item_error(&reject));
-            self.failed.get_or_insert(reject);
-            v1::AppendPart { partition, error, ..Default::default() }
-        });
+        let part = match outcome {
+            Ok(Appended { base_offset, count, appended_at_ms, .. }) => {
+                v1::AppendPart { partition, base_offset, count, appended_at_ms, error: None }
+            }
+            Err(reject) => {
+                let error = Some(item_error(&reject));
+                self.failed.get_or_insert(reject);
+                v1::AppendPart { partition, error, ..Default::default() }
+            }
+        };
         if let Some(place) = self.response.parts.get_mut(index) {
             *place = part;
         }
@@ -261,10 +321,14 @@ mod tests {
             stream: "logs".into(),
             partition: Some(2),
             records: vec![record(None, "a"), record(Some("k"), "b")],
+            producer: Some(v1::Producer { id: 7, epoch: 2, sequence: 40 }),
+            expected_offset: Some(0),
         };
         let message = Bytes::from(request.encode_to_vec());
         let call = AppendCall::read(&message).unwrap();
-        assert_eq!((call.stream, call.partition), ("logs", Some(2)));
+        let producer = Some(ProducerStamp { id: ProducerId(7), epoch: 2, sequence: 40 });
+        let expected = AppendOptions { partition: Some(2), producer, expected_offset: Some(Offset(0)) };
+        assert_eq!((call.stream, call.options), ("logs", expected));
         assert!(message.as_ptr_range().contains(&call.records.as_ptr()));
         assert_eq!(PackedRecords::check(call.records).unwrap().count(), 2);
     }
@@ -298,6 +362,20 @@ mod tests {
         let place = |partition| place(records.clone(), Some(partition), 3, || unreachable!());
         assert!(matches!(place(2), Ok(Placed::One(2, _))));
         assert_eq!(place(3), Err(Reject::NoSuchPartition { partition: 3, partitions: 3 }));
+    }
+
+    #[test]
+    fn what_needs_one_partition_is_refused_where_there_may_be_several() {
+        let producer = Some(ProducerStamp { id: ProducerId(1), epoch: 0, sequence: 0 });
+        let idempotent = AppendOptions { producer, ..AppendOptions::default() };
+        let conditional = AppendOptions { expected_offset: Some(Offset(0)), ..AppendOptions::default() };
+        for (options, field) in [(idempotent, "producer"), (conditional, "expected_offset")] {
+            assert!(check_single(&options, 1).is_ok());
+            assert!(check_single(&AppendOptions { partition: Some(1), ..options }, 3).is_ok());
+            let refused = check_single(&options, 3).unwrap_err();
+            assert!(matches!(refused, Reject::InvalidArgument { field: named, .. } if named == field));
+        }
+        assert!(check_single(&AppendOptions::default(), 3).is_ok());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use flowmesh_model::{Kind, Reject, ResourceInfo};
 use flowmesh_proto::v1;
 
-use super::append::{AppendCall, append};
+use super::append::{AppendCall, AppendOptions, append};
 use super::outbox::{Outbox, Ticket};
 use crate::edge::backend::Backend;
 use crate::edge::grpc::Edge;
@@ -55,7 +55,7 @@ pub async fn append_stream<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall
 
 /// An append that was read.
 struct Pending {
-    partition: Option<u32>,
+    options: AppendOptions,
     records: Bytes,
     sequence: u64,
     ticket: Ticket,
@@ -135,7 +135,7 @@ impl<B: Backend> Producer<'_, B> {
 
     /// Hands a message's records over; gives them back if their stream must be created first.
     fn take_message(&mut self, conn: &ConnShared, message: &Bytes) -> Option<Pending> {
-        let AppendCall { stream, partition, records, sequence } = match AppendCall::read(message) {
+        let AppendCall { stream, options, records, sequence } = match AppendCall::read(message) {
             Ok(read) => read,
             Err(reject) => {
                 self.ended = Some(Err(reject.into()));
@@ -149,7 +149,7 @@ impl<B: Backend> Producer<'_, B> {
             self.ended = Some(Err(Reject::invalid("stream", "is empty in the first message").into()));
             return None;
         }
-        let pending = Pending { partition, records, sequence, ticket: self.outbox.expect(message.len()) };
+        let pending = Pending { options, records, sequence, ticket: self.outbox.expect(message.len()) };
         match self.edge.backend.find(Kind::Stream, &self.stream) {
             Some(info) => self.append(conn, Ok(info), pending),
             None => return Some(pending),
@@ -158,9 +158,9 @@ impl<B: Backend> Producer<'_, B> {
     }
 
     fn append(&self, conn: &ConnShared, found: Result<Arc<ResourceInfo>, Reject>, pending: Pending) {
-        let Pending { partition, records, sequence, ticket } = pending;
+        let Pending { options, records, sequence, ticket } = pending;
         match found {
-            Ok(info) => append(self.edge, conn, &info, partition, records, move |outcome| {
+            Ok(info) => append(self.edge, conn, &info, options, records, move |outcome| {
                 acknowledge(&ticket, sequence, outcome);
             }),
             Err(reject) => acknowledge(&ticket, sequence, Err(reject)),
@@ -185,6 +185,7 @@ fn acknowledge(ticket: &Ticket, sequence: u64, outcome: Result<v1::AppendRespons
             appended_at_ms: done.appended_at_ms,
             error: None,
             parts: done.parts,
+            duplicate: done.duplicate,
         },
         Err(reject) => v1::AppendAck { sequence, error: Some(item_error(&reject)), ..Default::default() },
     };

@@ -9,10 +9,12 @@ mod append;
 mod append_stream;
 mod filter;
 mod gather;
+mod group;
 mod health;
 mod kv;
 mod kv_scan;
 mod outbox;
+mod producer;
 mod queue;
 mod read_filtered;
 mod records;
@@ -55,6 +57,7 @@ pub fn unary<B: Backend>(
         Method::KvScan => kv_scan::scan(edge, message, responder),
         Method::StreamAppend => stream::append(edge, &message, responder),
         Method::StreamRead => stream::read(edge, message, responder),
+        Method::StreamInitProducer => producer::init(edge, message, responder),
         Method::StreamStatus => stream::status(edge, message, responder),
         Method::QueueEnqueue => queue::enqueue(edge, &message, responder),
         Method::QueueReserve => queue::reserve(edge, message, responder),
@@ -62,6 +65,15 @@ pub fn unary<B: Backend>(
         Method::QueueNack => queue::nack(edge, message, responder),
         Method::QueueExtend => queue::extend(edge, message, responder),
         Method::QueueStatus => queue::status(edge, message, responder),
+        Method::GroupHeartbeat => group::heartbeat(edge, message, responder),
+        Method::GroupCommit => group::commit(edge, message, responder),
+        Method::GroupFetchOffsets => group::fetch_offsets(edge, message, responder),
+        Method::GroupList => group::list(edge, message, responder),
+        Method::GroupDescribe => group::describe(edge, message, responder),
+        Method::GroupResetOffsets => group::reset(edge, message, responder),
+        Method::GroupDeleteOffsets => group::delete_offsets(edge, message, responder),
+        Method::GroupRemoveMember => group::remove_member(edge, message, responder),
+        Method::GroupDelete => group::delete(edge, message, responder),
         Method::AdminCreateResource => admin::create(edge, message, responder),
         Method::AdminUpdateResource => admin::update(edge, message, responder),
         Method::AdminDescribeResource => admin::describe(edge, message, responder),
@@ -73,6 +85,7 @@ pub fn unary<B: Backend>(
         Method::StreamAppendStream
         | Method::StreamSubscribe
         | Method::QueueWork
+        | Method::GroupConsume
         | Method::HealthWatch
         | Method::ReflectionInfo => {
             responder.fail(Reject::Internal("a streaming method was called as a unary one"));
@@ -91,6 +104,7 @@ pub async fn streaming<B: Backend>(
         Method::StreamAppendStream => append_stream::append_stream(edge, call).await,
         Method::StreamSubscribe => subscribe::subscribe(edge, call).await,
         Method::QueueWork => work::work(edge, call).await,
+        Method::GroupConsume => group::consume(edge, call).await,
         Method::HealthWatch => health::watch(edge, call).await,
         Method::ReflectionInfo => reflection::reflect(call).await,
         _ => Err(Reject::Internal("a unary method was called as a streaming one").into()),

@@ -28,10 +28,10 @@ const READ_BYTES_DEFAULT: u32 = 1024 * 1024;
 
 /// `Stream.Append`
 pub fn append<B: Backend>(edge: &Rc<Edge<B>>, message: &Bytes, responder: Responder) -> Option<CallFuture> {
-    let AppendCall { stream, partition, records, .. } = attempt!(responder, AppendCall::read(message));
+    let AppendCall { stream, options, records, .. } = attempt!(responder, AppendCall::read(message));
     with_resource(edge, Kind::Stream, stream, true, responder, move |edge, info, responder| {
         let conn = responder.conn_rc();
-        append_records(edge, &conn, &info, partition, records, move |outcome| match outcome {
+        append_records(edge, &conn, &info, options, records, move |outcome| match outcome {
             Ok(response) => answer(responder, &response),
             Err(reject) => responder.fail(reject),
         });
@@ -52,10 +52,10 @@ pub fn read<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder
     let target = PartitionRef { resource: info.id, partition: request.partition };
     let partition = request.partition;
     if let Some(filter) = filter
-        && let StreamCommand::Read { from, records_max, bytes_max, .. } = read
+        && let StreamCommand::Read { from, records_max, bytes_max, bytes_min, .. } = read
     {
         let wait_ms = request.wait_ms;
-        let read = FilteredRead { filter, target, to, from, records_max, bytes_max, bytes_min: 0, wait_ms };
+        let read = FilteredRead { filter, target, to, from, records_max, bytes_max, bytes_min, wait_ms };
         return Some(read_filtered(edge, read, responder));
     }
     dispatch_waiting(

@@ -38,6 +38,7 @@ fn append(stream: &str, records: &[(Option<&str>, &str)]) -> v1::AppendRequest {
         stream: stream.into(),
         partition: None,
         records: records.iter().map(record).collect(),
+        ..Default::default()
     }
 }
 

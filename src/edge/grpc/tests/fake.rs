@@ -15,7 +15,7 @@ use flowmesh_model::reject::LeaseLost;
 use flowmesh_model::reply::{EntryValue, LeasedJob, QueueStatus, RecordRun, RecordRuns};
 use flowmesh_model::{
     Catalog, CatalogCommand, CatalogVersion, Command, Durability, JobId, Kind, KvCommand, LeaseToken, Lsn,
-    Millis, Offset, PartitionRef, QueueCommand, Reject, Reply, ResourceId, ResourceInfo, ResourcePath,
+    Millis, Offset, PartitionRef, ProducerId, QueueCommand, Reject, Reply, ResourceId, ResourceInfo, ResourcePath,
     Settings, ShardId, StreamCommand, StreamSettings,
 };
 use futures::FutureExt;
@@ -157,6 +157,7 @@ impl Fake {
             Command::Stream(target, command) => self.stream(*target, command),
             Command::Queue(queue, command) => self.queue(*queue, command),
             Command::Kv(store, command) => Some(Ok(self.kv(*store, command))),
+            Command::Group(..) => Some(Err(Reject::Internal("there are no groups here"))),
             Command::Catalog(command) => Some(self.change(command)),
         }
     }
@@ -166,11 +167,15 @@ impl Fake {
         let runs = streams.entry(target).or_default();
         let next = runs.last().map_or(Offset(0), |run| run.base.plus(run.count.into()));
         Some(match command {
-            StreamCommand::Append { records } => {
+            StreamCommand::Append { records, .. } => {
                 let (count, appended_at) = (records.count(), self.now());
                 runs.push(RecordRun { base: next, count, appended_at, records: records.bytes().clone() });
-                Ok(Reply::Appended { base: next, count, appended_at })
+                Ok(Reply::Appended { base: next, count, appended_at, duplicate: false })
             }
+            StreamCommand::InitProducer { .. } => {
+                Ok(Reply::Producer { id: ProducerId::of_entry(self.next_lsn(), ShardId(0)), epoch: 0 })
+            }
+            StreamCommand::FenceProducer { id, epoch } => Ok(Reply::Producer { id: *id, epoch: *epoch }),
             StreamCommand::Read { from, records_max, bytes_max, wait_until } => {
                 let from = match *from {
                     ReadFrom::Earliest => Offset(0),

@@ -20,7 +20,7 @@ fn append(stream: &str, sequence: u64, values: &[&str]) -> v1::AppendStreamReque
     let record =
         |value: &&str| v1::Record { value: Bytes::copy_from_slice(value.as_bytes()), ..Default::default() };
     let records = values.iter().map(record).collect();
-    v1::AppendStreamRequest { stream: stream.into(), partition: None, records, sequence }
+    v1::AppendStreamRequest { stream: stream.into(), partition: None, records, sequence, ..Default::default() }
 }
 
 async fn acks(call: &mut Call, count: usize) -> Vec<v1::AppendAck> {
@@ -162,7 +162,7 @@ fn fill(fake: &Fake, stream: &str, partition: u32, batches: usize, batch: usize)
         }
         let records = PackedRecords::check(packer.finish()).unwrap();
         let target = PartitionRef { resource: info.id, partition };
-        fake.dispatch(ShardId(0), Command::Stream(target, StreamCommand::Append { records }), ignore());
+        fake.dispatch(ShardId(0), Command::Stream(target, StreamCommand::append(records)), ignore());
     }
 }
 
