@@ -109,6 +109,8 @@ pub async fn subscribe<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) ->
     let wanted = or_default(request.max_batch_bytes, BATCH_BYTES_DEFAULT);
     let share = (READS_BYTES_MAX / cursors.len().max(1)).max(16 * 1024) as u32;
     let wanted = wanted.min(share);
+    // What is looked into is looked into in small steps: others on the core wait meanwhile.
+    let behind = if filter.is_some() { wanted } else { share.min(BEHIND_BYTES) };
     call.open()?;
     let mut reads = FuturesUnordered::new();
     for cursor in cursors {
@@ -119,7 +121,7 @@ pub async fn subscribe<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) ->
         let (mut next, mut passed_bytes) = (Some(first), 0);
         while let Some((cursor, outcome)) = next {
             let records = outcome?;
-            let mut cursor = cursor.behind(&records, wanted, share.min(BEHIND_BYTES));
+            let mut cursor = cursor.behind(&records, wanted, behind);
             match &filter {
                 None => put_runs(&mut out, cursor.partition, &records),
                 Some(filter) => {
@@ -153,12 +155,7 @@ async fn ready_now(reads: &mut Reads) -> Option<ReadOutcome> {
 }
 
 /// Reads on, unless the partition's end was reached.
-fn start_read<B: Backend>(
-    edge: &Rc<Edge<B>>,
-    info: &Arc<ResourceInfo>,
-    cursor: Cursor,
-    reads: &mut Reads,
-) {
+fn start_read<B: Backend>(edge: &Rc<Edge<B>>, info: &Arc<ResourceInfo>, cursor: Cursor, reads: &mut Reads) {
     if let (Some(end), ReadFrom::Offset(next)) = (cursor.end, cursor.from)
         && next >= end
     {
