@@ -73,8 +73,10 @@ impl Parts {
 
     /// Takes over what settings say that deciding alone does not look at.
     pub fn configure(&mut self, settings: &Settings) {
-        if let (Self::Stream(stream), Settings::Stream(settings)) = (self, settings) {
-            stream.configure(settings);
+        match (self, settings) {
+            (Self::Stream(stream), Settings::Stream(settings)) => stream.configure(settings),
+            (Self::Group(group), Settings::Group(_)) => group.look_at_all(),
+            _ => {}
         }
     }
 

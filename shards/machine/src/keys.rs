@@ -22,7 +22,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, Reader};
 use flowmesh_model::placement::PlacementHash;
-use flowmesh_model::{JobId, PartitionRef, ProducerId, ResourceId, ResourcePath, SlotId};
+use flowmesh_model::{JobId, MemberNumber, PartitionRef, ProducerId, ResourceId, ResourcePath, SlotId};
 
 /// The format byte of every value. Raise it when a value's shape changes; decoders keep the old shapes for ever.
 pub(crate) const FORMAT: u8 = 1;
@@ -35,6 +35,9 @@ const PARTITION: u8 = 1;
 const CLOCK: u8 = 2;
 const CATALOG: u8 = 3;
 const CATALOG_RESOURCE: u8 = 4;
+
+const MEMBER: u8 = 0;
+const PLACE: u8 = 1;
 const PRODUCER: u8 = 5;
 const PRODUCER_NAME: u8 = 6;
 const SEGMENTS: u8 = 7;
@@ -84,6 +87,18 @@ impl Home {
 
     pub fn job_key(&self, job: JobId) -> Bytes {
         key(self.first_slot, self.id, &job.0.to_be_bytes())
+    }
+
+    pub fn member_key(&self, member: MemberNumber) -> Bytes {
+        let [a, b, c, d] = member.0.to_be_bytes();
+        key(self.first_slot, self.id, &[MEMBER, a, b, c, d])
+    }
+
+    pub fn place_key(&self, at: PartitionRef) -> Bytes {
+        let mut rest = [PLACE; 13];
+        rest[1..9].copy_from_slice(&at.resource.0.to_be_bytes());
+        rest[9..].copy_from_slice(&at.partition.to_be_bytes());
+        key(self.first_slot, self.id, &rest)
     }
 
     pub fn entry_key(&self, entry: &[u8]) -> Bytes {
@@ -148,6 +163,29 @@ impl<'a> MetaKey<'a> {
     }
 }
 
+/// What a key of the groups space names within its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GroupKey {
+    Member(MemberNumber),
+    Place(PartitionRef),
+}
+
+impl GroupKey {
+    /// Reads what follows slot and resource.
+    pub fn read(rest: &[u8]) -> Result<Self, Malformed> {
+        match rest {
+            [MEMBER, a, b, c, d] => Ok(Self::Member(MemberNumber(u32::from_be_bytes([*a, *b, *c, *d])))),
+            [PLACE, rest @ ..] => {
+                let (stream, partition) = rest.split_first_chunk::<8>().ok_or(Malformed("key without a stream"))?;
+                let partition = partition.try_into().map_err(|_| Malformed("a partition is four bytes"))?;
+                let resource = ResourceId(u64::from_be_bytes(*stream));
+                Ok(Self::Place(PartitionRef { resource, partition: u32::from_be_bytes(partition) }))
+            }
+            _ => Err(Malformed("unknown key in groups")),
+        }
+    }
+}
+
 /// Slot, resource and the rest of a key.
 pub(crate) fn split(key: &[u8]) -> Result<(SlotId, ResourceId, &[u8]), Malformed> {
     let (slot, rest) = key.split_first_chunk::<2>().ok_or(Malformed("key without a slot"))?;
@@ -189,6 +227,11 @@ mod tests {
         assert_eq!(MetaKey::read(&name).unwrap(), MetaKey::ProducerName(ResourceId(7), b"orders"));
         let job = home.job_key(JobId(5));
         assert_eq!(split(&job).unwrap().2, 5u64.to_be_bytes());
+        let (member, at) = (MemberNumber(9), PartitionRef { resource: ResourceId(5), partition: 6 });
+        let group_key = |key: &[u8]| GroupKey::read(split(key).unwrap().2);
+        assert_eq!(group_key(&home.member_key(member)).unwrap(), GroupKey::Member(member));
+        assert_eq!(group_key(&home.place_key(at)).unwrap(), GroupKey::Place(at));
+        assert!(GroupKey::read(&home.place_key(at)[10..22]).is_err());
         assert!(MetaKey::read(&job[..9]).is_err());
         assert!(MetaKey::read(&job).is_err());
     }

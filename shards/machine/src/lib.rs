@@ -9,7 +9,7 @@
 //! | `decision` | what goes in and comes out, besides commands and facts |
 //! | `machine` | which part of the state a command or fact is for |
 //! | `held` | a resource that the shard holds something of |
-//! | `stream`, `queue`, `kv`, `catalog` | the four kinds of state: `decide`, `apply`, their form in the index, their checks |
+//! | `stream`, `queue`, `kv`, `group`, `catalog` | the five kinds of state: `decide`, `apply`, their form in the index, their checks |
 //! | `ticks` | what is due |
 //! | `woken` | for what something became available |
 //! | `changes`, `checkpoint`, `restore`, `keys` | writing the state to the index while it changes, and reading it back |
@@ -20,6 +20,7 @@ mod catalog;
 mod changes;
 mod checkpoint;
 mod decision;
+mod group;
 mod held;
 mod inspect;
 mod keys;

@@ -39,6 +39,8 @@ pub struct Machine {
     pub(crate) catalog: CatalogState,
     /// Iterated only where the order cannot show. Numbers are ours, so no client can choose them to collide.
     pub(crate) held: hashbrown::HashMap<ResourceId, Held, FxBuildHasher>,
+    /// Held groups.
+    pub(crate) groups: BTreeSet<ResourceId>,
     /// What is asked where nothing is held yet.
     blank_queue: Queue,
     blank_store: Store,
@@ -66,6 +68,7 @@ impl Machine {
             snapshot: None,
             catalog: CatalogState::default(),
             held: hashbrown::HashMap::default(),
+            groups: BTreeSet::new(),
             blank_queue: Queue::default(),
             blank_store: Store::new(sip),
             blank_group: Group::default(),
@@ -108,8 +111,30 @@ impl Machine {
             }
             CatalogNews::OfAny => held.iter_mut().for_each(|(id, held)| look(*id, held)),
         }
-        self.snapshot = Some(catalog);
+        let before = self.snapshot.replace(catalog);
+        self.tell_groups(before.as_deref(), &news);
         news
+    }
+
+    /// Groups that know a stream that changed look at it with the next tick. The first catalog ends a start: only then
+    /// do sessions of members begin.
+    fn tell_groups(&mut self, before: Option<&Catalog>, news: &CatalogNews) {
+        for id in &self.groups {
+            let Some(held) = self.held.get_mut(id) else { continue };
+            let Parts::Group(group) = &mut held.parts else { continue };
+            match (before, news) {
+                (None, _) => group.begin_sessions(),
+                // A stream that was not there before is not known to any group.
+                (Some(before), CatalogNews::Of(changed)) => {
+                    let old = |stream: &&ResourceId| **stream <= before.last_id();
+                    if changed.iter().filter(old).any(|stream| group.knows(*stream)) {
+                        group.look_at_all();
+                    }
+                }
+                (Some(_), CatalogNews::OfAny) => group.look_at_all(),
+            }
+            arm_earlier(&mut self.timers, held);
+        }
     }
 
     /// On the catalog's owner: the catalog as its own facts say. Costs next to nothing.
@@ -303,8 +328,9 @@ impl Machine {
             }
             Fact::Group(id, fact) => self.change(at, id, |cx, parts| {
                 let Parts::Group(group) = parts else { wrong_kind(cx) };
-                group.apply(cx, fact);
-                cx.woken.wake(&mut group.woken, WaitKey::Group(id));
+                if group.apply(cx, fact) {
+                    cx.woken.wake(&mut group.woken, WaitKey::Group(id));
+                }
             }),
         }
     }
@@ -317,6 +343,9 @@ impl Machine {
             self.checkpoint.list(id);
         }
         self.memory_bytes += HELD_BYTES + held.parts.memory_bytes();
+        if matches!(held.parts, Parts::Group(_)) {
+            self.groups.insert(id);
+        }
         let before = self.held.insert(id, held);
         assert!(before.is_none(), "resource {id} was held already");
     }
@@ -324,6 +353,7 @@ impl Machine {
     /// `ResourceDropped`.
     fn drop_resource(&mut self, id: ResourceId) {
         self.drops.remove(&id);
+        self.groups.remove(&id);
         let Some(mut held) = self.held.remove(&id) else {
             panic!("a resource was dropped that was not held: {id}")
         };

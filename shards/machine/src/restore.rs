@@ -108,7 +108,10 @@ impl Machine {
         for (id, held) in &mut self.held {
             match &mut held.parts {
                 Parts::Stream(stream) => stream.finish_restore(*id, &mut self.checkpoint.trimmed_streams)?,
-                Parts::Group(group) => group.finish_restore()?,
+                Parts::Group(group) => {
+                    group.finish_restore()?;
+                    self.groups.insert(*id);
+                }
                 Parts::Queue(_) | Parts::Kv(_) => {}
             }
             self.memory_bytes += HELD_BYTES + held.parts.memory_bytes();

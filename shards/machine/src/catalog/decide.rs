@@ -56,6 +56,11 @@ impl CatalogState {
         if asked < is {
             return Err(Reject::PartitionsLowered { partitions: is, requested: asked });
         }
+        if let (Settings::Group(is), Settings::Group(asked)) = (&info.settings, settings)
+            && is.sandbox != asked.sandbox
+        {
+            return Err(Reject::invalid("sandbox", format!("is {} and fixed at creation", is.sandbox)));
+        }
         if info.settings == *settings {
             return Ok(self.unchanged(info));
         }

@@ -299,13 +299,17 @@ fn put_range(out: &mut impl BufMut, range: PartitionRange) {
 
 fn put_ranges(out: &mut impl BufMut, ranges: &[PartitionRange]) {
     put_varint(out, ranges.len() as u64);
-    ranges.iter().for_each(|range| put_range(out, *range));
+    for range in ranges {
+        put_range(out, *range);
+    }
 }
 
 /// Appends streams: how many, then each.
 pub fn put_streams(out: &mut impl BufMut, streams: &[ResourceId]) {
     put_varint(out, streams.len() as u64);
-    streams.iter().for_each(|stream| put_varint(out, stream.0));
+    for stream in streams {
+        put_varint(out, stream.0);
+    }
 }
 
 fn range(reader: &mut Reader) -> Result<PartitionRange, Malformed> {

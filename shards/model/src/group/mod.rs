@@ -105,7 +105,7 @@ pub struct Heartbeat {
     /// | any | not there | a new member with this instance |
     /// | any | there | takes over the place and the partitions of the instance at once; who had it is fenced |
     ///
-    /// A member that joins owns nothing, unless it says so in `owned`.
+    /// Who joins owns nothing: `owned` and `known` do not count.
     pub member: MemberRef,
     /// For people: the client's own name. Counts when joining.
     pub client: Name,
@@ -119,8 +119,8 @@ pub struct Heartbeat {
     pub subscribed: Option<Vec<ResourceId>>,
     /// All that it owns now: it works on nothing else. `None`: no news, nothing was let go of.
     pub owned: Option<Vec<PartitionRange>>,
-    /// Wait for something new until then, if there is nothing that `known` does not show. The member is alive while it
-    /// waits. At most a third of the session timeout counts.
+    /// Wait for something new until then, if there is nothing that `known` does not show. At most half the session timeout
+    /// from now: waiting does not make a session longer.
     pub wait_until: Option<Millis>,
 }
 
@@ -218,7 +218,7 @@ pub struct HeartbeatReply {
     pub pending: Vec<PartitionRange>,
     /// The group's epoch; the member's follows it.
     pub group_epoch: GroupEpoch,
-    /// What the group is doing.
+    /// What the group is doing; reconciling whenever this heartbeat itself changed something.
     pub state: GroupState,
     /// When to heartbeat again, at the latest.
     pub heartbeat_interval_ms: u64,
