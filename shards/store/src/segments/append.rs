@@ -123,6 +123,7 @@ async fn write_block<D: Disk>(
 
 impl<D: Disk> Inner<D> {
     fn go_back(&self, at: PartitionRef, next: Offset) {
+        self.forget_ahead(at);
         if let Some(partition) = self.partitions.borrow_mut().get_mut(&at) {
             partition.go_back(next);
         }
@@ -283,6 +284,7 @@ impl<D: Disk> Inner<D> {
 
     async fn sync_all(&self) -> Result<(), SegmentError> {
         self.spares.borrow_mut().clear();
+        self.ahead.borrow_mut().clear();
         let dirty = self.dirty.take();
         for DirtyFile { at, path, file } in dirty {
             file.sync().await.map_err(|error| io_error(at, "sync", &path, error))?;

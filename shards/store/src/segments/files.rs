@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use flowmesh_model::{Millis, Offset, PartitionRef, ResourceId};
 
+use super::ahead::ReadAhead;
 use super::error::{SegmentDamage, SegmentError};
 use super::format::{BlockHeader, FILE_HEADER_BYTES, FileHeader, FileHeaderFault, VERSION, first_run_time};
 use crate::disk::{ALIGN, Disk, DiskFile};
@@ -59,6 +60,8 @@ pub(super) struct Inner<D: Disk> {
     pub partitions: RefCell<HashMap<PartitionRef, Partition<D>>>,
     /// Memory of blocks, between the appends of a checkpoint.
     pub spares: RefCell<Vec<D::Buf>>,
+    /// What was read beyond what was asked for, of files that are no longer written to: sequential readers come for it.
+    pub ahead: RefCell<ReadAhead<D::File>>,
     /// Files that were written to and not synced.
     pub dirty: RefCell<Vec<DirtyFile<D>>>,
     /// Partitions on disk that the index did not know.
@@ -188,8 +191,9 @@ impl<D: Disk> StreamFiles<D> {
         let on_disk = names.iter().filter_map(|name| parse_dir_name(name));
         let unknown = RefCell::new(on_disk.filter(|at| !partitions.contains_key(at)).collect());
         let (partitions, dirty) = (RefCell::new(partitions), RefCell::default());
-        let spares = RefCell::new(Vec::new());
-        Ok(Self { inner: Rc::new(Inner { disk, root, config, partitions, spares, dirty, unknown }) })
+        let (spares, ahead) = (RefCell::default(), RefCell::default());
+        let inner = Inner { disk, root, config, partitions, spares, ahead, dirty, unknown };
+        Ok(Self { inner: Rc::new(inner) })
     }
 
     /// Removes the files of partitions that neither `ends` named nor anybody appended to since: streams that were
@@ -242,6 +246,7 @@ impl<D: Disk> StreamFiles<D> {
     /// Removes a partition's files.
     pub async fn delete(&self, at: PartitionRef) -> Result<(), SegmentError> {
         self.inner.partitions.borrow_mut().remove(&at);
+        self.inner.forget_ahead(at);
         self.inner.dirty.borrow_mut().retain(|dirty| dirty.at != at);
         let inner = &self.inner;
         let dir = inner.dir(at);
@@ -292,6 +297,11 @@ impl<D: Disk> Partition<D> {
 }
 
 impl<D: Disk> Inner<D> {
+    /// Forgets what was read of a partition's files: they change.
+    pub fn forget_ahead(&self, at: PartitionRef) {
+        self.ahead.borrow_mut().forget(at);
+    }
+
     pub fn dir(&self, at: PartitionRef) -> PathBuf {
         self.root.join(dir_name(at))
     }
@@ -334,6 +344,7 @@ impl<D: Disk> Inner<D> {
             }
             partition.next
         };
+        self.forget_ahead(at);
         let mut bases = self.bases_on_disk(at).await?;
         if !bases.is_empty() {
             self.remove_files(at, bases.split_off(&next)).await?;

@@ -11,9 +11,10 @@
 //! A file begins where a segment of the stream does, so that files go with their segments: once the index knows that all
 //! records of a file are gone, it is removed ([`StreamFiles::trim`]).
 //!
-//! [`format`] has every byte, [`files`] the shard's partitions ([`StreamFiles`]), [`append`], [`read`] and [`find`] (by
-//! time) what their names say.
+//! [`format`] has every byte, [`files`] the shard's partitions ([`StreamFiles`]), [`append`], [`read`], [`ahead`] and
+//! [`find`] (by time) what their names say.
 
+mod ahead;
 mod append;
 pub mod error;
 pub mod files;

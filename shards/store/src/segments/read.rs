@@ -7,9 +7,10 @@ use flowmesh_model::record::prefix_len;
 use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{Offset, PartitionRef};
 
+use super::ahead::Ahead;
 use super::error::{SegmentDamage, SegmentError};
-use super::files::{Block, Inner, StreamFiles, io_error};
-use super::format::{BLOCK_HEADER_BYTES, UncheckedRun, first_run_time};
+use super::files::{Block, Inner, Partition, StreamFiles, io_error};
+use super::format::{BLOCK_HEADER_BYTES, BlockHeader, UncheckedRun, first_run_time};
 use crate::disk::{Disk, DiskFile};
 use crate::pages::round_up;
 use crate::window::Window;
@@ -107,30 +108,59 @@ impl<D: Disk> Inner<D> {
         Ok((base, later.unwrap_or(partition.next)))
     }
 
+    /// Whether a file may still be written to.
+    fn is_last_file(&self, at: PartitionRef, base: Offset) -> bool {
+        self.partitions.borrow().get(&at).and_then(Partition::last_file).is_none_or(|last| last <= base)
+    }
+
     /// Reads what is wanted from the file that holds `wanted.from`, to the file's end at most.
     async fn read_file(&self, at: PartitionRef, wanted: &mut Wanted) -> Result<(), SegmentError> {
         let (base, end) = self.file_range(at, wanted.from)?;
+        let moment = self.ahead.borrow().moment();
         let open = self.open_file(at, base).await?;
         let path = self.path(at, base);
         let failed = |error| io_error(at, "read", &path, error);
         let size = open.file.size().await.map_err(failed)?;
         let read_bytes = round_up(wanted.bytes.clamp(READ_BYTES_MIN, READ_BYTES_MAX));
-        let mut window = Window::new(Rc::clone(&open.file), size).with_reads_of(read_bytes);
-        let Block { base: mut expected, mut position, .. } = open.index.borrow().before(wanted.from);
+        let kept = self.ahead.borrow_mut().take(at, base, wanted.from);
+        let (mut expected, mut position, mut block, window) = if let Some(kept) = kept {
+            (kept.base, kept.position, kept.block, kept.window)
+        } else {
+            let Block { base, position, .. } = open.index.borrow().before(wanted.from);
+            (base, position, None, Window::new(Rc::clone(&open.file), size))
+        };
+        let mut window = window.with_reads_of(read_bytes);
         while expected < end && !wanted.done {
-            let header = self.block_header((at, base), &mut window, position, expected).await?;
-            open.index.borrow_mut().note(header.base, position, first_run_time(window.bytes()));
-            if header.next > wanted.from {
-                if !window.fill(position, header.disk_bytes()).await.map_err(failed)? {
-                    return Err(self.damaged(at, base, position, SegmentDamage::BlockLength));
-                }
-                let block = window.take(header.disk_bytes());
-                let body = block.slice(BLOCK_HEADER_BYTES..BLOCK_HEADER_BYTES + header.body_bytes as usize);
-                take_runs(body, header.runs, expected, header.next, wanted)
-                    .map_err(|what| self.damaged(at, base, position, what))?;
+            let damaged = |what| self.damaged(at, base, position, what);
+            let header = match &block {
+                Some(block) => BlockHeader::decode(block).map_err(damaged)?,
+                None => self.block_header((at, base), &mut window, position, expected).await?,
+            };
+            if block.is_none() {
+                open.index.borrow_mut().note(header.base, position, first_run_time(window.bytes()));
             }
+            if header.next > wanted.from {
+                let bytes = match block.take() {
+                    Some(bytes) => bytes,
+                    None if window.fill(position, header.disk_bytes()).await.map_err(failed)? => {
+                        window.take(header.disk_bytes())
+                    }
+                    None => return Err(damaged(SegmentDamage::BlockLength)),
+                };
+                let body = bytes.slice(BLOCK_HEADER_BYTES..BLOCK_HEADER_BYTES + header.body_bytes as usize);
+                take_runs(body, header.runs, expected, header.next, wanted).map_err(damaged)?;
+                if wanted.done && wanted.from < header.next {
+                    block = Some(bytes);
+                    break;
+                }
+            }
+            block = None;
             expected = header.next;
             position += header.disk_bytes() as u64;
+        }
+        if wanted.done && wanted.from < end && !self.is_last_file(at, base) {
+            let ahead = Ahead { at, file: base, from: wanted.from, base: expected, position, block, window };
+            self.ahead.borrow_mut().keep(moment, ahead);
         }
         self.keep_open(at, open);
         if !wanted.done && wanted.from < end {
