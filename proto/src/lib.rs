@@ -14,7 +14,7 @@ macro_rules! generated {
 }
 
 generated!(
-    /// `package flowmesh.v1`: the services Stream, Queue, Kv and Admin.
+    /// `package flowmesh.v1`: the services Stream, Queue, Kv, Group and Admin.
     v1,
     "flowmesh.v1"
 );
@@ -57,6 +57,7 @@ mod tests {
             services,
             [
                 "flowmesh.v1.Admin",
+                "flowmesh.v1.Group",
                 "flowmesh.v1.Kv",
                 "flowmesh.v1.Queue",
                 "flowmesh.v1.Stream",

@@ -90,6 +90,8 @@ pub enum KindWord {
     Queue,
     /// Keys with values
     Kv,
+    /// A consumer group
+    Group,
 }
 
 impl KindWord {
@@ -99,6 +101,7 @@ impl KindWord {
             Self::Stream => v1::Kind::Stream,
             Self::Queue => v1::Kind::Queue,
             Self::Kv => v1::Kind::Kv,
+            Self::Group => v1::Kind::Group,
         }
     }
 
@@ -108,6 +111,7 @@ impl KindWord {
             v1::Kind::Stream => "stream",
             v1::Kind::Queue => "queue",
             v1::Kind::Kv => "kv",
+            v1::Kind::Group => "group",
             v1::Kind::Unspecified => "unknown",
         }
     }
@@ -116,7 +120,7 @@ impl KindWord {
 /// Which resource: `KIND NAME`, or one full path.
 #[derive(Args, Clone, Debug)]
 pub struct Target {
-    /// stream, queue or kv; or a full path: TENANT/NAMESPACE/KIND/NAME
+    /// stream, queue, kv or group; or a full path: TENANT/NAMESPACE/KIND/NAME
     #[arg(value_name = "KIND|PATH")]
     pub kind_or_path: String,
 
@@ -143,7 +147,7 @@ impl Target {
 fn kind_of(word: &str) -> Result<v1::Kind, String> {
     KindWord::from_str(word, false)
         .map(KindWord::kind)
-        .map_err(|_| format!("`{word}` is no kind of resource; allowed: stream, queue, kv"))
+        .map_err(|_| format!("`{word}` is no kind of resource; allowed: stream, queue, kv, group"))
 }
 
 #[cfg(test)]

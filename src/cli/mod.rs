@@ -1,14 +1,16 @@
-//! The command line: `flowmesh serve | dev | stream | queue | kv | resources | topology | bench | completions`.
+//! The command line: `flowmesh serve | dev | stream | group | queue | kv | resources | topology | bench | completions`.
 //!
 //! [`args`] has what commands share, [`settings`] makes the server's flags out of the table of settings, [`serve`] starts it.
 //! The client commands go through [`connection`] (tonic, an implementation of gRPC that is not ours) to [`stream`],
-//! [`queue`], [`kv`], [`resources`] and [`topology`]; `bench` hands over to the crate `flowmesh-perf`. They read [`input`] (plain or [`json_lines`]) and write [`output`];
+//! [`group`], [`queue`], [`kv`], [`resources`] and [`topology`]; `bench` hands over to the crate `flowmesh-perf`. They read [`input`] (plain or [`json_lines`]) and write [`output`];
 //! what goes wrong is a [`failure`], with its exit code. `docs/cli.md` is the reference.
 
 mod args;
 mod base64;
 mod connection;
+mod exec;
 mod failure;
+mod group;
 mod input;
 mod json_lines;
 mod kv;
@@ -17,6 +19,7 @@ mod queue;
 mod resources;
 mod serve;
 mod settings;
+mod signals;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -52,6 +55,9 @@ enum Command {
     /// Append to and read from streams
     #[command(subcommand)]
     Stream(stream::StreamCommand),
+    /// Show and manage consumer groups: members, offsets, lag
+    #[command(subcommand)]
+    Group(group::GroupCommand),
     /// Enqueue, work and settle jobs
     #[command(subcommand)]
     Queue(queue::QueueCommand),
@@ -99,6 +105,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Serve(args) => args.run(flowmesh::config::Mode::Serve),
         Command::Dev(args) => args.run(flowmesh::config::Mode::Dev),
         Command::Stream(command) => client(command.run()),
+        Command::Group(command) => client(command.run()),
         Command::Queue(command) => client(command.run()),
         Command::Kv(command) => client(command.run()),
         Command::Resources(command) => client(command.run()),

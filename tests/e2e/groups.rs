@@ -170,7 +170,7 @@ async fn a_waiting_heartbeat_is_answered_when_something_changes() {
     let mut a = Member::join(&mut client, "g", "").await;
     a.beat(&mut client).await.unwrap();
     let mut waiting = client.clone();
-    a.request.wait_ms = 60_000;
+    a.request.wait_ms = 20_000;
     let news = tokio::spawn(async move {
         while a.revoking().is_empty() {
             a.beat(&mut waiting).await.unwrap();
@@ -181,14 +181,14 @@ async fn a_waiting_heartbeat_is_answered_when_something_changes() {
     let mut a = crate::common::within("the news", news).await.unwrap();
     a.request.wait_ms = 0;
     a.let_go(&mut client).await;
-    b.request.wait_ms = 60_000;
+    b.request.wait_ms = 20_000;
     while b.assigned().is_empty() {
         crate::common::within("the partition", b.beat(&mut client)).await.unwrap();
     }
     // Who leaves is told so, and the other has everything at once.
     let leave = v1::HeartbeatRequest { leave: true, ..b.request.clone() };
     client.group.heartbeat(leave).await.unwrap();
-    a.request.wait_ms = 60_000;
+    a.request.wait_ms = 20_000;
     while a.assigned().len() < 2 {
         crate::common::within("the rest", a.beat(&mut client)).await.unwrap();
     }

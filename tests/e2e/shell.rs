@@ -8,7 +8,7 @@ use crate::common::wait::eventually_blocking;
 use crate::common::{Home, Server};
 
 /// A shell that finds `flowmesh` and talks to this server.
-fn shell(server: &Server, home: &Home, script: &str) -> Command {
+pub fn shell(server: &Server, home: &Home, script: &str) -> Command {
     let path = format!("{}:{}", binary().parent().unwrap().display(), std::env::var("PATH").unwrap());
     let mut command = Command::new("bash");
     command
@@ -20,13 +20,13 @@ fn shell(server: &Server, home: &Home, script: &str) -> Command {
     command
 }
 
-fn run(server: &Server, home: &Home, script: &str) -> Output {
+pub fn run(server: &Server, home: &Home, script: &str) -> Output {
     shell(server, home, script).output().unwrap()
 }
 
 /// Standard output of a script that must succeed.
 #[track_caller]
-fn ok(server: &Server, home: &Home, script: &str) -> String {
+pub fn ok(server: &Server, home: &Home, script: &str) -> String {
     let output = run(server, home, script);
     assert!(output.status.success(), "{script}: {output:?}");
     String::from_utf8(output.stdout).unwrap()

@@ -12,7 +12,6 @@ use std::time::Duration;
 use clap::Args;
 use flowmesh_proto::v1::{self, admin_client::AdminClient, queue_client::QueueClient, settings};
 use futures::{Stream, StreamExt, TryFutureExt, TryStreamExt};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
@@ -25,6 +24,7 @@ use crate::cli::args::{Server, duration, millis};
 use crate::cli::connection::{Backoff, client};
 use crate::cli::failure::{Failure, Refusal};
 use crate::cli::output::note;
+use crate::cli::signals::Signals;
 
 /// Arguments of `queue work`.
 #[derive(Args, Debug)]
@@ -357,25 +357,5 @@ impl Worker {
             keys.iter().zip(outcomes).for_each(|(key, outcome)| self.settle(*key, outcome.error.as_ref()));
         }
         Ok(())
-    }
-}
-
-/// Ctrl-C, and what process managers send.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, Failure> {
-        let listen = |kind| signal(kind).map_err(Failure::io("listen for signals"));
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
     }
 }

@@ -153,13 +153,13 @@ impl Consumer {
 
     /// Does what can be done at once; gives the record for which a command is to be run.
     pub fn next(&mut self) -> Result<Option<Record>, Failure> {
-        if self.current.is_some() {
-            return Ok(None);
-        }
         let (waiting, leaving) = (self.waiting.len(), &self.leaving);
         if !leaving.is_empty() {
             self.waiting.retain(|record| !leaving.contains(&record.at));
             self.spend((waiting - self.waiting.len()) as u64);
+        }
+        if self.current.is_some() {
+            return Ok(None);
         }
         while self.left > 0
             && let Some(record) = self.waiting.pop_front()

@@ -1,6 +1,8 @@
-//! `flowmesh stream`: append (through the pipelined [`producer`]), read, status.
+//! `flowmesh stream`: append (through the pipelined [`producer`]), read, consume as a member of a group, status.
 
 mod append;
+mod consume;
+mod consumer;
 mod filter;
 mod inspect;
 mod producer;
@@ -22,6 +24,8 @@ pub enum StreamCommand {
     Append(append::AppendArgs),
     /// Read records, one value a line
     Read(read::ReadArgs),
+    /// Read records as a member of a consumer group, which shares them among its members
+    Consume(consume::ConsumeArgs),
     /// Show the records around an offset with all their parts
     Inspect(inspect::InspectArgs),
     /// Show first and next offset and bytes of each partition
@@ -56,6 +60,7 @@ impl StreamCommand {
         match self {
             Self::Append(args) => args.run().await,
             Self::Read(args) => args.run().await,
+            Self::Consume(args) => args.run().await,
             Self::Inspect(args) => args.run().await,
             Self::Status(args) => args.run().await,
         }

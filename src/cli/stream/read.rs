@@ -77,6 +77,8 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// A record as one JSON object.
 #[derive(Serialize)]
 pub struct RecordJson<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream: Option<&'a str>,
     partition: u32,
     offset: u64,
     appended_at_ms: u64,
@@ -215,23 +217,35 @@ impl Reader {
     }
 }
 
-/// Columns of a fixed width, since the rows are not known beforehand: partition, offset, time, key, value.
 fn row(batch: &v1::RecordBatch, offset: u64, record: &v1::Record) -> String {
+    row_of(batch.partition, batch.appended_at_ms, offset, record)
+}
+
+/// Columns of a fixed width, since the rows are not known beforehand: partition, offset, time, key, value.
+pub fn row_of(partition: u32, appended_at_ms: u64, offset: u64, record: &v1::Record) -> String {
     let key = record.key.as_deref().map_or_else(|| "-".to_owned(), readable);
-    format!(
-        "{:>4} {offset:>10}  {}  {key:<16}  {}",
-        batch.partition,
-        time(batch.appended_at_ms),
-        readable(&record.value)
-    )
+    let (time, value) = (time(appended_at_ms), readable(&record.value));
+    format!("{partition:>4} {offset:>10}  {time}  {key:<16}  {value}")
 }
 
 /// One record of a batch for a JSON line.
 pub fn json<'a>(batch: &v1::RecordBatch, offset: u64, record: &'a v1::Record) -> RecordJson<'a> {
+    json_of(None, batch.partition, batch.appended_at_ms, offset, record)
+}
+
+/// A record for a JSON line; with its stream where there may be several.
+pub fn json_of<'a>(
+    stream: Option<&'a str>,
+    partition: u32,
+    appended_at_ms: u64,
+    offset: u64,
+    record: &'a v1::Record,
+) -> RecordJson<'a> {
     RecordJson {
-        partition: batch.partition,
+        stream,
+        partition,
         offset,
-        appended_at_ms: batch.appended_at_ms,
+        appended_at_ms,
         timestamp_ms: record.timestamp_ms,
         key: record.key.as_deref().and_then(text),
         key_base64: record.key.as_deref().and_then(base64_text),

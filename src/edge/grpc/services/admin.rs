@@ -96,7 +96,7 @@ pub fn list<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder
 }
 
 /// One page: the smallest paths beyond the token.
-fn page<B: Backend>(
+pub fn page<B: Backend>(
     edge: &Edge<B>,
     request: &v1::ListResourcesRequest,
 ) -> Result<v1::ListResourcesResponse, Reject> {

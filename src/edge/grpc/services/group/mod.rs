@@ -29,7 +29,7 @@ pub use describe::{describe, list};
 pub use offsets::{commit, delete_offsets, fetch_offsets};
 pub use reset::reset;
 
-use names::{member_ref, owned_ranges, some_name, stream, stream_partitions};
+use names::{client_name, member_ref, owned_ranges, some_name, stream, stream_partitions};
 
 /// Where a group is: all of it is its partition 0.
 fn group_shard<B: Backend>(edge: &Edge<B>, info: &ResourceInfo) -> ShardId {
@@ -126,7 +126,7 @@ fn heartbeat_command<B: Backend>(
     };
     Ok(GroupCommand::Heartbeat(Box::new(Heartbeat {
         member: member_ref(&request.member_id, request.member_epoch, &request.instance_id),
-        client: Name::from(request.name.as_str()),
+        client: client_name(&request.name)?,
         host: Name::from(""),
         known: Lsn(request.known_version),
         subscribed,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use flowmesh_model::group::{MemberRef, Name, PartitionRange, ranges};
+use flowmesh_model::limits::NAME_BYTES_MAX;
 use flowmesh_model::{Catalog, GroupEpoch, Kind, PartitionRef, Reject, ResourceId, ResourceInfo};
 use flowmesh_proto::v1;
 
@@ -87,6 +88,18 @@ pub fn owned_ranges<B: Backend>(edge: &Edge<B>, owned: &[v1::StreamPartitions]) 
     all.sort_unstable();
     all.dedup();
     ranges(all)
+}
+
+/// A client's own name.
+///
+/// # Errors
+/// It is too long.
+pub fn client_name(text: &str) -> Result<Name, Reject> {
+    if text.len() > NAME_BYTES_MAX {
+        let (size, max) = (text.len() as u64, NAME_BYTES_MAX as u64);
+        return Err(Reject::TooLarge { what: "name", size, max });
+    }
+    Ok(Name::from(text))
 }
 
 /// Who speaks.

@@ -13,7 +13,7 @@ use flowmesh_engine::SinkFn;
 use flowmesh_model::group::{GroupReply, Heartbeat, HeartbeatReply, MemberRef, Name, PartitionRange, ranges};
 use flowmesh_model::{
     Command, GroupCommand, GroupEpoch, Lsn, Millis, PartitionRef, Reject, Reply, ResourceId, ResourceInfo,
-    ShardId,
+    Settings, ShardId,
 };
 use flowmesh_proto::v1;
 use futures::FutureExt;
@@ -23,8 +23,7 @@ use crate::edge::backend::Backend;
 use crate::edge::grpc::Edge;
 use crate::edge::grpc::respond::wrong_reply;
 use crate::edge::grpc::services::group::group_shard;
-use crate::edge::grpc::services::group::names::some_name;
-use crate::edge::grpc::services::next_round;
+use crate::edge::grpc::services::group::names::{client_name, some_name};
 
 /// A heartbeat that brought no news is not repeated sooner.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -57,20 +56,23 @@ pub struct Membership<B: Backend> {
 
 impl<B: Backend> Membership<B> {
     /// A member that has not joined yet.
+    ///
+    /// # Errors
+    /// Its name is too long.
     pub fn new(
         edge: &Rc<Edge<B>>,
         group: Arc<ResourceInfo>,
         hello: &v1::ConsumeHello,
         streams: Vec<ResourceId>,
-    ) -> Self {
+    ) -> Result<Self, Reject> {
         // Known before it joins, so that it can leave whatever becomes of the answer.
         let id = some_name(&hello.member_id).unwrap_or_else(new_id);
-        Self {
+        Ok(Self {
             shard: group_shard(edge, &group),
             edge: Rc::clone(edge),
             group,
             member: MemberRef { id, epoch: GroupEpoch(0), instance: some_name(&hello.instance_id) },
-            client: Name::from(hello.name.as_str()),
+            client: client_name(&hello.name)?,
             subscribed: Some(streams),
             known: Lsn(0),
             assigned: BTreeSet::new(),
@@ -81,7 +83,7 @@ impl<B: Backend> Membership<B> {
             pause: None,
             asked_in: false,
             thrown_out: false,
-        }
+        })
     }
 
     /// The group.
@@ -159,9 +161,19 @@ impl<B: Backend> Membership<B> {
             known: self.known,
             subscribed: self.subscribed.clone(),
             owned: self.released.then(owned),
-            wait_until: Some(next_round(self.edge.backend.now())),
+            wait_until: Some(self.edge.backend.now().plus(self.wait_ms())),
         };
         Command::Group(self.group.id, GroupCommand::Heartbeat(Box::new(heartbeat)))
+    }
+
+    /// How long a heartbeat waits for news: three of them in a session.
+    fn wait_ms(&self) -> u64 {
+        let catalog = self.edge.backend.catalog();
+        let group = catalog.get(self.group.id).unwrap_or(&self.group);
+        match &group.settings {
+            Settings::Group(settings) => settings.session_timeout_ms / 3,
+            _ => 0,
+        }
     }
 
     /// Takes note of an answer; says whether it has news.

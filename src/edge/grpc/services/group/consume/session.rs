@@ -80,7 +80,7 @@ impl<B: Backend> Session<B> {
     /// A consumer that joins `group`.
     ///
     /// # Errors
-    /// A stream that there is not, or that is named twice.
+    /// A stream that there is not, or that is named twice; a name that is too long.
     pub fn new(
         edge: &Rc<Edge<B>>,
         group: Arc<ResourceInfo>,
@@ -94,7 +94,7 @@ impl<B: Backend> Session<B> {
                 return Err(Reject::invalid("streams", format!("has {name} twice")));
             }
         }
-        let membership = Membership::new(edge, group, hello, streams.keys().copied().collect());
+        let membership = Membership::new(edge, group, hello, streams.keys().copied().collect())?;
         Ok(Self {
             edge: Rc::clone(edge),
             start_at: hello.start_at(),
@@ -336,7 +336,8 @@ impl<B: Backend> Session<B> {
                 continue;
             }
             self.starting.remove(&start.at);
-            if !matches!(wanted, Wanted::At(..)) {
+            // Who sought a place knows it, unless it is not there.
+            if !matches!(&wanted, Wanted::At(_, offset) if *offset == start.offset) {
                 let assigned = v1::GroupOffset {
                     stream: start.stream.to_string(),
                     partition: start.at.partition,
