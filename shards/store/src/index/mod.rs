@@ -2,7 +2,7 @@
 //!
 //! One fjall database per shard, owned by one storage thread, because its writes can block for 100 ms. This file is the
 //! core's side: each call goes over a channel, its future completes on the core's executor. [`worker`] is the thread,
-//! [`store`] what it does to fjall, and the keys and values it keeps there.
+//! [`store`] what it does to fjall, and the keys and values it keeps there, [`space`] whether the disk is full.
 //!
 //! ```text
 //!   core                                 storage thread
@@ -14,6 +14,7 @@
 //! The index is never the authority: it can be thrown away if the log still reaches back to LSN 1, and what it says it
 //! holds (`applied`) is compared with the log at every start.
 
+mod space;
 mod store;
 mod worker;
 

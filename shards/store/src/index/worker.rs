@@ -7,7 +7,7 @@ use flowmesh_model::{IndexWrite, Lsn, Space};
 use futures::channel::oneshot;
 
 use super::store::{Opened, Store};
-use super::{Chunk, IndexConfig, IndexError};
+use super::{Chunk, IndexConfig, IndexError, space};
 
 type Reply<T> = oneshot::Sender<Result<T, IndexError>>;
 
@@ -159,18 +159,109 @@ impl Worker {
     }
 }
 
-/// The error of a failed operation.
+/// The error of a failed operation. A disk that is full shows in an operation itself, or in fjall's background thread
+/// before it.
 pub(super) fn failed(config: &IndexConfig, action: &'static str, source: fjall::Error) -> IndexError {
     let io_kind = match &source {
         fjall::Error::Io(error) | fjall::Error::Storage(fjall::LsmError::Io(error)) => Some(error.kind()),
         _ => None,
     };
     let shard = config.shard;
-    if io_kind == Some(std::io::ErrorKind::StorageFull) {
+    let by_background = matches!(source, fjall::Error::Poisoned) && space::is_short(config);
+    if io_kind == Some(std::io::ErrorKind::StorageFull) || by_background {
         return IndexError::DiskFull { shard };
     }
     if matches!(source, fjall::Error::Locked) {
         return IndexError::Locked { shard, dir: config.dir.clone() };
     }
     IndexError::Database { shard, action, dir: config.dir.clone(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use flowmesh_model::ShardId;
+
+    use super::*;
+
+    fn worker(dir: &std::path::Path) -> Worker {
+        let config = IndexConfig::new(dir, ShardId(0));
+        let Opened { store, applied } = Store::open(&config).unwrap();
+        Worker { config, committed: applied, checkpoint: None, database: Database::Open(store) }
+    }
+
+    /// A checkpoint of one key, all of it.
+    fn write(worker: &mut Worker, number: u64, key: &'static str) -> Result<(), IndexError> {
+        worker.checkpoint = Some(number);
+        let write =
+            IndexWrite { space: Space::Keys, key: key.into(), value: Some(Bytes::from_static(b"value")) };
+        worker.write(number, |store| store.add(vec![write]), "write to")?;
+        worker.write(number, |store| store.commit(Lsn(number)), "commit to")?;
+        worker.committed = Lsn(number);
+        Ok(())
+    }
+
+    fn has(worker: &mut Worker, key: &'static str) -> bool {
+        worker.read(|store| store.get(Space::Keys, key.as_bytes()), "read").unwrap().is_some()
+    }
+
+    fn full() -> fjall::Error {
+        io::Error::from(io::ErrorKind::StorageFull).into()
+    }
+
+    #[test]
+    fn after_a_full_disk_the_next_checkpoint_opens_the_database_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut worker = worker(dir.path());
+        write(&mut worker, 1, "a").unwrap();
+        for (number, failure) in [(2, full()), (4, fjall::Error::Poisoned)] {
+            worker.checkpoint = Some(number);
+            let failed = worker.write(number, |_| Err(failure), "write to").unwrap_err();
+            // The disk of the tests has space, so what fjall does not explain is not taken for a full disk.
+            assert_eq!(failed.is_disk_full(), number == 2, "{failed}");
+            assert!(matches!(worker.database, Database::Reopen));
+            let given_up = worker.write(number, |_| Ok(()), "commit to").unwrap_err();
+            assert!(matches!(given_up, IndexError::GivenUp { .. }), "{given_up}");
+            write(&mut worker, number + 1, "b").unwrap();
+            assert!(has(&mut worker, "a") && has(&mut worker, "b"));
+        }
+    }
+
+    #[test]
+    fn a_disk_without_space_for_the_background_thread_is_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = IndexConfig::new(dir.path(), ShardId(0));
+        std::fs::create_dir_all(&config.dir).unwrap();
+        assert!(!failed(&config, "commit to", fjall::Error::Poisoned).is_disk_full());
+        config.journal_bytes_max = u64::MAX / 2;
+        assert!(failed(&config, "commit to", fjall::Error::Poisoned).is_disk_full());
+        assert!(!failed(&config, "commit to", fjall::Error::Unrecoverable).is_disk_full());
+    }
+
+    #[test]
+    fn a_database_that_lost_what_was_committed_stays_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut worker = worker(dir.path());
+        write(&mut worker, 1, "a").unwrap();
+        worker.committed = Lsn(9);
+        worker.checkpoint = Some(2);
+        worker.write(2, |_| Err(full()), "write to").unwrap_err();
+        let went_back = write(&mut worker, 3, "b").unwrap_err();
+        assert!(
+            matches!(went_back, IndexError::WentBack { committed: Lsn(9), found: Lsn(1), .. }),
+            "{went_back}"
+        );
+        assert!(matches!(write(&mut worker, 4, "b"), Err(IndexError::Closed { .. })));
+    }
+
+    #[test]
+    fn any_other_failure_closes_the_database_for_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut worker = worker(dir.path());
+        worker.checkpoint = Some(1);
+        let failed = worker.write(1, |_| Err(io::Error::other("a bad sector").into()), "write to");
+        assert!(matches!(failed, Err(IndexError::Database { .. })));
+        assert!(matches!(write(&mut worker, 2, "a"), Err(IndexError::Closed { .. })));
+    }
 }
