@@ -153,7 +153,11 @@ async fn a_disk_too_full_for_checkpoints_refuses_writes_instead_of_hanging() {
         }
         assert!(acknowledged < 400, "the disk never fills");
     };
-    assert_eq!(refusal.code(), Code::ResourceExhausted, "{refusal:?}");
+    assert_eq!(
+        (refusal.code(), reason(&refusal).as_str()),
+        (Code::ResourceExhausted, "DISK_FULL"),
+        "{refusal:?}"
+    );
     assert_eq!(client.values("logs").await.len() as u64, acknowledged, "reads go on");
     fs::remove_file(&ballast).unwrap();
     eventually("writes go on", || {

@@ -6,6 +6,9 @@
 //! 4. once L is on disk in the log, the index takes it all in one atomic, durable batch tagged with L,
 //! 5. only then the log up to L is given back.
 //!
+//! One that fails leaves the log as it is, and is made again. A log that is full and cannot be trimmed refuses writes: with
+//! `DISK_FULL` if it failed for lack of space, then it is tried again every second; else with `OVERLOADED`.
+//!
 //! A crash before 4 leaves the old index and the whole log: segment files longer than the index knows are cut at start.
 //! A crash after 4 leaves a log that starts before L: recovery skips what the index has.
 
@@ -13,12 +16,12 @@ use std::time::Duration;
 
 use flowmesh_machine::FlushRange;
 use flowmesh_model::reply::RecordRun;
-use flowmesh_model::{IndexWrite, Lsn, Offset, PartitionRef};
+use flowmesh_model::{IndexWrite, Lsn, Offset, PartitionRef, Reject};
 use flowmesh_store::disk::Disk;
 use flowmesh_store::index::IndexError;
 use flowmesh_store::log::{LogError, TrimWork};
 use flowmesh_store::segments::SegmentError;
-use futures::future::{Either, select};
+use futures::future::select;
 use thiserror::Error;
 
 use crate::shard::{Durable, Shard};
@@ -62,6 +65,18 @@ pub enum CheckpointError {
     Fenced,
 }
 
+impl CheckpointError {
+    /// Whether there was no space on the disk.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Index(error) => error.is_disk_full(),
+            Self::Segments(error) => error.is_disk_full(),
+            Self::Log(error) => error.is_disk_full(),
+            Self::Fenced => false,
+        }
+    }
+}
+
 impl<D: Disk, T: Timer> Shard<D, T> {
     /// Makes checkpoints when the log has grown or time has passed. Runs until it is dropped.
     pub async fn run_checkpoints(self) {
@@ -69,22 +84,34 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         loop {
             let sleep = std::pin::pin!(self.inner.timer.sleep(interval));
             let wanted = std::pin::pin!(self.inner.signals.checkpoint.wait());
-            match select(sleep, wanted).await {
-                Either::Left(_) | Either::Right(_) => {}
-            }
-            if let Err(error) = self.checkpoint().await {
-                self.note_failure();
-                tracing::error!(shard = %self.inner.config.shard, %error, "checkpoint failed; the log keeps everything");
+            select(sleep, wanted).await;
+            while let Err(error) = self.checkpoint().await {
+                self.note_failure(&error);
                 self.inner.timer.sleep(RETRY).await;
+                // Space may come back without anybody writing.
+                if !error.is_disk_full() {
+                    break;
+                }
             }
         }
     }
 
-    fn note_failure(&self) {
+    fn note_failure(&self, error: &CheckpointError) {
+        let shard = self.inner.config.shard;
+        let refusal = if error.is_disk_full() {
+            Reject::DiskFull
+        } else {
+            Reject::Overloaded { what: "commit log", retry_after_ms: 1_000 }
+        };
         {
             let mut state = self.inner.state.borrow_mut();
             state.stats.checkpoint_failures += 1;
-            state.checkpoint_failing = true;
+            if state.untrimmed.as_ref() == Some(&refusal) {
+                tracing::debug!(%shard, %error, "checkpoint failed again");
+            } else {
+                tracing::error!(%shard, %error, "checkpoint failed; the log keeps everything");
+            }
+            state.untrimmed = Some(refusal);
         }
         // Those who wait for the log to be trimmed are told.
         self.run_stalled();
@@ -145,7 +172,9 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             return Err(error);
         }
         state.machine.sealed_written();
-        state.checkpoint_failing = false;
+        if state.untrimmed.take() == Some(Reject::DiskFull) {
+            tracing::info!(shard = %self.inner.config.shard, "the disk has space for checkpoints again");
+        }
         state.stats.checkpoint_lsn = lsn.0;
         Ok((state.machine.take_dropped_streams(), state.log.trim(lsn)))
     }
@@ -233,7 +262,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             state.waiting.take_all()
         };
         for waiter in waiters {
-            waiter.sink.deliver(Err(flowmesh_model::Reject::ShuttingDown));
+            waiter.sink.deliver(Err(Reject::ShuttingDown));
         }
         let Some(durable) = &self.inner.durable else { return };
         // Everyone who waits for the disk gets an answer first.

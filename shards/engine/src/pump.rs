@@ -155,17 +155,10 @@ impl<D: Disk> State<D> {
     ) -> Option<(Command, Box<dyn ReplySink>)> {
         let (operation, items) = Operation::of(&command);
         let mut outgoing = Outgoing { sink, outcome: Err(Reject::Cancelled), operation, started_ns };
-        if command.is_write() && self.fenced.is_none() && self.log.log_bytes() > self.log_bytes_max {
+        if command.is_write() && self.fenced.is_none() && self.is_log_full() {
             effects.checkpoint = true;
-            if !self.checkpoint_failing {
-                return Some((command, outgoing.sink));
-            }
-            // The log cannot be trimmed: waiting would be waiting for somebody to make room.
-            let reject = if self.disk_full {
-                Reject::DiskFull
-            } else {
-                Reject::Overloaded { what: "commit log", retry_after_ms: 1_000 }
-            };
+            // If it cannot be trimmed, waiting would be waiting for somebody to make room.
+            let Some(reject) = self.log_refusal() else { return Some((command, outgoing.sink)) };
             effects.released.push(Outgoing { outcome: Err(reject), ..outgoing });
             return None;
         }
@@ -248,9 +241,30 @@ impl<D: Disk> State<D> {
             return Err(Reject::ShuttingDown);
         }
         if grows(command) && self.machine.memory_bytes() > self.memory_bytes_max {
-            return Err(Reject::Overloaded { what: "memory budget", retry_after_ms: 1_000 });
+            // What checkpoints would free of it waits for space on the disk.
+            return Err(match &self.untrimmed {
+                Some(Reject::DiskFull) => Reject::DiskFull,
+                _ => Reject::Overloaded { what: "memory budget", retry_after_ms: 1_000 },
+            });
         }
         Ok(())
+    }
+
+    /// Whether the log has all that it may have.
+    fn is_log_full(&self) -> bool {
+        self.log.log_bytes() > self.log_bytes_max
+    }
+
+    /// What writes are told that find the log full and would wait for a checkpoint in vain.
+    fn log_refusal(&self) -> Option<Reject> {
+        let reject = self.untrimmed.clone().filter(|_| self.is_log_full())?;
+        Some(if self.disk_full { Reject::DiskFull } else { reject })
+    }
+
+    /// Whether writes are refused until the disk has space.
+    pub fn refuses_for_space(&self) -> bool {
+        let stuck = self.is_log_full() || self.machine.memory_bytes() > self.memory_bytes_max;
+        self.disk_full || (stuck && self.untrimmed == Some(Reject::DiskFull))
     }
 
     /// Logs facts as one entry and makes them true. Either both or, with a refusal, neither.

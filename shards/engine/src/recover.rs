@@ -110,7 +110,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             segment_failures: 0,
             memory_only: config.durability == Durability::Memory,
             log_bytes_at_checkpoint: 0,
-            checkpoint_failing: false,
+            untrimmed: None,
             checkpointing: false,
             fenced: None,
             stopping: false,

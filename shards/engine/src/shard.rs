@@ -101,8 +101,8 @@ pub(crate) struct State<D: Disk> {
     pub memory_only: bool,
     /// Bytes of log right after the last checkpoint.
     pub log_bytes_at_checkpoint: u64,
-    /// The last checkpoint failed, so the log is not trimmed.
-    pub checkpoint_failing: bool,
+    /// The last checkpoint failed, so the log is not trimmed: what writes are told that find it full.
+    pub untrimmed: Option<Reject>,
     /// A checkpoint is being made.
     pub checkpointing: bool,
     pub fenced: Option<Reject>,
@@ -128,7 +128,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             Some(Reject::Fenced { reason }) => Health::Fenced(reason.clone()),
             Some(other) => Health::Fenced(other.to_string()),
             None if state.stopping => Health::Stopping,
-            None if state.disk_full => Health::DiskFull,
+            None if state.refuses_for_space() => Health::DiskFull,
             None => Health::Ready,
         }
     }
