@@ -299,6 +299,11 @@ impl Machine {
         std::mem::take(&mut self.checkpoint.trimmed_streams)
     }
 
+    /// Those could not be removed: they come again.
+    pub fn give_back_trimmed_streams(&mut self, left: Vec<(PartitionRef, Offset)>) {
+        self.checkpoint.trimmed_streams.extend(left);
+    }
+
     /// Drops records from memory that segment files have, oldest first, until at most `bytes_max` are left, or about
     /// `runs_max` appends were dropped. Returns whether that is all there is to drop; if not, call again.
     pub fn evict_tails(&mut self, bytes_max: u64, runs_max: usize) -> bool {

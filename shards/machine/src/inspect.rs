@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use flowmesh_model::ResourceId;
+use flowmesh_model::{Offset, PartitionRef, ResourceId};
 
 use crate::decision::MachineStats;
 use crate::held::{HELD_BYTES, Held, Parts};
@@ -38,6 +38,16 @@ impl Machine {
             }
         }
         stats
+    }
+
+    /// The first record of a partition and the offset of the next one to come, if the shard holds anything of it.
+    pub fn stream_range(&self, at: PartitionRef) -> Option<(Offset, Offset)> {
+        match &self.held.get(&at.resource)?.parts {
+            Parts::Stream(stream) => {
+                stream.partition(at.partition).map(|partition| (partition.earliest, partition.next))
+            }
+            _ => None,
+        }
     }
 
     fn held_in_order(&self) -> Vec<(ResourceId, &Held)> {

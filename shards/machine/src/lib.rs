@@ -35,6 +35,7 @@ mod ticks;
 mod woken;
 
 pub use decision::{
-    CatalogNews, ColdRead, Decision, EntryContext, FlushRange, MachineConfig, MachineStats, Tick, WaitKey,
+    CatalogNews, ColdFind, ColdRead, Decision, EntryContext, FlushRange, MachineConfig, MachineStats, Tick,
+    WaitKey,
 };
 pub use machine::Machine;

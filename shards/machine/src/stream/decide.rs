@@ -102,9 +102,10 @@ impl Asked<'_> {
         }
         let facts: Batch<Fact> = self.partition.trim_facts(self.at, upto).collect();
         let reply = Reply::Trimmed { earliest: upto.max(earliest), next };
-        Ok(match facts.is_empty() {
-            true => Decision::Answer { reply, seen: self.partition.last_lsn },
-            false => Decision::Change { facts, reply },
+        Ok(if facts.is_empty() {
+            Decision::Answer { reply, seen: self.partition.last_lsn }
+        } else {
+            Decision::Change { facts, reply }
         })
     }
 

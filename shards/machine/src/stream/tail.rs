@@ -116,7 +116,7 @@ impl Tail {
         let Some(run) = self.since(from).next() else { return bytes == 0 };
         let skip = u32::try_from(from.0.saturating_sub(run.base.0)).unwrap_or(run.count);
         let wanted = bytes + prefix_len(&run.records, skip) as u64;
-        if self.bytes <= u64::from(u32::MAX) {
+        if u32::try_from(self.bytes).is_ok() {
             return u64::from(self.end_position().wrapping_sub(run.position)) >= wanted;
         }
         let mut sum = 0;

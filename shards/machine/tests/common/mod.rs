@@ -7,7 +7,7 @@ pub mod text;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use flowmesh_machine::{Decision, EntryContext, FlushRange, Machine, MachineConfig};
+use flowmesh_machine::{ColdFind, Decision, EntryContext, FlushRange, Machine, MachineConfig};
 use flowmesh_model::record::{RecordPacker, RecordView};
 use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{
@@ -27,6 +27,7 @@ pub enum Outcome {
     Answered(Reply, Lsn),
     Waits,
     Cold(Offset),
+    Finds(ColdFind),
     Rejected(Reject),
 }
 
@@ -47,6 +48,8 @@ pub struct World {
     pub index: Index,
     pub index_lsn: Lsn,
     pub files: BTreeMap<PartitionRef, Vec<RecordRun>>,
+    /// The first record of each file.
+    pub file_bases: BTreeMap<PartitionRef, BTreeSet<Offset>>,
     /// A checkpoint in the making: its LSN, what was collected, whether that is all.
     pub sealed: Option<(Lsn, Vec<IndexWrite>, bool)>,
     pub to_flush: Vec<FlushRange>,
@@ -62,6 +65,7 @@ impl Default for World {
             index: Index::new(),
             index_lsn: Lsn(0),
             files: BTreeMap::new(),
+            file_bases: BTreeMap::new(),
             sealed: None,
             to_flush: Vec::new(),
         }
@@ -89,6 +93,7 @@ impl World {
             }
             Ok(Decision::Wait(_)) => Outcome::Waits,
             Ok(Decision::Fetch(read)) => Outcome::Cold(read.from),
+            Ok(Decision::Find(find)) => Outcome::Finds(find),
             Err(reject) => Outcome::Rejected(reject),
         }
     }
@@ -149,17 +154,24 @@ impl World {
     fn flush(&mut self) {
         for range in std::mem::take(&mut self.to_flush) {
             let file = self.files.entry(range.at).or_default();
+            let bases = self.file_bases.entry(range.at).or_default();
             // What was flushed for a checkpoint that failed comes again.
             file.retain(|run| run.base < range.from);
-            let end =
-                |file: &[RecordRun]| file.last().map_or(Offset(0), |run| run.base.plus(u64::from(run.count)));
-            assert_eq!(end(file), range.from, "files have no gap");
-            while end(file) < range.upto {
-                let runs = self.machine.sealed_runs(&range, end(file), 8);
-                assert!(!runs.is_empty(), "a range that is not through has more");
+            bases.retain(|base| *base < range.from);
+            let mut end = file.last().map_or(Offset(0), run_end);
+            if range.new_file {
+                assert!(end <= range.from);
+                (end, _) = (range.from, bases.insert(range.from));
+            }
+            assert_eq!(end, range.from, "a file has no gap");
+            assert!(!bases.is_empty());
+            while end < range.upto {
+                let runs = self.machine.sealed_runs(&range, end, 8);
+                assert_eq!(runs.first().expect("a range that is not through has more").base, end);
+                end = runs.last().map_or(end, run_end);
                 file.extend(runs);
             }
-            assert_eq!(end(file), range.upto);
+            assert_eq!(end, range.upto);
             assert!(self.machine.sealed_runs(&range, range.upto, 8).is_empty());
         }
     }
@@ -187,10 +199,23 @@ impl World {
         }
         self.index_lsn = lsn;
         self.machine.sealed_written();
+        self.remove_trimmed();
         for at in self.machine.take_dropped_streams() {
             self.files.remove(&at);
+            self.file_bases.remove(&at);
         }
         true
+    }
+
+    /// Removes files that only have records that are gone.
+    fn remove_trimmed(&mut self) {
+        for (at, from) in self.machine.take_trimmed_streams() {
+            let Some(file) = self.files.get_mut(&at) else { continue };
+            let bases = self.file_bases.get_mut(&at).unwrap();
+            file.retain(|run| run_end(run) > from);
+            assert!(file.first().is_none_or(|run| run.base >= from), "whole files go");
+            bases.retain(|base| *base >= from);
+        }
     }
 
     /// The checkpoint fails; its records may be in the files already.
@@ -226,12 +251,19 @@ impl World {
         self.to_flush.clear();
         let ends: BTreeMap<_, _> = restored(&self.index).stream_ends().into_iter().collect();
         self.files.retain(|at, _| ends.contains_key(at));
+        self.file_bases.retain(|at, _| ends.contains_key(at));
         for (at, file) in &mut self.files {
             file.retain(|run| run.base < ends[at]);
-            let end = file.last().map_or(Offset(0), |run| run.base.plus(u64::from(run.count)));
-            assert_eq!(end, ends[at], "files are cut at a run's end");
+            self.file_bases.get_mut(at).unwrap().retain(|base| *base < ends[at]);
+            let end = file.last().map_or(Offset(0), run_end);
+            assert!(end <= ends[at], "files are cut at a run's end");
         }
+        self.remove_trimmed();
     }
+}
+
+fn run_end(run: &RecordRun) -> Offset {
+    run.base.plus(u64::from(run.count))
 }
 
 /// A machine with what an index has.
