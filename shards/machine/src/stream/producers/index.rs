@@ -39,7 +39,9 @@ impl Item for Producer {
         let first = self.batches.front().map_or(self.next, |sent| sent.sequence);
         let head =
             [u64::from(self.epoch), first, self.last_lsn.0, self.last_time.0, self.batches.len() as u64];
-        head.into_iter().for_each(|number| put_varint(&mut out, number));
+        for number in head {
+            put_varint(&mut out, number);
+        }
         for sent in &self.batches {
             put_varint(&mut out, u64::from(sent.count));
             put_varint(&mut out, sent.base.0);
@@ -78,9 +80,9 @@ impl Item for Named {
     fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(26);
         out.put_u8(keys::FORMAT);
-        [self.id.0, u64::from(self.epoch), self.last_lsn.0]
-            .into_iter()
-            .for_each(|number| put_varint(&mut out, number));
+        for number in [self.id.0, u64::from(self.epoch), self.last_lsn.0] {
+            put_varint(&mut out, number);
+        }
         out.freeze()
     }
 }
