@@ -4,7 +4,7 @@
 //! 2. records not yet in segment files are taken out of it in small parts, appended to the files and synced,
 //! 3. what else changed since the last checkpoint is collected in small steps, between commands,
 //! 4. once L is on disk in the log, the index takes it all in one atomic, durable batch tagged with L,
-//! 5. only then the log up to L is given back.
+//! 5. only then segment files without live records are removed, and the log up to L is given back.
 //!
 //! One that fails leaves the log as it is, and is made again. A log that is full and cannot be trimmed refuses writes: with
 //! `DISK_FULL` if it failed for lack of space, then it is tried again every second; else with `OVERLOADED`.
@@ -81,6 +81,11 @@ impl<D: Disk, T: Timer> Shard<D, T> {
     /// Makes checkpoints when the log has grown or time has passed. Runs until it is dropped.
     pub async fn run_checkpoints(self) {
         let interval = Duration::from_millis(self.inner.config.checkpoint_interval_ms);
+        if let Some(durable) = &self.inner.durable
+            && let Err(error) = self.remove_trimmed(durable).await
+        {
+            tracing::warn!(shard = %self.inner.config.shard, %error, "segment files were not removed; tried again later");
+        }
         loop {
             let sleep = std::pin::pin!(self.inner.timer.sleep(interval));
             let wanted = std::pin::pin!(self.inner.signals.checkpoint.wait());
@@ -139,6 +144,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         let written = self.write_checkpoint(durable, lsn, &ranges).await;
         let (dropped, trim) = self.checkpoint_written(written, lsn)?;
         self.evict_tails().await;
+        self.remove_trimmed(durable).await?;
         for at in dropped {
             durable.streams.delete(at).await?;
         }
@@ -221,7 +227,24 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 runs.extend(part);
                 self.inner.timer.yield_now().await;
             }
-            durable.streams.append(range.at, &runs).await?;
+            if range.new_file && runs.first().is_some_and(|run| run.base == range.from) {
+                durable.streams.append_segment(range.at, &runs).await?;
+            } else {
+                durable.streams.append(range.at, &runs).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes segment files whose records are gone, as the durable index knows; after a start also those that were left.
+    async fn remove_trimmed(&self, durable: &Durable<D>) -> Result<(), CheckpointError> {
+        let trimmed = self.inner.state.borrow_mut().machine.take_trimmed_streams();
+        for (done, &(at, base)) in trimmed.iter().enumerate() {
+            if let Err(error) = durable.streams.trim(at, base).await {
+                let left = trimmed.get(done..).unwrap_or_default().to_vec();
+                self.inner.state.borrow_mut().machine.give_back_trimmed_streams(left);
+                return Err(error.into());
+            }
         }
         Ok(())
     }

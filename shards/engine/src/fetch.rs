@@ -1,9 +1,12 @@
 //! Reads of records that are only in segment files: the machine says where, the disk is read without holding the
 //! state, and the reply goes out as any other.
+//!
+//! A command that must first be told which record it means is decided on again once files have said so.
 
-use flowmesh_machine::ColdRead;
+use flowmesh_machine::{ColdFind, ColdRead};
+use flowmesh_model::command::ReadFrom;
 use flowmesh_model::reply::RecordRuns;
-use flowmesh_model::{Lsn, Offset, Reject, Reply};
+use flowmesh_model::{Command, Lsn, Offset, PartitionRef, Reject, Reply, StreamCommand};
 use flowmesh_store::disk::Disk;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -16,12 +19,28 @@ use crate::timer::Timer;
 /// Reads of the disk at the same time: enough to keep an NVMe queue busy, few enough to bound their buffers.
 const CONCURRENT: usize = 16;
 
-/// A read that waits for its records.
+/// A command that waits for segment files.
 pub(crate) struct Fetch {
-    /// Which records.
-    pub read: ColdRead,
-    /// Who gets them; the outcome is still to come.
+    /// What for.
+    pub wanted: Wanted,
+    /// Who gets the answer; the outcome is still to come.
     pub outgoing: Outgoing,
+}
+
+/// What a command wants of segment files.
+pub(crate) enum Wanted {
+    /// Records.
+    Records(ColdRead),
+    /// The place of a record; the command starts there.
+    Place(ColdFind, Command),
+}
+
+/// What a look for a record came to.
+enum Found {
+    /// The answer.
+    Outcome(Result<Reply, Reject>),
+    /// The command, to be decided on again.
+    Again(Command),
 }
 
 impl<D: Disk, T: Timer> Shard<D, T> {
@@ -46,11 +65,23 @@ impl<D: Disk, T: Timer> Shard<D, T> {
     }
 
     async fn fetch(&self, fetch: Fetch) {
-        let Fetch { read, mut outgoing } = fetch;
+        let Fetch { wanted, mut outgoing } = fetch;
         if outgoing.sink.is_closed() {
             return;
         }
-        outgoing.outcome = self.read_segments(&read).await;
+        let at = match wanted {
+            Wanted::Records(read) => {
+                outgoing.outcome = self.read_segments(&read).await;
+                read.at
+            }
+            Wanted::Place(find, command) => match self.find_place(&find, command).await {
+                Found::Outcome(outcome) => {
+                    outgoing.outcome = outcome;
+                    find.at
+                }
+                Found::Again(command) => return self.run_again(command, outgoing),
+            },
+        };
         let now_ns = self.inner.timer.monotonic_ns();
         let mut effects = Effects::default();
         {
@@ -63,23 +94,68 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 }
                 _ => stats.rejected += 1,
             }
-            // The high watermark in the reply shows everything so far.
-            let (seen, need) = (state.last_lsn(), state.need_of(read.at.resource));
-            let (seen, need) = if outgoing.outcome.is_ok() { (seen, need) } else { (Lsn(0), Need::Written) };
+            // The high watermark in the reply shows everything so far, and so does what is no longer there.
+            let shows = matches!(&outgoing.outcome, Ok(_) | Err(Reject::OffsetOutOfRange { .. }));
+            let (seen, need) = (state.last_lsn(), state.need_of(at.resource));
+            let (seen, need) = if shows { (seen, need) } else { (Lsn(0), Need::Written) };
             state.park_or_release(seen, need, outgoing, now_ns, &mut effects);
         }
         self.carry_on(effects);
     }
 
+    /// What is there of a partition now, if a record is not any more.
+    fn trimmed(&self, at: PartitionRef, record: Offset) -> Option<(Offset, Offset)> {
+        let range = self.inner.state.borrow().machine.stream_range(at);
+        range.filter(|(earliest, _)| record < *earliest)
+    }
+
+    /// Looks in segment files for the record that a command starts at.
+    async fn find_place(&self, find: &ColdFind, mut command: Command) -> Found {
+        let Some(durable) = &self.inner.durable else { return Found::Outcome(Err(NO_DISK)) };
+        let found = durable.streams.find(find.at, find.from, find.since).await;
+        let place = found.as_ref().ok().copied().flatten();
+        // Deleted meanwhile: what is meant is another record now.
+        if self.trimmed(find.at, place.map_or(find.from, |(offset, _)| offset)).is_some() {
+            return Found::Again(command);
+        }
+        if let Err(error) = found {
+            return Found::Outcome(Err(Reject::Damaged { place: error.to_string() }));
+        }
+        let behind = durable.streams.next_offset(find.at);
+        match (&mut command, place) {
+            (Command::Stream(_, StreamCommand::FindOffset { .. }), Some((offset, appended_at))) => {
+                Found::Outcome(Ok(Reply::OffsetFound { offset, appended_at: Some(appended_at) }))
+            }
+            (
+                Command::Stream(_, StreamCommand::FindOffset { from } | StreamCommand::Read { from, .. }),
+                place,
+            ) => {
+                *from = ReadFrom::Offset(place.map_or(behind, |(offset, _)| offset));
+                Found::Again(command)
+            }
+            _ => Found::Outcome(Err(Reject::Internal("a command that starts nowhere"))),
+        }
+    }
+
+    fn run_again(&self, command: Command, outgoing: Outgoing) {
+        let (now, now_ns) = (self.inner.timer.now(), self.inner.timer.monotonic_ns());
+        let Outgoing { sink, started_ns, .. } = outgoing;
+        let mut effects = Effects::default();
+        {
+            let mut state = self.inner.state.borrow_mut();
+            state.run(command, sink, now, now_ns, started_ns, &mut effects);
+        }
+        self.carry_on(effects);
+    }
+
     async fn read_segments(&self, read: &ColdRead) -> Result<Reply, Reject> {
-        let Some(durable) = &self.inner.durable else {
-            return Err(Reject::Internal("a cold read without a disk"));
-        };
-        let runs = durable
-            .streams
-            .read(read.at, read.from, read.records_max, read.bytes_max)
-            .await
-            .map_err(|error| Reject::Damaged { place: error.to_string() })?;
+        let Some(durable) = &self.inner.durable else { return Err(NO_DISK) };
+        let runs = durable.streams.read(read.at, read.from, read.records_max, read.bytes_max).await;
+        // They may have been deleted meanwhile.
+        if let Some((earliest, next)) = self.trimmed(read.at, read.from) {
+            return Err(Reject::OffsetOutOfRange { requested: read.from, earliest, next });
+        }
+        let runs = runs.map_err(|error| Reject::Damaged { place: error.to_string() })?;
         let next = runs.last().map_or(read.from, |run| run.base.plus(u64::from(run.count)));
         if next <= read.from {
             // The machine knew of the record, so it must be in a segment file or, by now, trimmed.
@@ -93,6 +169,8 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         }))
     }
 }
+
+const NO_DISK: Reject = Reject::Internal("a cold read without a disk");
 
 fn missing(read: &ColdRead, found: Offset) -> Reject {
     Reject::Damaged {

@@ -5,7 +5,7 @@
 //! | change | the facts are logged and applied; the reply waits for their entry |
 //! | answer | the reply waits for the newest entry it shows |
 //! | wait | the command waits for its key, or its time |
-//! | fetch | the records are read from segment files first |
+//! | fetch, find | the records, or their place, are read from segment files first |
 //! | rejected by the state | as an answer that shows everything so far: a crash must not take the reason back |
 //! | rejected by itself | answered at once |
 
@@ -20,7 +20,7 @@ use flowmesh_model::{
 use flowmesh_store::disk::Disk;
 use flowmesh_store::log::LogFull;
 
-use crate::fetch::Fetch;
+use crate::fetch::{Fetch, Wanted};
 use crate::metrics::Operation;
 use crate::release::{Need, Outgoing};
 use crate::shard::{Shard, State};
@@ -189,13 +189,18 @@ impl<D: Disk> State<D> {
                 };
                 (Lsn(0), Err(reject))
             }
-            Ok(Decision::Fetch(read)) => {
-                if self.fetches.len() < FETCHES_MAX {
-                    self.fetches.push_back(Fetch { read, outgoing });
-                    effects.fetch = true;
-                    return None;
-                }
+            Ok(Decision::Fetch(_) | Decision::Find(_)) if self.fetches.len() >= FETCHES_MAX => {
                 (Lsn(0), Err(Reject::Overloaded { what: "cold reads", retry_after_ms: 50 }))
+            }
+            Ok(Decision::Fetch(read)) => {
+                self.fetches.push_back(Fetch { wanted: Wanted::Records(read), outgoing });
+                effects.fetch = true;
+                return None;
+            }
+            Ok(Decision::Find(find)) => {
+                self.fetches.push_back(Fetch { wanted: Wanted::Place(find, command), outgoing });
+                effects.fetch = true;
+                return None;
             }
         };
         let need = self.need(&command);

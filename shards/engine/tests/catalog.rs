@@ -50,6 +50,7 @@ fn wait(rig: &Rig, resource: ResourceId, partition: u32, looks: &Rc<Cell<usize>>
         from: ReadFrom::Latest,
         records_max: 1,
         bytes_max: 1024,
+        bytes_min: 0,
         wait_until: Some(rig.shard.now().plus(25_000)),
     };
     let sink = Watched { looks: Rc::clone(looks), answer: Rc::clone(&answer) };

@@ -55,15 +55,15 @@ fn check(
     let next = earliest as usize + found.len();
     let acknowledged =
         ledger.appended.iter().rposition(|(_, answer)| is_acknowledged(answer)).map_or(0, |last| last + 1);
-    assert!(
-        next >= acknowledged,
-        "seed {seed}: record {acknowledged} was acknowledged, {next} found"
-    );
+    assert!(next >= acknowledged, "seed {seed}: record {acknowledged} was acknowledged, {next} found");
     assert!(next <= ledger.appended.len(), "seed {seed}: records that nobody appended");
     // Trims to where the partition ended then, and retention by bytes, are all that takes records away.
     let kept: usize = found.iter().map(Vec::len).sum();
     let asked = ledger.trimmed.iter().map(|(upto, _)| *upto).max().unwrap_or(0);
-    assert!(earliest <= asked || kept as u64 + 4_096 >= RETENTION_BYTES, "seed {seed}: {kept} bytes are left");
+    assert!(
+        earliest <= asked || kept as u64 + 4_096 >= RETENTION_BYTES,
+        "seed {seed}: {kept} bytes are left"
+    );
     for (found, (sent, _)) in found.iter().zip(&ledger.appended[earliest as usize..]) {
         assert_eq!(found, sent, "seed {seed}: records in the order they were sent");
     }

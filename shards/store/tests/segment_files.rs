@@ -153,9 +153,9 @@ async fn checkpoint(
         let run = run(from, 1 + random.below(5) as u32, random.below(3_000) as usize, from);
         after.next = end(&run);
         if begins {
-            files.append_segment(AT, &[run]).await?
+            files.append_segment(AT, &[run]).await?;
         } else {
-            files.append(AT, &[run]).await?
+            files.append(AT, &[run]).await?;
         }
         if begins && random.below(2) == 0 {
             (after.earliest, after.base) = (from, from);

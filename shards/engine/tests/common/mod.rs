@@ -203,7 +203,13 @@ pub fn read_what_is_left(rig: &mut Rig, at: PartitionRef) -> (u64, Vec<Vec<u8>>)
     let mut earliest = 0;
     let mut from = ReadFrom::Earliest;
     loop {
-        let read = StreamCommand::Read { from, records_max: 1000, bytes_max: 64 << 10, bytes_min: 0, wait_until: None };
+        let read = StreamCommand::Read {
+            from,
+            records_max: 1000,
+            bytes_max: 64 << 10,
+            bytes_min: 0,
+            wait_until: None,
+        };
         let answer = rig.ask(Command::Stream(at, read));
         let Ok(Reply::Records(records)) = answer else { panic!("not read: {answer:?}") };
         if values.is_empty() {
