@@ -182,8 +182,7 @@ impl<D: Disk> State<D> {
     fn land(&mut self, now_ns: u64, effects: &mut Effects) {
         self.parked.land(&mut effects.released);
         for outgoing in &effects.released {
-            let latency = now_ns.saturating_sub(outgoing.started_ns);
-            self.stats.operation_mut(outgoing.operation).latency_ns.record(latency);
+            self.released(outgoing, now_ns);
         }
     }
 

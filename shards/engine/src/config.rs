@@ -22,12 +22,14 @@ pub struct ShardConfig {
     pub tail_bytes: u64,
     /// The size of a log segment.
     pub log_segment_bytes: u64,
-    /// Log to keep at most; writes are refused beyond, until a checkpoint has trimmed it.
+    /// Log to keep at most; writes wait beyond, until a checkpoint has trimmed it.
     pub log_bytes_max: u64,
     /// A checkpoint starts after so much log.
     pub checkpoint_log_bytes: u64,
     /// And at the latest after so much time, if anything changed.
     pub checkpoint_interval_ms: u64,
+    /// So many partitions, and as many queues, have metrics of their own.
+    pub metric_resources_max: usize,
     /// A number of this directory's own, so that clients cannot choose keys that collide.
     pub hash_seed: u64,
     /// Runs first on the storage thread: lets it leave the CPU of the core that started it.

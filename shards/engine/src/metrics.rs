@@ -1,7 +1,13 @@
 //! What a shard counts about itself: plain numbers, written by its core alone, copied out when someone asks.
 
+pub mod resources;
+mod spans;
+
 use flowmesh_machine::MachineStats;
 use flowmesh_model::{Command, KvCommand, QueueCommand, StreamCommand};
+
+pub use resources::{PartitionRows, QueueRows};
+pub use spans::Spans;
 
 /// Operations that are counted and timed, each with its batch forms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,6 +240,10 @@ pub struct ShardStats {
     pub fenced: u64,
     /// Counts of what the shard holds.
     pub state: MachineStats,
+    /// Numbers of single partitions; filled in only when someone asks.
+    pub partitions: PartitionRows,
+    /// Numbers of single queues; filled in only when someone asks.
+    pub queues: QueueRows,
 }
 
 impl ShardStats {

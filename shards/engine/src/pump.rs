@@ -22,6 +22,7 @@ use flowmesh_store::log::LogFull;
 
 use crate::fetch::{Fetch, Wanted};
 use crate::metrics::Operation;
+use crate::metrics::resources::counted_for;
 use crate::release::{Need, Outgoing};
 use crate::shard::{Shard, State};
 use crate::sink::ReplySink;
@@ -125,6 +126,7 @@ impl<D: Disk> State<D> {
                 sink,
                 outcome: Err(reject),
                 operation: Operation::Status,
+                counted_for: None,
                 started_ns,
             });
         }
@@ -154,7 +156,9 @@ impl<D: Disk> State<D> {
         effects: &mut Effects,
     ) -> Option<(Command, Box<dyn ReplySink>)> {
         let (operation, items) = Operation::of(&command);
-        let mut outgoing = Outgoing { sink, outcome: Err(Reject::Cancelled), operation, started_ns };
+        let counted_for = counted_for(&command);
+        let mut outgoing =
+            Outgoing { sink, outcome: Err(Reject::Cancelled), operation, counted_for, started_ns };
         if command.is_write() && self.fenced.is_none() && self.is_log_full() {
             effects.checkpoint = true;
             // If it cannot be trimmed, waiting would be waiting for somebody to make room.
@@ -223,14 +227,22 @@ impl<D: Disk> State<D> {
         effects: &mut Effects,
     ) {
         if self.parked.is_released(seen, need) {
-            let latency = now_ns.saturating_sub(outgoing.started_ns);
-            self.stats.operation_mut(outgoing.operation).latency_ns.record(latency);
+            self.released(&outgoing, now_ns);
             effects.released.push(outgoing);
         } else if let Some(fenced) = &self.fenced {
             let reject = fenced.clone();
             effects.released.push(Outgoing { outcome: Err(reject), ..outgoing });
         } else {
             effects.commit |= self.parked.park(seen, need, outgoing);
+        }
+    }
+
+    /// Counts how long a reply that goes out now has taken.
+    pub fn released(&mut self, outgoing: &Outgoing, now_ns: u64) {
+        let latency_ns = now_ns.saturating_sub(outgoing.started_ns);
+        self.stats.operation_mut(outgoing.operation).latency_ns.record(latency_ns);
+        if let (Some(at), Ok(reply)) = (outgoing.counted_for, &outgoing.outcome) {
+            self.resources.released(at, outgoing.operation, reply, latency_ns);
         }
     }
 
@@ -312,6 +324,7 @@ impl<D: Disk> State<D> {
                 return Err(LogRefusal::Reject(Reject::TooLarge { what: "batch", size, max }));
             }
         };
+        self.resources.facts(&facts);
         for fact in facts {
             self.machine.apply(EntryContext { lsn, time }, fact);
         }

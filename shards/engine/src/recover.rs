@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::config::ShardConfig;
 use crate::metrics::ShardStats;
+use crate::metrics::resources::Resources;
 use crate::release::Parked;
 use crate::shard::{Durable, Inner, Shard, Signals, State};
 use crate::timer::Timer;
@@ -104,6 +105,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             stalled: crate::stalled::Stalled::default(),
             fetches: VecDeque::new(),
             stats,
+            resources: Resources::new(config.metric_resources_max),
             default_durability: config.durability,
             durability_of: HashMap::new(),
             disk_full: false,

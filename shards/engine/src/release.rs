@@ -8,7 +8,7 @@
 //! park(needs >  flight.last) ─► gathering ── next batch taken ─► flying
 //! ```
 
-use flowmesh_model::{Lsn, Reject, Reply};
+use flowmesh_model::{Lsn, PartitionRef, Reject, Reply};
 
 use crate::metrics::Operation;
 use crate::sink::ReplySink;
@@ -30,6 +30,8 @@ pub struct Outgoing {
     pub outcome: Result<Reply, Reject>,
     /// What it counts as.
     pub operation: Operation,
+    /// What it is counted for, besides its operation.
+    pub counted_for: Option<PartitionRef>,
     /// When the command arrived.
     pub started_ns: u64,
 }
@@ -155,6 +157,7 @@ mod tests {
             sink: Box::new(SinkFn(move |_| seen.borrow_mut().push(number))),
             outcome: Ok(Reply::Flags(flowmesh_model::Batch::new())),
             operation: Operation::Status,
+            counted_for: None,
             started_ns: 0,
         }
     }
@@ -212,7 +215,7 @@ mod tests {
                         if !parked.is_released(Lsn(seen), need) {
                             let early = Rc::clone(&early);
                             let sink = Box::new(SinkFn(move |_| early.borrow_mut().push((seen, need))));
-                            parked.park(Lsn(seen), need, Outgoing { sink, outcome: Err(Reject::Cancelled), operation: Operation::Status, started_ns: 0 });
+                            parked.park(Lsn(seen), need, Outgoing { sink, outcome: Err(Reject::Cancelled), operation: Operation::Status, counted_for: None, started_ns: 0 });
                         }
                     }
                     2 if !flying => {

@@ -15,6 +15,7 @@ use flowmesh_store::segments::StreamFiles;
 use crate::config::ShardConfig;
 use crate::fetch::Fetch;
 use crate::metrics::ShardStats;
+use crate::metrics::resources::Resources;
 use crate::release::Parked;
 use crate::signal::Signal;
 use crate::stalled::Stalled;
@@ -91,6 +92,7 @@ pub(crate) struct State<D: Disk> {
     pub stalled: Stalled,
     pub fetches: VecDeque<Fetch>,
     pub stats: ShardStats,
+    pub resources: Resources,
     pub default_durability: Durability,
     /// Resources with a durability of their own.
     pub durability_of: HashMap<ResourceId, Durability>,
@@ -166,6 +168,15 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         stats.fenced = fenced;
         stats.stalled_writes = stalled as u64;
         stats.clone()
+    }
+
+    /// As [`Shard::stats`], with the numbers of single partitions and queues.
+    pub fn stats_of_resources(&self) -> ShardStats {
+        let mut stats = self.stats();
+        let now = self.now();
+        let state = &mut *self.inner.state.borrow_mut();
+        (stats.partitions, stats.queues) = state.resources.rows(&state.machine, now);
+        stats
     }
 
     /// Checks every invariant of the state; for tests and simulation.

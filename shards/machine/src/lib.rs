@@ -13,7 +13,7 @@
 //! | `ticks` | what is due |
 //! | `woken` | for what something became available |
 //! | `changes`, `checkpoint`, `restore`, `keys` | writing the state to the index while it changes, and reading it back |
-//! | `inspect` | counts, invariants, the state as text |
+//! | `inspect`, `walk` | counts, invariants, the state as text; what each resource holds |
 //! | `siphash`, `limit` | the keyed hash; checks that kinds share |
 
 mod catalog;
@@ -32,6 +32,7 @@ mod restore;
 mod siphash;
 mod stream;
 mod ticks;
+mod walk;
 mod woken;
 
 pub use decision::{

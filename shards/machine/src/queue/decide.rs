@@ -233,7 +233,7 @@ impl Asked<'_> {
         }
     }
 
-    fn status(&self) -> QueueStatus {
+    pub fn status(&self) -> QueueStatus {
         let come_due = self.queue.delayed.range(..=(self.now, JobId(u64::MAX))).count() as u64;
         let [ready, delayed, leased, dead] = self.queue.counts();
         QueueStatus {

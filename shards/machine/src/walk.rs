@@ -1,0 +1,41 @@
+//! What is held of each resource, for metrics: only of those that the catalog has, since others have no name.
+
+use flowmesh_model::reply::QueueStatus;
+use flowmesh_model::{Millis, Offset, PartitionRef, ResourceId, Settings};
+
+use crate::held::{Held, Parts};
+use crate::machine::Machine;
+use crate::queue::decide::Asked;
+
+impl Machine {
+    /// Whether the catalog has a resource of that number.
+    pub fn is_known(&self, id: ResourceId) -> bool {
+        self.snapshot.as_ref().is_some_and(|catalog| catalog.get(id).is_some())
+    }
+
+    /// Every partition that the shard holds records of, and the offset its next record gets. In no order.
+    pub fn each_partition(&self, each: &mut dyn FnMut(PartitionRef, Offset)) {
+        for (resource, held) in self.named() {
+            if let Parts::Stream(stream) = &held.parts {
+                for (partition, held) in stream.partitions() {
+                    each(PartitionRef { resource, partition }, held.next);
+                }
+            }
+        }
+    }
+
+    /// Every queue that the shard holds, and its status at `now`. In no order.
+    pub fn each_queue(&self, now: Millis, each: &mut dyn FnMut(ResourceId, QueueStatus)) {
+        let now = self.clamp(now);
+        for (id, held) in self.named() {
+            let settings = held.info.as_ref().map(|info| &info.settings);
+            if let (Parts::Queue(queue), Some(Settings::Queue(settings))) = (&held.parts, settings) {
+                each(id, Asked { queue, id, settings, now }.status());
+            }
+        }
+    }
+
+    fn named(&self) -> impl Iterator<Item = (ResourceId, &Held)> {
+        self.held.iter().filter(|(_, held)| held.info.is_some()).map(|(id, held)| (*id, held))
+    }
+}
