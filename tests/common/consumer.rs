@@ -158,10 +158,11 @@ async fn run(port: u16, mut hello: v1::ConsumeHello, work: Work, seen: Arc<Mutex
         {
             work_on(member, &work, &seen).await;
         }
-        let mut seen = seen.lock().unwrap();
-        seen.owned.clear();
-        hello.member_id.clone_from(&seen.member_id);
-        drop(seen);
+        {
+            let mut seen = seen.lock().unwrap();
+            seen.owned.clear();
+            hello.member_id.clone_from(&seen.member_id);
+        }
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
 }

@@ -179,6 +179,8 @@ async fn a_consumer_that_stores_its_offset_with_its_result_works_on_every_record
     let home = Home::new().shards(2);
     let mut random = Random::new("exactly_once");
     let mut server = prepare(&home).await;
+    let store = v1::settings::Kind::Kv(v1::KvSettings::default());
+    server.client().await.create("sums", store).await.unwrap();
     let producer = produce(server.grpc_port());
     let work = sum_up(server.grpc_port());
     let mut workers: Vec<Worker> =
