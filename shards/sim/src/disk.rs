@@ -10,6 +10,7 @@
 //! | the process is killed: nothing is lost, and what was not synced still may be | [`SimDisk::restart`] |
 //! | power fails at the n-th operation, which may still have an effect; none after it is carried out | [`SimDisk::power_cut_after`] |
 //! | the n-th operation of a kind fails, without effect (a sync: with an unknown effect) | [`SimDisk::fail`] |
+//! | a durable write fails or is cut off: in its write, or in its sync, which makes no other write durable | as a [`Operation::Write`] and an [`Operation::Sync`] after it |
 //! | no space for more than so many bytes | [`SimDisk::set_space`] |
 //! | a bit decays | [`SimDisk::flip_bit`] |
 //! | a file is copied, moved, cut, overwritten or removed by hand | [`SimDisk::put_file`], [`SimDisk::remove_file`] |
@@ -422,10 +423,9 @@ impl Disk for SimDisk {
     }
 }
 
-impl DiskFile for SimFile {
-    type Buf = SimBuf;
-
-    async fn write_at(&self, buf: SimBuf, bytes: usize, position: u64) -> io::Result<SimBuf> {
+impl SimFile {
+    /// Writes; returns the write's number.
+    async fn write(&self, buf: &SimBuf, bytes: usize, position: u64) -> io::Result<u64> {
         assert!(bytes.is_multiple_of(ALIGN) && bytes > 0 && bytes <= buf.0.len(), "writes are whole pages");
         assert!(position.is_multiple_of(ALIGN as u64), "writes are at whole pages");
         let start = usize::try_from(position).expect("files fit memory");
@@ -437,10 +437,28 @@ impl DiskFile for SimFile {
             world.stamp += 1;
             let stamp = world.stamp;
             world.file(self.id).write(start, &buf.0[..bytes], stamp);
-            Ok(())
+            Ok(stamp)
         })
-        .await?;
+        .await
+    }
+}
+
+impl DiskFile for SimFile {
+    type Buf = SimBuf;
+
+    async fn write_at(&self, buf: SimBuf, bytes: usize, position: u64) -> io::Result<SimBuf> {
+        self.write(&buf, bytes, position).await?;
         Ok(buf)
+    }
+
+    async fn write_durable_at(&self, buf: SimBuf, bytes: usize, position: u64) -> io::Result<SimBuf> {
+        let stamp = self.write(&buf, bytes, position).await?;
+        let fate = self.world.borrow_mut().begin(Operation::Sync);
+        polls(fate.polls).await;
+        if fate.takes_effect {
+            self.world.borrow_mut().file(self.id).written_durably(position as usize, bytes, stamp);
+        }
+        fate.error.map_or(Ok(buf), Err)
     }
 
     async fn read_at(&self, position: u64, bytes: usize) -> io::Result<SimBuf> {
@@ -494,82 +512,5 @@ impl DiskFile for SimFile {
 
     async fn size(&self) -> io::Result<u64> {
         Ok(self.world.borrow_mut().file(self.id).len() as u64)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use futures::executor::block_on;
-
-    fn page(disk: &SimDisk, fill: u8) -> SimBuf {
-        let mut page = disk.alloc(ALIGN);
-        page.as_mut().fill(fill);
-        page
-    }
-
-    #[test]
-    fn a_name_that_was_not_synced_may_be_gone_and_one_that_was_never_is() {
-        let dir = Path::new("/d");
-        let (mut kept, mut gone) = (false, false);
-        for seed in 0..32 {
-            let disk = SimDisk::new(seed);
-            block_on(async {
-                disk.create_dir_all(dir).await.unwrap();
-                disk.sync_dir(Path::new("/")).await.unwrap();
-                let file = disk.create(&dir.join("a")).await.unwrap();
-                file.write_at(page(&disk, 7), ALIGN, 0).await.unwrap();
-                file.sync().await.unwrap();
-                disk.sync_dir(dir).await.unwrap();
-                disk.rename(&dir.join("a"), &dir.join("b")).await.unwrap();
-            });
-            let after = disk.crash();
-            let (a, b) = (after.file(&dir.join("a")), after.file(&dir.join("b")));
-            assert_eq!(a.clone().or(b), Some(vec![7; ALIGN]));
-            *(if a.is_some() { &mut kept } else { &mut gone }) = true;
-        }
-        assert!(kept && gone);
-    }
-
-    #[test]
-    fn the_same_seed_is_the_same_run() {
-        let run = |seed| {
-            let disk = SimDisk::new(seed);
-            block_on(async {
-                disk.create_dir_all(Path::new("/d")).await.unwrap();
-                disk.sync_dir(Path::new("/")).await.unwrap();
-                let file = disk.create_zeroed(Path::new("/d/a"), 1 << 16).await.unwrap();
-                disk.sync_dir(Path::new("/d")).await.unwrap();
-                for position in 0..16 {
-                    file.write_at(page(&disk, position + 1), ALIGN, u64::from(position) * 4096)
-                        .await
-                        .unwrap();
-                }
-            });
-            disk.crash().file(Path::new("/d/a"))
-        };
-        assert_eq!(run(5), run(5));
-        assert_ne!(run(5), run(6));
-    }
-
-    #[test]
-    fn faults_come_when_they_are_planned() {
-        let disk = SimDisk::new(1);
-        block_on(async {
-            disk.create_dir_all(Path::new("/d")).await.unwrap();
-            disk.set_space(Some(8192));
-            let file = disk.create(Path::new("/d/a")).await.unwrap();
-            disk.fail(Operation::Write, 2, io::ErrorKind::TimedOut);
-            file.write_at(page(&disk, 1), ALIGN, 0).await.unwrap();
-            let failed = file.write_at(page(&disk, 2), ALIGN, 4096).await.unwrap_err();
-            assert_eq!(failed.kind(), io::ErrorKind::TimedOut);
-            file.write_at(page(&disk, 2), ALIGN, 4096).await.unwrap();
-            let full = file.write_at(page(&disk, 3), ALIGN, 8192).await.unwrap_err();
-            assert_eq!(full.kind(), io::ErrorKind::StorageFull);
-            let full = disk.create_zeroed(Path::new("/d/b"), 4096).await.err().unwrap();
-            assert_eq!(full.kind(), io::ErrorKind::StorageFull);
-            disk.power_cut_after(1);
-            assert!(file.sync().await.is_err() && file.sync().await.is_err());
-        });
     }
 }

@@ -82,6 +82,21 @@ impl FileBytes {
         });
     }
 
+    /// A durable write with number `stamp` is over: what it wrote stays, and so does the length that it needs. Nothing
+    /// is known of the rest of the file.
+    pub fn written_durably(&mut self, position: usize, bytes: usize, stamp: u64) {
+        let end = position + bytes;
+        self.synced_len = self.synced_len.max(end);
+        for sector in position / SECTOR..end.div_ceil(SECTOR) {
+            if let Some(versions) = self.older.get_mut(&sector) {
+                versions.retain(|&(replaced_by, _)| replaced_by > stamp);
+                if versions.is_empty() {
+                    self.older.remove(&sector);
+                }
+            }
+        }
+    }
+
     /// The file after a crash: its durable length or the new one, and of each sector any version that could be there.
     pub fn after_crash(&self, random: &mut Random) -> Self {
         let len = if random.coin() { self.synced_len } else { self.data.len() };

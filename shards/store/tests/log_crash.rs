@@ -58,7 +58,9 @@ impl Run<'_> {
             0..10 => self.append().await,
             10..13 => write(&mut self.log).await,
             13..17 => {
-                let outcome = commit(&mut self.log).await;
+                let at_once = self.log.is_clean() && self.random.coin();
+                let outcome =
+                    if at_once { commit_at_once(&mut self.log).await } else { commit(&mut self.log).await };
                 self.model.durable = self.log.durable_lsn().0;
                 outcome
             }

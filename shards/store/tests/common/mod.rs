@@ -71,6 +71,16 @@ pub async fn commit(log: &mut Log<SimDisk>) -> Result<(), LogError> {
     Ok(())
 }
 
+/// Writes what gathered so that it is durable at once, as small commits are; all before it must be durable.
+pub async fn commit_at_once(log: &mut Log<SimDisk>) -> Result<(), LogError> {
+    assert!(log.is_clean());
+    if let Some(batch) = log.take_batch() {
+        let written = batch.write_durably().await?;
+        log.written_durably(written);
+    }
+    Ok(())
+}
+
 /// Prepares a segment if one is wanted.
 pub async fn prepare(log: &mut Log<SimDisk>) -> Result<(), LogError> {
     if let Some(request) = log.wants_segment() {
