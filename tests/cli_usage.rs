@@ -37,7 +37,7 @@ fn wrong_usage_exits_with_2_and_names_what_is_wrong() {
         ("", "Usage: flowmesh"),
         ("steam append x", "unrecognized subcommand 'steam'"),
         ("stream append", "<STREAM>"),
-        ("stream read logs --from first", "allowed: earliest, latest, or an offset"),
+        ("stream read logs --from first", "allowed: earliest, latest, an offset"),
         ("queue enqueue mail x --delay tomorrow", "as milliseconds or with a unit"),
         ("queue ack mail 17", "allowed: JOB:TOKEN"),
         ("kv set s k v --if-absent --if-present", "cannot be used with"),

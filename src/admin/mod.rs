@@ -26,7 +26,9 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 
 use crate::router::Router;
-use crate::telemetry::metrics;
+use crate::router::message::Detail;
+use crate::telemetry::metrics::{self, Scrape};
+use crate::telemetry::storage::Storage;
 use io::HyperIo;
 
 /// Connections at a time: probes and scrapers.
@@ -46,6 +48,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 pub struct Status {
     router: RefCell<Option<Router>>,
     stopping: RefCell<bool>,
+    storage: Storage,
 }
 
 impl Status {
@@ -60,13 +63,13 @@ impl Status {
     }
 }
 
-/// Starts listening, on this core.
+/// Starts listening, on this core. `storage` is what metrics say about the disk.
 ///
 /// # Errors
 /// The address cannot be listened on.
-pub fn start(address: SocketAddr) -> anyhow::Result<Rc<Status>> {
+pub fn start(address: SocketAddr, storage: Storage) -> anyhow::Result<Rc<Status>> {
     let listener = Listener::bind(address).context("setting http_addr")?;
-    let status = Rc::new(Status::default());
+    let status = Rc::new(Status { storage, ..Status::default() });
     spawn_local(accept(listener, Rc::clone(&status))).detach();
     Ok(status)
 }
@@ -129,7 +132,7 @@ async fn ready(status: &Status) -> Response<Full<Bytes>> {
     let Some(router) = status.router.borrow().clone() else {
         return not_ready("recovering", "shards are reading their logs");
     };
-    let stats = router.all_stats().await;
+    let stats = router.all_stats(&Detail::Core).await;
     let fenced: Vec<usize> =
         stats.iter().enumerate().filter(|(_, core)| core.shard.fenced > 0).map(|(shard, _)| shard).collect();
     if fenced.is_empty() {
@@ -143,11 +146,11 @@ async fn ready(status: &Status) -> Response<Full<Bytes>> {
 
 async fn metrics_page(status: &Status) -> Response<Full<Bytes>> {
     let router = status.router.borrow().clone();
-    let cores = match router {
-        Some(router) => router.all_stats().await,
-        None => Vec::new(),
+    let scrape = match router {
+        Some(router) => scrape(&router, &status.storage).await,
+        None => Scrape::default(),
     };
-    match metrics::render(cores) {
+    match metrics::render(scrape) {
         Ok(text) => {
             let mut page = Response::new(Full::from(text));
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -155,6 +158,22 @@ async fn metrics_page(status: &Status) -> Response<Full<Bytes>> {
             page
         }
         Err(failed) => error(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", &failed.to_string()),
+    }
+}
+
+async fn scrape(router: &Router, storage: &Storage) -> Scrape {
+    let cores = router.all_stats(&Detail::Resources).await;
+    let committed = cores.iter().flat_map(|core| core.shard.offsets.own.iter().map(|((_, at), _)| *at));
+    let ends = Detail::Ends(committed.collect());
+    let ends = match &ends {
+        Detail::Ends(none) if none.is_empty() => Vec::new(),
+        ends => router.all_stats(ends).await,
+    };
+    Scrape {
+        cores,
+        ends: ends.into_iter().flat_map(|core| core.ends).collect(),
+        catalog: router.catalog(),
+        storage: storage.bytes().await,
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use flowmesh_engine::{Shard, ShardConfig};
+use flowmesh_model::limits::METRIC_RESOURCES_MAX;
 use flowmesh_model::{Durability, ShardId};
 use flowmesh_rt::core::{spawn_local, unpin_this_thread};
 use flowmesh_rt::disk::RtDisk;
@@ -21,6 +22,7 @@ use crate::edge::grpc::{Edge, GrpcConfig, serve_connection};
 use crate::net::{Connections, accept, stopped};
 use crate::router::message::Message;
 use crate::router::{LocalShard, Router, RouterConfig};
+use crate::telemetry::storage::Storage;
 
 /// How often a core looks for long polls whose client has gone.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -44,7 +46,7 @@ pub(super) async fn live(core: usize, plan: Arc<Plan>) -> anyhow::Result<()> {
 }
 
 async fn recover_and_serve(id: ShardId, plan: &Arc<Plan>) -> anyhow::Result<()> {
-    let status = if id.0 == 0 { Some(admin::start(plan.config.http_addr)?) } else { None };
+    let status = if id.0 == 0 { Some(admin::start(plan.config.http_addr, storage(plan))?) } else { None };
     let mesh = Rc::new(plan.mesh.take(usize::from(id.0)));
     let shard = Shard::open(shard_config(id, plan), RtDisk::new(), RtTimer).await?;
     let (facts, ms, replay_ms) = {
@@ -72,6 +74,11 @@ async fn recover_and_serve(id: ShardId, plan: &Arc<Plan>) -> anyhow::Result<()> 
     Ok(())
 }
 
+fn storage(plan: &Plan) -> Storage {
+    let dirs = plan.data.iter().flat_map(|data| (0..plan.shards).map(|shard| data.shard_dir(ShardId(shard))));
+    Storage::new(dirs.collect())
+}
+
 fn shard_config(id: ShardId, plan: &Plan) -> ShardConfig {
     let config = &plan.config;
     let memory_bytes = config.memory_bytes / u64::from(plan.shards);
@@ -86,6 +93,7 @@ fn shard_config(id: ShardId, plan: &Plan) -> ShardConfig {
         log_bytes_max: config.log_bytes_max,
         checkpoint_log_bytes: (config.log_bytes_max / 4).min(memory_bytes / 4).min(CHECKPOINT_LOG_BYTES_MAX),
         checkpoint_interval_ms: config.checkpoint_interval_ms,
+        metric_resources_max: (METRIC_RESOURCES_MAX / usize::from(plan.shards)).max(1),
         hash_seed: plan.hash_seed,
         on_thread_start: Some(Arc::new(unpin_this_thread)),
     }

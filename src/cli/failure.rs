@@ -129,6 +129,8 @@ impl Refusal {
     pub fn exit_code(&self) -> u8 {
         match self.code {
             Code::NotFound => 3,
+            // The same status as a full queue, but for good.
+            Code::ResourceExhausted if self.reason == "TOO_LARGE" => 1,
             Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded => 4,
             _ if self.is_lost_connection() => 4,
             Code::FailedPrecondition | Code::AlreadyExists => 5,
@@ -239,6 +241,7 @@ mod tests {
         assert_eq!(code(Code::NotFound, "RESOURCE_NOT_FOUND"), 3);
         assert_eq!(code(Code::Unavailable, "SHUTTING_DOWN"), 4);
         assert_eq!(code(Code::ResourceExhausted, "DISK_FULL"), 4);
+        assert_eq!(code(Code::ResourceExhausted, "TOO_LARGE"), 1, "trying again does not make it smaller");
         assert_eq!(code(Code::FailedPrecondition, "CONDITION_FAILED"), 5);
         assert_eq!(code(Code::AlreadyExists, "RESOURCE_EXISTS"), 5);
         assert_eq!(code(Code::Internal, "INTERNAL"), 1, "the server's own INTERNAL is no lost connection");

@@ -310,6 +310,10 @@ fn settings_map(settings: Option<&v1::Settings>) -> Map<String, Value> {
     match settings.and_then(|settings| settings.kind.as_ref()) {
         Some(settings::Kind::Stream(s)) => {
             put("partitions", s.partitions.map(Value::from));
+            put("retention_ms", s.retention_ms.filter(|ms| *ms > 0).map(Value::from));
+            put("retention_bytes", s.retention_bytes.filter(|bytes| *bytes > 0).map(Value::from));
+            put("segment_bytes", s.segment_bytes.map(Value::from));
+            put("segment_ms", s.segment_ms.map(Value::from));
             put("producer_retention_ms", s.producer_retention_ms.filter(|ms| *ms > 0).map(Value::from));
             put("durability", durability(s.durability));
         }
@@ -367,9 +371,15 @@ fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, Stri
         let count =
             || value::number(text, 0, u64::from(u32::MAX)).map(|n| u32::try_from(n).ok()).map_err(wrong);
         let time = || value::millis(text, 0, limits::DELAY_MS_MAX).map(Some).map_err(wrong);
+        let long = || value::millis(text, 0, limits::RETENTION_MS_MAX).map(Some).map_err(wrong);
+        let bytes = || value::bytes(text, 0, limits::RETENTION_BYTES_MAX).map(Some).map_err(wrong);
         let durability = || parse_durability(text).map(|d| Some(d.into())).map_err(wrong);
         match (kind, key) {
             (v1::Kind::Stream, "partitions") => stream.partitions = count()?,
+            (v1::Kind::Stream, "retention_ms") => stream.retention_ms = long()?,
+            (v1::Kind::Stream, "retention_bytes") => stream.retention_bytes = bytes()?,
+            (v1::Kind::Stream, "segment_bytes") => stream.segment_bytes = bytes()?,
+            (v1::Kind::Stream, "segment_ms") => stream.segment_ms = long()?,
             (v1::Kind::Stream, "producer_retention_ms") => stream.producer_retention_ms = time()?,
             (v1::Kind::Stream, "durability") => stream.durability = durability()?,
             (v1::Kind::Queue, "visibility_timeout_ms") => queue.visibility_timeout_ms = time()?,
@@ -417,7 +427,9 @@ fn parse_durability(text: &str) -> Result<v1::Durability, String> {
 
 fn setting_names(kind: v1::Kind) -> &'static str {
     match kind {
-        v1::Kind::Stream => "partitions, producer_retention_ms, durability",
+        v1::Kind::Stream => {
+            "partitions, retention_ms, retention_bytes, segment_bytes, segment_ms, producer_retention_ms, durability"
+        }
         v1::Kind::Queue => {
             "visibility_timeout_ms, max_attempts, backoff_initial_ms, backoff_max_ms, durability"
         }
@@ -456,7 +468,7 @@ mod tests {
             (
                 v1::Kind::Stream,
                 "partition=4",
-                "a stream has no setting `partition`; allowed: partitions, producer_retention_ms",
+                "a stream has no setting `partition`; allowed: partitions, retention_ms, retention_bytes",
             ),
             (v1::Kind::Kv, "partitions=4", "a kv has no setting `partitions`; allowed: default_ttl_ms"),
             (v1::Kind::Queue, "max_attempts=x", "setting max_attempts: `x` is not allowed"),

@@ -165,7 +165,7 @@ pub static SETTINGS: &[Setting] = &[
         value: "SIZE",
         default: "384MiB",
         default_dev: None,
-        help: "The most commit log a shard keeps; beyond it writes are refused until a checkpoint has trimmed it. At least four segments.",
+        help: "The most commit log a shard keeps; beyond it writes wait until a checkpoint has trimmed it. At least four segments.",
         set: |c, text, _| put(&mut c.log_bytes_max, value::bytes(text, 4 * SEGMENT_BYTES_MIN, 1 << 44)),
     },
     Setting {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use flowmesh_engine::ReplySink;
 use flowmesh_model::{Command, Reject, Reply, ShardId};
 
-use super::message::{CoreStats, Message};
+use super::message::{CoreStats, Detail, Message};
 use super::{HOPS_PENDING_MAX, Router};
 
 /// The far end of a request: sends the answer home.
@@ -76,8 +76,8 @@ impl Router {
                 }
             }
             Message::Catalog(catalog) => self.take_catalog(catalog),
-            Message::StatsRequest { id } => {
-                let stats = Box::new(self.core_stats());
+            Message::StatsRequest { id, detail } => {
+                let stats = Box::new(self.core_stats(&detail));
                 if (self.inner.send)(from, Message::StatsResponse { id, stats }).is_err() {
                     tracing::warn!(%from, "counters were not sent: the channel is full");
                 }
@@ -125,9 +125,17 @@ impl Router {
     }
 
     /// This core's counters.
-    pub fn core_stats(&self) -> CoreStats {
+    pub fn core_stats(&self, detail: &Detail) -> CoreStats {
+        let shard = &self.inner.shard;
         CoreStats {
-            shard: self.inner.shard.stats(),
+            shard: match detail {
+                Detail::Core | Detail::Ends(_) => shard.stats(),
+                Detail::Resources => shard.stats_of_resources(),
+            },
+            ends: match detail {
+                Detail::Ends(partitions) => shard.next_offsets(partitions),
+                Detail::Core | Detail::Resources => Vec::new(),
+            },
             hops_out: self.inner.hops_out.get(),
             hops_in: self.inner.hops_in.get(),
             hops_pending: self.inner.pending.borrow().len() as u64,
@@ -136,7 +144,7 @@ impl Router {
     }
 
     /// The counters of all cores, by shard.
-    pub async fn all_stats(&self) -> Vec<CoreStats> {
+    pub async fn all_stats(&self, detail: &Detail) -> Vec<CoreStats> {
         let mut waiting = Vec::new();
         for shard in (0..self.inner.config.shards).map(ShardId) {
             if shard == self.inner.config.shard {
@@ -147,7 +155,7 @@ impl Router {
             self.inner.next_stats_id.set(id.wrapping_add(1));
             let (sender, receiver) = futures::channel::oneshot::channel();
             self.inner.stats_pending.borrow_mut().insert(id, sender);
-            if (self.inner.send)(shard, Message::StatsRequest { id }).is_err() {
+            if (self.inner.send)(shard, Message::StatsRequest { id, detail: detail.clone() }).is_err() {
                 self.inner.stats_pending.borrow_mut().remove(&id);
             }
             waiting.push(Some(receiver));
@@ -155,7 +163,7 @@ impl Router {
         let mut all = Vec::with_capacity(waiting.len());
         for receiver in waiting {
             all.push(match receiver {
-                None => self.core_stats(),
+                None => self.core_stats(detail),
                 Some(receiver) => receiver.await.map_or_else(|_| CoreStats::default(), |stats| *stats),
             });
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flowmesh_engine::metrics::ShardStats;
-use flowmesh_model::{Catalog, CatalogVersion, Command, Reject, Reply};
+use flowmesh_model::{Catalog, CatalogVersion, Command, Offset, PartitionRef, Reject, Reply};
 
 use crate::edge::grpc::CounterSnapshot;
 
@@ -37,6 +37,8 @@ pub enum Message {
     StatsRequest {
         /// The sender's number for it.
         id: u32,
+        /// Which of them.
+        detail: Detail,
     },
     /// The counters asked for.
     StatsResponse {
@@ -45,6 +47,17 @@ pub enum Message {
         /// The counters.
         stats: Box<CoreStats>,
     },
+}
+
+/// How much is wanted of a core's counters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// Those of the core as a whole.
+    Core,
+    /// Those of single partitions, queues and groups too, which costs a look at each.
+    Resources,
+    /// Those of the core as a whole, and where these partitions end.
+    Ends(Arc<[PartitionRef]>),
 }
 
 /// What a core counts: its shard, and its side of the channels.
@@ -58,6 +71,8 @@ pub struct CoreStats {
     pub hops_in: u64,
     /// Requests of this core that others have not answered yet.
     pub hops_pending: u64,
+    /// Where partitions end that were asked for, as far as the shard holds records of them.
+    pub ends: Vec<(PartitionRef, Offset)>,
     /// Counters of the edges.
     pub edge: CounterSnapshot,
 }

@@ -5,11 +5,12 @@
 mod resources;
 mod server;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
 use flowmesh_engine::metrics::{Histogram, Operation, OperationStats, Spans};
-use flowmesh_model::Catalog;
+use flowmesh_model::{Catalog, Offset, PartitionRef};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
@@ -31,6 +32,8 @@ const NO_LABELS: Option<
 pub struct Scrape {
     /// The counters of all cores, by shard.
     pub cores: Vec<CoreStats>,
+    /// Where partitions end that groups have committed offsets of, for their lag.
+    pub ends: HashMap<PartitionRef, Offset>,
     /// The resources that numbers belong to.
     pub catalog: Arc<Catalog>,
     /// What the data directory takes, if somebody could look.
@@ -211,8 +214,7 @@ impl Scrape {
 /// A histogram of few buckets, in seconds.
 fn put_durations(mut encoder: MetricEncoder<'_>, spans: &Spans) -> fmt::Result {
     let seconds = |bound: u64| if bound == u64::MAX { f64::MAX } else { bound as f64 * 1e-9 };
-    let buckets: Vec<(f64, u64)> =
-        spans.buckets().map(|(bound, count)| (seconds(bound), count)).collect();
+    let buckets: Vec<(f64, u64)> = spans.buckets().map(|(bound, count)| (seconds(bound), count)).collect();
     encoder.encode_histogram(spans.sum_ns() as f64 * 1e-9, spans.count(), &buckets, NO_LABELS)
 }
 

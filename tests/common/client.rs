@@ -76,7 +76,8 @@ impl Client {
         values: impl IntoIterator<Item = V>,
     ) -> Result<v1::AppendResponse, Status> {
         let records = values.into_iter().map(record).collect();
-        let request = v1::AppendRequest { stream: stream.into(), partition: None, records, ..Default::default() };
+        let request =
+            v1::AppendRequest { stream: stream.into(), partition: None, records, ..Default::default() };
         self.stream.append(request).await.map(tonic::Response::into_inner)
     }
 

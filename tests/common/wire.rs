@@ -148,7 +148,6 @@ const END_STREAM: u8 = 1;
 /// A frame of HTTP/2, as it came.
 #[derive(Debug)]
 pub struct Frame {
-    pub kind: u8,
     pub stream: u32,
     pub payload: Vec<u8>,
 }
@@ -170,7 +169,7 @@ pub async fn next_frame(socket: &mut TcpStream, kind: u8) -> Frame {
         socket.read_exact(&mut payload).await.unwrap();
         let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
         if head[3] == kind {
-            return Frame { kind, stream, payload };
+            return Frame { stream, payload };
         }
     }
 }

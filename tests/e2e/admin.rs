@@ -165,7 +165,7 @@ async fn what_is_fixed_at_creation_cannot_be_changed() {
     let server = home.start();
     let mut client = server.client().await;
     client.create_stream("wide", 4).await;
-    let settings = v1::StreamSettings { partitions: Some(5), ..v1::StreamSettings::default() };
+    let settings = v1::StreamSettings { partitions: Some(3), ..v1::StreamSettings::default() };
     let change = v1::UpdateResourceRequest {
         name: "wide".into(),
         settings: Some(v1::Settings { kind: Some(Kind::Stream(settings)) }),

@@ -25,7 +25,13 @@ pub async fn open(
 
 pub fn append(stream: &str, sequence: u64, values: &[String]) -> v1::AppendStreamRequest {
     let records = values.iter().cloned().map(record).collect();
-    v1::AppendStreamRequest { stream: stream.into(), partition: None, records, sequence, ..Default::default() }
+    v1::AppendStreamRequest {
+        stream: stream.into(),
+        partition: None,
+        records,
+        sequence,
+        ..Default::default()
+    }
 }
 
 /// Takes answers until the call ends, or until there are `count`.

@@ -133,7 +133,12 @@ async fn what_is_larger_than_its_limit_is_refused_and_what_has_its_size_is_taken
     let (long_key, long_value) = (vec![b'k'; KEY_MAX + 1], vec![b'v'; VALUE_MAX + 1]);
 
     let append = async |mut client: Client, record| {
-        let request = v1::AppendRequest { stream: "s".into(), partition: None, records: vec![record], ..Default::default() };
+        let request = v1::AppendRequest {
+            stream: "s".into(),
+            partition: None,
+            records: vec![record],
+            ..Default::default()
+        };
         client.stream.append(request).await.map(drop)
     };
     append(client.clone(), keyed(key.clone(), value.clone())).await.unwrap();

@@ -12,7 +12,12 @@ use crate::common::wire::{Answer, GRPC, Wire, frame, frame_of_length, framed, gz
 use crate::common::{Home, Random, Server, now_ms, within};
 
 fn append(value: &'static str) -> v1::AppendRequest {
-    v1::AppendRequest { stream: "logs".into(), partition: None, records: vec![record(value)], ..Default::default() }
+    v1::AppendRequest {
+        stream: "logs".into(),
+        partition: None,
+        records: vec![record(value)],
+        ..Default::default()
+    }
 }
 
 #[track_caller]

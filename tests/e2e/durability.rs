@@ -419,7 +419,8 @@ async fn a_kill_during_recovery_changes_nothing() {
     let mut client = server.client().await;
     for batch in 0..20 {
         let records = (0..500).map(|i| record(format!("{batch}/{i}"))).collect();
-        let request = v1::AppendRequest { stream: "logs".into(), partition: None, records, ..Default::default() };
+        let request =
+            v1::AppendRequest { stream: "logs".into(), partition: None, records, ..Default::default() };
         client.stream.append(request).await.unwrap();
     }
     server.kill9();

@@ -85,10 +85,10 @@ async fn three_members_share_partitions_and_each_record_is_worked_on_once() {
     a.owns(6).await;
     append_rounds(&mut client, 0, 10).await;
     let b = Worker::start(&server, hello("g", &["logs"]), no_work());
-    (a.owns(3).await, b.owns(3).await);
+    let _ = (a.owns(3).await, b.owns(3).await);
     append_rounds(&mut client, 10, 10).await;
     let c = Worker::start(&server, hello("g", &["logs"]), no_work());
-    (a.owns(2).await, b.owns(2).await, c.owns(2).await);
+    let _ = (a.owns(2).await, b.owns(2).await, c.owns(2).await);
     assert_eq!(disjoint(&[&a, &b, &c]).unwrap().len(), 6);
     append_rounds(&mut client, 20, 10).await;
     eventually("all records", || async { Some(()).filter(|()| worked_on(&[&a, &b, &c]).len() >= 6 * 30) })
@@ -112,7 +112,7 @@ async fn partitions_of_a_consumer_that_is_gone_move_and_the_others_never_pause()
     // One that would keep its place: its partitions move once its session is over, and no sooner.
     let lasting = v1::ConsumeHello { instance_id: "c-1".into(), ..hello("g", &["logs"]) };
     let c = Worker::start(&server, lasting, no_work());
-    (a.owns(2).await, b.owns(2).await, c.owns(2).await);
+    let _ = (a.owns(2).await, b.owns(2).await, c.owns(2).await);
     let before = (a.owned(), b.owned());
     let revoked = (a.look(|seen| seen.revoked.len()), b.look(|seen| seen.revoked.len()));
     c.kill().await;

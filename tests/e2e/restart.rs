@@ -40,7 +40,8 @@ async fn fill(client: &mut Client, random: &mut Random) {
                 crate::common::client::keyed(format!("key{key}"), random.bytes(len))
             })
             .collect();
-        let append = v1::AppendRequest { stream: "wide".into(), partition: None, records, ..Default::default() };
+        let append =
+            v1::AppendRequest { stream: "wide".into(), partition: None, records, ..Default::default() };
         client.stream.append(append).await.unwrap();
         let entries =
             (0..20).map(|_| entry(format!("key{}", random.below(300)), random.next().to_string())).collect();

@@ -115,7 +115,12 @@ async fn any_core_answers_any_call() {
     for (core, client) in clients.iter_mut().enumerate() {
         for partition in 0..8 {
             let records = vec![crate::common::client::record(format!("{core}"))];
-            let request = v1::AppendRequest { stream: "wide".into(), partition: Some(partition), records, ..Default::default() };
+            let request = v1::AppendRequest {
+                stream: "wide".into(),
+                partition: Some(partition),
+                records,
+                ..Default::default()
+            };
             let answer = client.stream.append(request).await.unwrap().into_inner();
             assert_eq!(answer.base_offset, core as u64, "partition {partition} through core {core}");
         }

@@ -10,13 +10,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::common::client::read_at;
+use crate::common::wire::{GOAWAY, PREFACE};
 use crate::common::{Home, within};
 use crate::e2e::append_stream;
 
-pub const GOAWAY: u8 = 7;
-
 /// The types of all frames in these bytes.
-pub fn frame_types(bytes: &[u8]) -> Vec<u8> {
+fn frame_types(bytes: &[u8]) -> Vec<u8> {
     let (mut types, mut rest) = (Vec::new(), bytes);
     while let Some((head, after)) = rest.split_at_checked(9) {
         let len = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
@@ -31,7 +30,7 @@ async fn an_idle_connection_gets_goaway_and_is_closed() {
     let home = Home::new();
     let server = home.start();
     let mut socket = TcpStream::connect(("127.0.0.1", server.grpc_port())).await.unwrap();
-    socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    socket.write_all(PREFACE).await.unwrap();
     let mut bytes = vec![0u8; 9];
     within("the server's settings", socket.read_exact(&mut bytes)).await.unwrap();
     assert_eq!(bytes[3], 4, "a SETTINGS frame comes first");

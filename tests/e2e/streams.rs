@@ -24,7 +24,12 @@ async fn what_is_appended_is_read_back_exactly() {
     };
     let before = now_ms();
     let records = vec![full.clone(), record("plain"), v1::Record::default(), keyed("", "")];
-    let request = v1::AppendRequest { stream: "logs".into(), partition: None, records: records.clone(), ..Default::default() };
+    let request = v1::AppendRequest {
+        stream: "logs".into(),
+        partition: None,
+        records: records.clone(),
+        ..Default::default()
+    };
     let first = client.stream.append(request).await.unwrap().into_inner();
     assert_eq!((first.partition, first.base_offset, first.count), (0, 0, 4));
     assert!((before..=now_ms()).contains(&first.appended_at_ms));
@@ -143,7 +148,12 @@ async fn records_go_to_partitions_by_key_and_keep_their_order_there() {
     client.create_stream("wide", 4).await;
     let records: Vec<v1::Record> =
         (0..200).map(|i| keyed(format!("key{}", i % 20), format!("{i}"))).collect();
-    let request = v1::AppendRequest { stream: "wide".into(), partition: None, records: records.clone(), ..Default::default() };
+    let request = v1::AppendRequest {
+        stream: "wide".into(),
+        partition: None,
+        records: records.clone(),
+        ..Default::default()
+    };
     let answer = client.stream.append(request).await.unwrap().into_inner();
     assert_eq!(answer.partition_of_record.len(), 200);
     assert_eq!(answer.parts.iter().map(|part| part.count).sum::<u32>(), 200);
@@ -174,7 +184,12 @@ async fn a_named_partition_gets_the_records_and_status_counts_them() {
     client.create_stream("wide", 3).await;
     for (partition, count) in [(0, 1), (2, 5)] {
         let records = (0..count).map(|i| keyed("same", format!("{i}"))).collect();
-        let request = v1::AppendRequest { stream: "wide".into(), partition: Some(partition), records, ..Default::default() };
+        let request = v1::AppendRequest {
+            stream: "wide".into(),
+            partition: Some(partition),
+            records,
+            ..Default::default()
+        };
         let answer = client.stream.append(request).await.unwrap().into_inner();
         assert_eq!((answer.partition, answer.base_offset, answer.count), (partition, 0, count));
     }
@@ -191,7 +206,12 @@ async fn a_named_partition_gets_the_records_and_status_counts_them() {
     let some = status(vec![2, 0]).await.unwrap();
     assert_eq!(some.iter().map(|p| p.partition).collect::<Vec<_>>(), [2, 0]);
     refused(status(vec![3]).await, Code::InvalidArgument, "NO_SUCH_PARTITION");
-    let far = v1::AppendRequest { stream: "wide".into(), partition: Some(3), records: vec![record("x")], ..Default::default() };
+    let far = v1::AppendRequest {
+        stream: "wide".into(),
+        partition: Some(3),
+        records: vec![record("x")],
+        ..Default::default()
+    };
     refused(client.stream.append(far).await, Code::InvalidArgument, "NO_SUCH_PARTITION");
 }
 

@@ -73,7 +73,8 @@ async fn partitions_are_followed_together_each_in_order() {
     client.create_stream("wide", 4).await;
     for round in 0..50 {
         let records = (0..40).map(|i| keyed(format!("key{i}"), format!("{round}"))).collect();
-        let append = v1::AppendRequest { stream: "wide".into(), partition: None, records, ..Default::default() };
+        let append =
+            v1::AppendRequest { stream: "wide".into(), partition: None, records, ..Default::default() };
         client.stream.append(append).await.unwrap();
     }
     let from = vec![v1::PartitionOffset { partition: 1, offset: 3 }];

@@ -90,7 +90,9 @@ pub fn cold_reader(lab: &Lab) -> anyhow::Result<Vec<Row>> {
         loads.extend([without, with]);
     }
     let goal = Goal::TimesAtMost(1.5);
-    Ok(vec![Row::new(what, Unit::Microseconds, goal, "the same without the reader", rounds).with_loads(loads)])
+    Ok(vec![
+        Row::new(what, Unit::Microseconds, goal, "the same without the reader", rounds).with_loads(loads),
+    ])
 }
 
 /// What a stream that nobody uses takes in memory, of many.

@@ -4,9 +4,9 @@ pub mod resources;
 mod spans;
 
 use flowmesh_machine::MachineStats;
-use flowmesh_model::{Command, KvCommand, QueueCommand, StreamCommand};
+use flowmesh_model::{Command, GroupCommand, KvCommand, QueueCommand, StreamCommand};
 
-pub use resources::{PartitionRows, QueueRows};
+pub use resources::{OffsetRows, PartitionRows, QueueRows};
 pub use spans::Spans;
 
 /// Operations that are counted and timed, each with its batch forms.
@@ -16,6 +16,10 @@ pub enum Operation {
     StreamAppend,
     /// Records read.
     StreamRead,
+    /// Records of streams deleted.
+    StreamTrim,
+    /// Producers initialised, and older epochs of them fenced.
+    StreamInitProducer,
     /// Jobs enqueued.
     QueueEnqueue,
     /// Jobs reserved.
@@ -36,6 +40,12 @@ pub enum Operation {
     KvExists,
     /// Keys scanned.
     KvScan,
+    /// Heartbeats of group members, and members that left or were removed.
+    GroupMember,
+    /// Offsets committed or forgotten.
+    GroupCommit,
+    /// Committed offsets read.
+    GroupFetch,
     /// States asked for.
     Status,
     /// Catalog changes.
@@ -44,9 +54,11 @@ pub enum Operation {
 
 impl Operation {
     /// All operations, in the order of their counters.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 19] = [
         Self::StreamAppend,
         Self::StreamRead,
+        Self::StreamTrim,
+        Self::StreamInitProducer,
         Self::QueueEnqueue,
         Self::QueueReserve,
         Self::QueueAck,
@@ -57,6 +69,9 @@ impl Operation {
         Self::KvDelete,
         Self::KvExists,
         Self::KvScan,
+        Self::GroupMember,
+        Self::GroupCommit,
+        Self::GroupFetch,
         Self::Status,
         Self::Catalog,
     ];
@@ -66,6 +81,8 @@ impl Operation {
         match self {
             Self::StreamAppend => "stream_append",
             Self::StreamRead => "stream_read",
+            Self::StreamTrim => "stream_trim",
+            Self::StreamInitProducer => "stream_init_producer",
             Self::QueueEnqueue => "queue_enqueue",
             Self::QueueReserve => "queue_reserve",
             Self::QueueAck => "queue_ack",
@@ -76,6 +93,9 @@ impl Operation {
             Self::KvDelete => "kv_delete",
             Self::KvExists => "kv_exists",
             Self::KvScan => "kv_scan",
+            Self::GroupMember => "group_member",
+            Self::GroupCommit => "group_commit",
+            Self::GroupFetch => "group_fetch",
             Self::Status => "status",
             Self::Catalog => "catalog",
         }
@@ -84,13 +104,16 @@ impl Operation {
     /// What a command counts as, and how many items it has.
     pub fn of(command: &Command) -> (Self, u64) {
         match command {
-            Command::Stream(_, StreamCommand::Append { records }) => {
+            Command::Stream(_, StreamCommand::Append { records, .. }) => {
                 (Self::StreamAppend, u64::from(records.count()))
             }
-            Command::Stream(_, StreamCommand::Read { .. }) => (Self::StreamRead, 0),
-            Command::Stream(_, StreamCommand::Status) | Command::Queue(_, QueueCommand::Status) => {
-                (Self::Status, 1)
+            Command::Stream(_, StreamCommand::InitProducer { .. } | StreamCommand::FenceProducer { .. }) => {
+                (Self::StreamInitProducer, 1)
             }
+            Command::Stream(_, StreamCommand::Read { .. }) => (Self::StreamRead, 0),
+            Command::Stream(_, StreamCommand::Trim { .. }) => (Self::StreamTrim, 1),
+            Command::Stream(_, StreamCommand::Status | StreamCommand::FindOffset { .. })
+            | Command::Queue(_, QueueCommand::Status) => (Self::Status, 1),
             Command::Queue(_, QueueCommand::Enqueue { jobs }) => (Self::QueueEnqueue, jobs.len() as u64),
             Command::Queue(_, QueueCommand::Reserve { .. }) => (Self::QueueReserve, 0),
             Command::Queue(_, QueueCommand::Ack { leases }) => (Self::QueueAck, leases.len() as u64),
@@ -103,7 +126,22 @@ impl Operation {
             Command::Kv(_, KvCommand::Delete { keys, .. }) => (Self::KvDelete, keys.len() as u64),
             Command::Kv(_, KvCommand::Exists { keys }) => (Self::KvExists, keys.len() as u64),
             Command::Kv(_, KvCommand::Scan { .. }) => (Self::KvScan, 0),
+            Command::Group(_, command) => Self::of_group(command),
             Command::Catalog(_) => (Self::Catalog, 1),
+        }
+    }
+}
+
+impl Operation {
+    fn of_group(command: &GroupCommand) -> (Self, u64) {
+        match command {
+            GroupCommand::Heartbeat(_) | GroupCommand::Leave { .. } | GroupCommand::Remove { .. } => {
+                (Self::GroupMember, 1)
+            }
+            GroupCommand::Commit { offsets, .. } => (Self::GroupCommit, offsets.len() as u64),
+            GroupCommand::ForgetOffsets { of } => (Self::GroupCommit, of.len() as u64),
+            GroupCommand::FetchOffsets { .. } => (Self::GroupFetch, 1),
+            GroupCommand::Status | GroupCommand::Describe => (Self::Status, 1),
         }
     }
 }
@@ -244,6 +282,8 @@ pub struct ShardStats {
     pub partitions: PartitionRows,
     /// Numbers of single queues; filled in only when someone asks.
     pub queues: QueueRows,
+    /// Numbers of groups in single partitions; filled in only when someone asks.
+    pub offsets: OffsetRows,
 }
 
 impl ShardStats {

@@ -14,8 +14,8 @@ use std::collections::VecDeque;
 use flowmesh_machine::{Decision, EntryContext, WaitKey};
 use flowmesh_model::limits::ENTRY_BYTES_MAX;
 use flowmesh_model::{
-    Batch, Code, Command, Durability, Fact, KvCommand, Lsn, Millis, QueueCommand, Reject, Reply, ResourceId,
-    StreamCommand,
+    Batch, Code, Command, Durability, Fact, GroupCommand, KvCommand, Lsn, Millis, QueueCommand, Reject,
+    Reply, ResourceId, StreamCommand,
 };
 use flowmesh_store::disk::Disk;
 use flowmesh_store::log::LogFull;
@@ -392,9 +392,10 @@ impl<D: Disk> State<D> {
     /// How durable the replies about a command's resource must be.
     pub fn need(&self, command: &Command) -> Need {
         let resource = match command {
+            // A producer's number comes from its entry: one that a crash took back would be given out twice.
+            Command::Catalog(_) | Command::Stream(_, StreamCommand::InitProducer { .. }) => None,
             Command::Stream(at, _) => Some(at.resource),
-            Command::Queue(id, _) | Command::Kv(id, _) => Some(*id),
-            Command::Catalog(_) => None,
+            Command::Queue(id, _) | Command::Kv(id, _) | Command::Group(id, _) => Some(*id),
         };
         resource.map_or(Need::Synced, |id| self.need_of(id))
     }
@@ -414,6 +415,7 @@ fn command_wait(command: &Command) -> Option<Millis> {
     match command {
         Command::Stream(_, StreamCommand::Read { wait_until, .. })
         | Command::Queue(_, QueueCommand::Reserve { wait_until, .. }) => *wait_until,
+        Command::Group(_, GroupCommand::Heartbeat(heartbeat)) => heartbeat.wait_until,
         _ => None,
     }
 }
@@ -422,8 +424,12 @@ fn command_wait(command: &Command) -> Option<Millis> {
 fn grows(command: &Command) -> bool {
     matches!(
         command,
-        Command::Stream(_, StreamCommand::Append { .. })
-            | Command::Queue(_, QueueCommand::Enqueue { .. })
+        Command::Stream(
+            _,
+            StreamCommand::Append { .. }
+                | StreamCommand::InitProducer { .. }
+                | StreamCommand::FenceProducer { .. }
+        ) | Command::Queue(_, QueueCommand::Enqueue { .. })
             | Command::Kv(_, KvCommand::Set { .. })
             | Command::Catalog(flowmesh_model::CatalogCommand::Create { .. })
     )

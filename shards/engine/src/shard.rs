@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use flowmesh_machine::{CatalogNews, Machine, WaitKey};
-use flowmesh_model::{Catalog, Durability, Millis, Reject, ResourceId, ResourceInfo};
+use flowmesh_model::{Catalog, Durability, Millis, Offset, PartitionRef, Reject, ResourceId, ResourceInfo};
 use flowmesh_store::disk::Disk;
 use flowmesh_store::index::Index;
 use flowmesh_store::log::Log;
@@ -175,8 +175,14 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         let mut stats = self.stats();
         let now = self.now();
         let state = &mut *self.inner.state.borrow_mut();
-        (stats.partitions, stats.queues) = state.resources.rows(&state.machine, now);
+        (stats.partitions, stats.queues, stats.offsets) = state.resources.rows(&state.machine, now);
         stats
+    }
+
+    /// The offset that the next record of each of these partitions gets, as far as the shard holds records of them.
+    pub fn next_offsets(&self, partitions: &[PartitionRef]) -> Vec<(PartitionRef, Offset)> {
+        let machine = &self.inner.state.borrow().machine;
+        partitions.iter().filter_map(|at| Some((*at, machine.next_offset(*at)?))).collect()
     }
 
     /// Checks every invariant of the state; for tests and simulation.

@@ -63,8 +63,8 @@ impl Waiting {
     pub fn keys_of(&self, resource: ResourceId) -> impl Iterator<Item = WaitKey> {
         let at = |partition| WaitKey::Stream(PartitionRef { resource, partition });
         let partitions = self.by_key.range(at(0)..=at(u32::MAX)).map(|(key, _)| *key);
-        let queue = WaitKey::Queue(resource);
-        partitions.chain(self.by_key.contains_key(&queue).then_some(queue))
+        let whole = [WaitKey::Queue(resource), WaitKey::Group(resource)];
+        partitions.chain(whole.into_iter().filter(|key| self.by_key.contains_key(key)))
     }
 
     /// Takes all that wait for `key`, in order. Those that must wait on are put back with [`Waiting::put_back`].

@@ -1,6 +1,12 @@
 //! Retention, trims and times of a whole shard: files go with what they hold, and only once that is durable.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::needless_pass_by_value,
+    missing_docs,
+    reason = "a test"
+)]
 
 mod common;
 

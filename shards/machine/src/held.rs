@@ -5,12 +5,14 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, put_bytes};
 use flowmesh_model::fact::read_path;
-use flowmesh_model::{IndexWrite, Kind, Millis, Offset, PartitionRef, ResourceId, ResourceInfo, Settings, Space};
+use flowmesh_model::{
+    IndexWrite, Kind, Millis, Offset, PartitionRef, ResourceId, ResourceInfo, Settings, Space,
+};
 
 use crate::changes::{Mark, Seals, image};
 use crate::decision::{EntryContext, FlushRange};
-use crate::keys::{self, Home};
 use crate::group::Group;
+use crate::keys::{self, Home};
 use crate::kv::Store;
 use crate::queue::Queue;
 use crate::siphash::SipKey;

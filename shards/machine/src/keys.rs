@@ -176,7 +176,8 @@ impl GroupKey {
         match rest {
             [MEMBER, a, b, c, d] => Ok(Self::Member(MemberNumber(u32::from_be_bytes([*a, *b, *c, *d])))),
             [PLACE, rest @ ..] => {
-                let (stream, partition) = rest.split_first_chunk::<8>().ok_or(Malformed("key without a stream"))?;
+                let (stream, partition) =
+                    rest.split_first_chunk::<8>().ok_or(Malformed("key without a stream"))?;
                 let partition = partition.try_into().map_err(|_| Malformed("a partition is four bytes"))?;
                 let resource = ResourceId(u64::from_be_bytes(*stream));
                 Ok(Self::Place(PartitionRef { resource, partition: u32::from_be_bytes(partition) }))

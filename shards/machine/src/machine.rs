@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use flowmesh_model::command::ReadFrom;
 use flowmesh_model::{
-    Catalog, Command, Fact, GroupSettings, Kind, KvSettings, Lsn, Millis, PartitionRef, QueueSettings, Reject, ResourceId,
-    ResourceInfo, ResourcePath, Settings, StreamCommand, StreamSettings,
+    Catalog, Command, Fact, GroupSettings, Kind, KvSettings, Lsn, Millis, PartitionRef, QueueSettings,
+    Reject, ResourceId, ResourceInfo, ResourcePath, Settings, StreamCommand, StreamSettings,
 };
 use rustc_hash::FxBuildHasher;
 
@@ -14,8 +14,8 @@ use crate::catalog::CatalogState;
 use crate::changes::{Seals, Touch};
 use crate::checkpoint::Checkpoint;
 use crate::decision::{CatalogNews, Decision, EntryContext, MachineConfig, WaitKey};
-use crate::held::{Apply, HELD_BYTES, Held, Parts};
 use crate::group::Group;
+use crate::held::{Apply, HELD_BYTES, Held, Parts};
 use crate::keys::Home;
 use crate::kv::Store;
 use crate::queue::Enqueued;

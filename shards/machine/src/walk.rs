@@ -35,6 +35,23 @@ impl Machine {
         }
     }
 
+    /// Every group's committed offsets: the group, the stream's partition, the next record to read. In no order.
+    pub fn each_committed(&self, each: &mut dyn FnMut(ResourceId, PartitionRef, Offset)) {
+        for (id, held) in self.named() {
+            if let Parts::Group(group) = &held.parts {
+                group.committed_offsets().for_each(|(at, offset)| each(id, at, offset));
+            }
+        }
+    }
+
+    /// The offset that the next record of a partition gets, if the shard holds records of it.
+    pub fn next_offset(&self, at: PartitionRef) -> Option<Offset> {
+        match &self.held.get(&at.resource)?.parts {
+            Parts::Stream(stream) => stream.partition(at.partition).map(|partition| partition.next),
+            _ => None,
+        }
+    }
+
     fn named(&self) -> impl Iterator<Item = (ResourceId, &Held)> {
         self.held.iter().filter(|(_, held)| held.info.is_some()).map(|(id, held)| (*id, held))
     }

@@ -1,7 +1,7 @@
 //! Every limit the machine guards: what is just allowed passes, what is just beyond is refused by name.
 
 // A test fails by panicking.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod common;
 

@@ -1,7 +1,7 @@
 //! The memory of producers is bounded: batches of a producer, producers of a partition, names of a stream.
 
 // A test fails by panicking.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod common;
 

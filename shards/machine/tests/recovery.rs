@@ -2,7 +2,7 @@
 //! before, the index with the log behind it is exactly the state.
 
 // A test fails by panicking.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 mod common;
 

@@ -26,14 +26,16 @@ pub use command::{CatalogCommand, Command, KvCommand, ProducerStamp, QueueComman
 pub use fact::Fact;
 pub use group::{GroupCommand, GroupReply};
 pub use ids::{
-    CatalogVersion, GroupEpoch, JobId, LeaseToken, Lsn, MemberNumber, Millis, Offset, PartitionRef, ProducerId, ResourceId, ShardId,
-    SlotId,
+    CatalogVersion, GroupEpoch, JobId, LeaseToken, Lsn, MemberNumber, Millis, Offset, PartitionRef,
+    ProducerId, ResourceId, ShardId, SlotId,
 };
 pub use index::{IndexWrite, Space};
 pub use path::{Kind, ResourcePath};
 pub use reject::{Code, Reject};
 pub use reply::Reply;
-pub use settings::{Assignor, Durability, GroupSettings, KvSettings, QueueSettings, Settings, StreamSettings};
+pub use settings::{
+    Assignor, Durability, GroupSettings, KvSettings, QueueSettings, Settings, StreamSettings,
+};
 
 /// A batch that usually holds one item and then lives without an allocation.
 pub type Batch<T> = smallvec::SmallVec<[T; 1]>;

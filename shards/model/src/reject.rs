@@ -218,7 +218,9 @@ pub enum Reject {
         member: String,
     },
     /// The member speaks in an epoch that it cannot have any more, or never had.
-    #[error("member {member} speaks in epoch {given}, but has {current}; it must let go of its partitions and join anew")]
+    #[error(
+        "member {member} speaks in epoch {given}, but has {current}; it must let go of its partitions and join anew"
+    )]
     StaleMemberEpoch {
         /// Its id.
         member: String,

@@ -153,7 +153,7 @@ fn short_name<'a>(kind: &str, path: &'a str) -> &'a str {
 }
 
 /// Asks before something is done that cannot be undone, where there is somebody to ask.
-fn confirm(yes: bool, question: &str, refused: &str) -> Result<(), Failure> {
+pub fn confirm(yes: bool, question: &str, refused: &str) -> Result<(), Failure> {
     if yes || !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Ok(());
     }

@@ -1,12 +1,15 @@
-//! `flowmesh stream`: append (through the pipelined [`producer`]), read, consume as a member of a group, status.
+//! `flowmesh stream`: append (through the pipelined [`producer`]), read, consume as a member of a group, status, offsets
+//! and trim. Where something starts is a [`start`].
 
 mod append;
 mod consume;
 mod consumer;
 mod filter;
 mod inspect;
+mod offsets;
 mod producer;
 mod read;
+mod start;
 
 use clap::{Args, Subcommand};
 use flowmesh_proto::v1;
@@ -15,7 +18,7 @@ use serde::Serialize;
 use super::args::{Format, Output, Server};
 use super::connection::client;
 use super::failure::Failure;
-use super::output::Out;
+use super::output::{Out, time};
 
 /// Commands on streams.
 #[derive(Subcommand, Debug)]
@@ -28,8 +31,13 @@ pub enum StreamCommand {
     Consume(consume::ConsumeArgs),
     /// Show the records around an offset with all their parts
     Inspect(inspect::InspectArgs),
-    /// Show first and next offset and bytes of each partition
+    /// Show first and next offset, bytes, segments and times of each partition
+    #[command(visible_alias = "describe")]
     Status(StatusArgs),
+    /// Show which offset a time is
+    Offsets(offsets::OffsetsArgs),
+    /// Delete the records before an offset or a time
+    Trim(offsets::TrimArgs),
 }
 
 /// Arguments of `stream status`.
@@ -52,6 +60,11 @@ struct PartitionJson {
     earliest_offset: u64,
     next_offset: u64,
     bytes: u64,
+    segments: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oldest_appended_at_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    newest_appended_at_ms: Option<u64>,
 }
 
 impl StreamCommand {
@@ -63,6 +76,8 @@ impl StreamCommand {
             Self::Consume(args) => args.run().await,
             Self::Inspect(args) => args.run().await,
             Self::Status(args) => args.run().await,
+            Self::Offsets(args) => args.run().await,
+            Self::Trim(args) => args.run().await,
         }
     }
 }
@@ -81,22 +96,28 @@ impl StatusArgs {
                         earliest_offset: p.earliest_offset,
                         next_offset: p.next_offset,
                         bytes: p.bytes,
+                        segments: p.segments,
+                        oldest_appended_at_ms: p.oldest_appended_at_ms,
+                        newest_appended_at_ms: p.newest_appended_at_ms,
                     })?;
                 }
             }
             Format::Table => {
                 let row = |p: &v1::PartitionStatus| {
-                    [
+                    let numbers = [
                         u64::from(p.partition),
                         p.earliest_offset,
                         p.next_offset,
                         p.next_offset - p.earliest_offset,
                         p.bytes,
-                    ]
-                    .map(|n| n.to_string())
-                    .to_vec()
+                        p.segments,
+                    ];
+                    let times = [p.oldest_appended_at_ms, p.newest_appended_at_ms];
+                    let times = times.map(|ms| ms.map_or_else(|| "-".to_owned(), time));
+                    numbers.map(|n| n.to_string()).into_iter().chain(times).collect()
                 };
-                let names = ["PARTITION", "EARLIEST", "NEXT", "RECORDS", "BYTES"];
+                let names =
+                    ["PARTITION", "EARLIEST", "NEXT", "RECORDS", "BYTES", "SEGMENTS", "OLDEST", "NEWEST"];
                 out.table(&names, partitions.iter().map(row).collect())?;
             }
         }

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
-use flowmesh_proto::v1::{self, stream_client::StreamClient, subscribe_request::Start};
+use flowmesh_proto::v1::{self, stream_client::StreamClient};
 use serde::Serialize;
 use tonic::Request;
 use tonic::transport::Channel;
 
 use super::filter::{Filters, next_offset, offsets};
+use super::offsets::find;
+use super::start::StartAt;
 use crate::cli::args::{Server, ValueFormat, duration};
 use crate::cli::connection::{Backoff, client};
 use crate::cli::failure::{Failure, Refusal};
@@ -21,9 +23,9 @@ pub struct ReadArgs {
     /// The stream
     stream: String,
 
-    /// Where to start: earliest, latest, or an offset
-    #[arg(long, default_value = "earliest", value_name = "WHERE", value_parser = parse_from)]
-    from: From,
+    /// Where to start: earliest, latest, an offset, or a time: 2026-11-21T12:00:00Z, -1h, @MS
+    #[arg(long, default_value = "earliest", value_name = "WHERE", allow_hyphen_values = true)]
+    from: StartAt,
 
     /// Only this partition; may be repeated
     #[arg(short, long = "partition", value_name = "N")]
@@ -50,25 +52,6 @@ pub struct ReadArgs {
 
     #[command(flatten)]
     server: Server,
-}
-
-/// Where a read starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
-    /// The first record there is.
-    Earliest,
-    /// The next one to come.
-    Latest,
-    /// The record with this offset.
-    Offset(u64),
-}
-
-fn parse_from(text: &str) -> Result<From, String> {
-    match text {
-        "earliest" => Ok(From::Earliest),
-        "latest" => Ok(From::Latest),
-        _ => text.parse().map(From::Offset).map_err(|_| "allowed: earliest, latest, or an offset".to_owned()),
-    }
 }
 
 /// How long a read that is to end looks for a server that went away.
@@ -120,7 +103,7 @@ impl ReadArgs {
         if reader.left == 0 {
             return Ok(());
         }
-        reader.pin_latest(client.clone()).await?;
+        reader.pin(client.clone()).await?;
         loop {
             match reader.subscribe(client.clone(), &mut backoff).await? {
                 None => return reader.out.flush(),
@@ -131,15 +114,13 @@ impl ReadArgs {
 }
 
 impl Reader {
-    /// Turns `latest` into offsets, so that nothing is passed over if the connection is lost before the first record.
-    async fn pin_latest(&mut self, mut client: StreamClient<Channel>) -> Result<(), Failure> {
-        if self.args.from == From::Latest {
-            let request = v1::StreamStatusRequest {
-                stream: self.args.stream.clone(),
-                partitions: self.args.partitions.clone(),
-            };
-            let status = client.status(self.args.server.request(request)).await?.into_inner();
-            self.next = status.partitions.iter().map(|p| (p.partition, p.next_offset)).collect();
+    /// Turns `latest` and times into offsets, so that nothing is passed over if the connection is lost before the first
+    /// record.
+    async fn pin(&mut self, mut client: StreamClient<Channel>) -> Result<(), Failure> {
+        let ReadArgs { stream, partitions, server, from, .. } = &self.args;
+        if matches!(from, StartAt::Latest | StartAt::Time(_)) {
+            let found = find(&mut client, server, stream, partitions, *from).await?;
+            self.next = found.iter().map(|found| (found.partition, found.offset)).collect();
         }
         Ok(())
     }
@@ -148,11 +129,7 @@ impl Reader {
         v1::SubscribeRequest {
             stream: self.args.stream.clone(),
             partitions: self.args.partitions.clone(),
-            start: Some(match self.args.from {
-                From::Earliest => Start::Earliest(true),
-                From::Latest => Start::Latest(true),
-                From::Offset(offset) => Start::Offset(offset),
-            }),
+            start: Some(self.args.from.subscribe()),
             from: self
                 .next
                 .iter()
@@ -259,13 +236,6 @@ pub fn json_of<'a>(
 mod tests {
     use super::*;
     use crate::cli::json_lines;
-
-    #[test]
-    fn a_start_is_a_word_or_an_offset() {
-        assert_eq!(parse_from("latest"), Ok(From::Latest));
-        assert_eq!(parse_from("17"), Ok(From::Offset(17)));
-        assert!(parse_from("-1").is_err() && parse_from("first").is_err());
-    }
 
     #[test]
     fn what_is_read_as_json_can_be_appended_again() {

@@ -174,6 +174,7 @@ where
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.pass.begin(cx.waker());
+        self.conn.pass_began.set(Instant::now());
         self.io.begin_pass();
         let waker = self.waker.clone();
         let mut inner = Context::from_waker(&waker);

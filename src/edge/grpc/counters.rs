@@ -1,6 +1,9 @@
 //! What the edge counts: plain numbers of one core, read by whoever asks.
 
 use std::cell::{Cell, RefCell};
+use std::time::Instant;
+
+use flowmesh_engine::metrics::Spans;
 
 use super::method::Method;
 use crate::edge::error_map::GrpcCode;
@@ -11,6 +14,7 @@ pub struct Counters {
     connections_total: Cell<u64>,
     connections_open: Cell<u64>,
     calls: RefCell<[[u64; GrpcCode::COUNT]; Method::COUNT + 1]>,
+    durations: RefCell<[Spans; Method::COUNT]>,
 }
 
 impl Default for Counters {
@@ -19,6 +23,7 @@ impl Default for Counters {
             connections_total: Cell::default(),
             connections_open: Cell::default(),
             calls: RefCell::new([[0; GrpcCode::COUNT]; Method::COUNT + 1]),
+            durations: RefCell::new(std::array::from_fn(|_| Spans::default())),
         }
     }
 }
@@ -32,6 +37,9 @@ pub struct CounterSnapshot {
     pub connections_open: u64,
     /// Calls that ended, by method (`flowmesh.v1.Kv/Get`; `unknown` for all others) and status (`OK`), zeros left out.
     pub calls: Vec<(&'static str, &'static str, u64)>,
+    /// How long calls took, from the pass that read them to the hand-over of the answer, by method; those without calls
+    /// are left out.
+    pub durations: Vec<(&'static str, Spans)>,
 }
 
 impl Counters {
@@ -44,6 +52,14 @@ impl Counters {
     /// A connection is gone.
     pub fn closed(&self) {
         self.connections_open.set(self.connections_open.get().saturating_sub(1));
+    }
+
+    /// A call that was accepted at `began` ended.
+    pub fn ended(&self, method: Method, code: GrpcCode, began: Instant) {
+        self.call(Some(method), code);
+        if let Some(spans) = self.durations.borrow_mut().get_mut(method as usize) {
+            spans.record(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        }
     }
 
     /// A call ended. `None`: it called a method there is not.
@@ -66,7 +82,14 @@ impl Counters {
             connections_total: self.connections_total.get(),
             connections_open: self.connections_open.get(),
             calls: calls.filter(|&(_, _, count)| count > 0).collect(),
+            durations: self.durations(),
         }
+    }
+
+    fn durations(&self) -> Vec<(&'static str, Spans)> {
+        let durations = self.durations.borrow();
+        let all = Method::ALL.iter().zip(durations.iter()).filter(|(_, spans)| spans.count() > 0);
+        all.map(|(method, spans)| (method.name(), spans.clone())).collect()
     }
 }
 
@@ -84,5 +107,11 @@ mod tests {
             counters.snapshot().calls,
             [("flowmesh.v1.Kv/Get", "OK", 2), ("unknown", "UNIMPLEMENTED", 1)]
         );
+        assert!(counters.snapshot().durations.is_empty());
+        counters.ended(Method::KvSet, GrpcCode::Ok, Instant::now());
+        let snapshot = counters.snapshot();
+        assert_eq!(snapshot.calls.len(), 3);
+        assert_eq!(snapshot.durations.len(), 1);
+        assert_eq!((snapshot.durations[0].0, snapshot.durations[0].1.count()), ("flowmesh.v1.Kv/Set", 1));
     }
 }

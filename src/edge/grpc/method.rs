@@ -33,6 +33,8 @@ methods! {
     StreamAppend = "flowmesh.v1.Stream/Append",
     StreamRead = "flowmesh.v1.Stream/Read",
     StreamStatus = "flowmesh.v1.Stream/Status",
+    StreamOffsetsFor = "flowmesh.v1.Stream/OffsetsFor",
+    StreamTrim = "flowmesh.v1.Stream/Trim",
     StreamAppendStream = "flowmesh.v1.Stream/AppendStream",
     StreamInitProducer = "flowmesh.v1.Stream/InitProducer",
     StreamSubscribe = "flowmesh.v1.Stream/Subscribe",

@@ -216,6 +216,8 @@ fn reply_bytes(reply: &Reply) -> usize {
             Reply::Appended { .. }
             | Reply::Producer { .. }
             | Reply::StreamStatus { .. }
+            | Reply::OffsetFound { .. }
+            | Reply::Trimmed { .. }
             | Reply::Group(_)
             | Reply::QueueStatus(_)
             | Reply::Resource { .. } => 0,

@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
+use std::time::Instant;
 
 use flowmesh_model::Reject;
 use futures::future::LocalBoxFuture;
@@ -77,6 +78,8 @@ pub struct ConnShared {
     closing: Cell<bool>,
     closing_wakers: RefCell<Vec<Waker>>,
     turn: Cell<u32>,
+    /// When the pass began that the connection is in.
+    pub pass_began: Cell<Instant>,
 }
 
 impl ConnShared {
@@ -91,6 +94,7 @@ impl ConnShared {
             closing: Cell::new(false),
             closing_wakers: RefCell::default(),
             turn: Cell::new(0),
+            pass_began: Cell::new(Instant::now()),
         }
     }
 

@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flowmesh_model::{Millis, Reject};
@@ -49,6 +49,7 @@ pub struct StreamCall {
     method: Method,
     respond: SendResponse<Bytes>,
     out: Option<Outbound>,
+    began: Instant,
     counted: bool,
 }
 
@@ -60,7 +61,7 @@ impl StreamCall {
         method: Method,
         conn: Rc<ConnShared>,
     ) -> Self {
-        Self { reader, conn, method, respond, out: None, counted: false }
+        Self { reader, method, respond, out: None, began: conn.pass_began.get(), conn, counted: false }
     }
 
     /// Sends the headers, if that was not done; from then on errors come as trailers.
@@ -171,7 +172,7 @@ impl StreamCall {
 
     fn count(&mut self, code: GrpcCode) {
         if !std::mem::replace(&mut self.counted, true) {
-            self.conn.common.counters.call(Some(self.method), code);
+            self.conn.common.counters.ended(self.method, code, self.began);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a shard counts for each partition of a stream and for each queue: plain numbers, as all its counters, but only
+//! What a shard counts for each partition of a stream, each queue, and each partition that a group commits: plain numbers, as all its counters, but only
 //! so many of each kind have numbers of their own. The rest is counted together, so neither memory nor what a scrape
 //! returns grows with the number of resources.
 //!
@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use flowmesh_machine::Machine;
+use flowmesh_model::group::fact::GroupFact;
 use flowmesh_model::{
     Command, Fact, Millis, Offset, PartitionRef, QueueCommand, Reply, ResourceId, StreamCommand,
 };
@@ -44,6 +45,13 @@ pub struct QueueCounts {
     pub reserve_ns: Spans,
 }
 
+/// What is counted of a group's offsets in one partition since the shard's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OffsetCounts {
+    /// Offsets committed.
+    pub commits: u64,
+}
+
 /// What a partition holds now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PartitionHolds {
@@ -64,6 +72,13 @@ pub struct QueueHolds {
     pub dead: u64,
     /// For how long the oldest ready job has been ready, in ms; about, as in the queue's status.
     pub oldest_ready_ms: u64,
+}
+
+/// What a group has of a partition now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OffsetHolds {
+    /// The next record to read, where one is committed.
+    pub committed: Option<Offset>,
 }
 
 /// Numbers that can be taken together.
@@ -89,6 +104,21 @@ impl Merge for QueueCounts {
         self.failed += other.failed;
         self.enqueue_ns.add(&other.enqueue_ns);
         self.reserve_ns.add(&other.reserve_ns);
+    }
+}
+
+impl Merge for OffsetCounts {
+    fn merge(&mut self, other: &Self) {
+        self.commits += other.commits;
+    }
+}
+
+impl Merge for OffsetHolds {
+    fn merge(&mut self, other: &Self) {
+        self.committed = match (self.committed, other.committed) {
+            (Some(one), Some(more)) => Some(one.plus(more.0)),
+            (one, more) => one.or(more),
+        };
     }
 }
 
@@ -145,6 +175,12 @@ pub type PartitionRows = Rows<PartitionRef, PartitionCounts, PartitionHolds>;
 
 /// Rows of queues.
 pub type QueueRows = Rows<ResourceId, QueueCounts, QueueHolds>;
+
+/// A group and a partition of a stream.
+pub type GroupPartition = (ResourceId, PartitionRef);
+
+/// Rows of groups' partitions.
+pub type OffsetRows = Rows<GroupPartition, OffsetCounts, OffsetHolds>;
 
 /// Counts by key, only so many of them.
 #[derive(Debug)]
@@ -203,17 +239,18 @@ impl<K: Copy + Ord, C: Merge + Clone> Bounded<K, C> {
     }
 }
 
-/// Counts of a shard's partitions and queues.
+/// Counts of a shard's partitions, queues and groups.
 #[derive(Debug)]
 pub(crate) struct Resources {
     partitions: Bounded<PartitionRef, PartitionCounts>,
     queues: Bounded<ResourceId, QueueCounts>,
+    offsets: Bounded<GroupPartition, OffsetCounts>,
 }
 
 impl Resources {
-    /// At most `max` partitions, and as many queues, have counts of their own.
+    /// At most `max` of each kind have counts of their own.
     pub fn new(max: usize) -> Self {
-        Self { partitions: Bounded::new(max), queues: Bounded::new(max) }
+        Self { partitions: Bounded::new(max), queues: Bounded::new(max), offsets: Bounded::new(max) }
     }
 
     /// Counts facts that become true. They follow each other by resource, so there is one look-up for each resource.
@@ -226,6 +263,12 @@ impl Resources {
                     let partition = self.partitions.of(*at);
                     partition.records += u64::from(*count);
                     partition.bytes_written += records.len() as u64;
+                    continue;
+                }
+                Fact::Group(group, GroupFact::OffsetsCommitted(offsets)) => {
+                    for new in offsets {
+                        self.offsets.of((*group, new.at)).commits += 1;
+                    }
                     continue;
                 }
                 Fact::JobEnqueued { queue, .. } => (*queue, [1, 0, 0]),
@@ -275,7 +318,7 @@ impl Resources {
     }
 
     /// All rows, with what the machine holds now.
-    pub fn rows(&mut self, machine: &Machine, now: Millis) -> (PartitionRows, QueueRows) {
+    pub fn rows(&mut self, machine: &Machine, now: Millis) -> (PartitionRows, QueueRows, OffsetRows) {
         let known = |id| machine.is_known(id);
         let partitions = self.partitions.rows(
             |at| known(at.resource),
@@ -293,7 +336,15 @@ impl Resources {
                 row(id, holds);
             });
         });
-        (partitions, queues)
+        let offsets = self.offsets.rows(
+            |(group, at)| known(group) && known(at.resource),
+            |row| {
+                machine.each_committed(&mut |group, at, offset| {
+                    row((group, at), OffsetHolds { committed: Some(offset) });
+                });
+            },
+        );
+        (partitions, queues, offsets)
     }
 }
 

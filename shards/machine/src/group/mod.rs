@@ -30,7 +30,7 @@ mod plan;
 use std::collections::BTreeMap;
 
 use flowmesh_model::group::{GroupState, GroupStatus, Name};
-use flowmesh_model::{GroupEpoch, Lsn, MemberNumber, Millis, PartitionRef, ResourceId};
+use flowmesh_model::{GroupEpoch, Lsn, MemberNumber, Millis, Offset, PartitionRef, ResourceId};
 
 use crate::changes::Changes;
 use member::Member;
@@ -94,6 +94,11 @@ impl Group {
     /// An estimate of what it takes in memory.
     pub fn memory_bytes(&self) -> u64 {
         self.memory_bytes
+    }
+
+    /// Committed offsets, by stream and partition.
+    pub fn committed_offsets(&self) -> impl Iterator<Item = (PartitionRef, Offset)> {
+        self.places.iter().filter_map(|(at, place)| Some((*at, place.committed.as_ref()?.offset)))
     }
 
     /// How many members it has.

@@ -14,7 +14,12 @@ impl Stream {
             assert!(partition.earliest <= partition.next);
             assert!(partition.flushed <= partition.next);
             assert!(partition.sealed_next <= partition.next);
-            partition.segments.check(partition.earliest, partition.next, partition.bytes, partition.last_time);
+            partition.segments.check(
+                partition.earliest,
+                partition.next,
+                partition.bytes,
+                partition.last_time,
+            );
             let mut end = partition.tail.first().map_or(partition.next, |run| run.base);
             assert!(end <= partition.flushed, "records are neither in memory nor in files");
             for run in partition.tail.runs() {

@@ -236,7 +236,11 @@ impl Stream {
     /// `SegmentRolled`.
     pub fn rolled(&mut self, cx: &mut Apply<'_>, number: u32, base: Offset) {
         let partition = self.make(number);
-        assert!(partition.next == base, "a segment begins with the next record: {base}, not {}", partition.next);
+        assert!(
+            partition.next == base,
+            "a segment begins with the next record: {base}, not {}",
+            partition.next
+        );
         partition.segments.rolled(base);
         partition.last_lsn = cx.at.lsn;
         if cx.seals.touch(&mut partition.mark) != Touch::Known {

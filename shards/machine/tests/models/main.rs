@@ -2,7 +2,13 @@
 //! catalog built anew.
 
 // A test fails by panicking.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::manual_let_else,
+    clippy::single_match_else,
+    clippy::indexing_slicing
+)]
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,7 +1,8 @@
 //! Settings and resources between the API's messages and the model.
 
 use flowmesh_model::{
-    Assignor, Durability, GroupSettings, Kind, KvSettings, QueueSettings, Reject, ResourceInfo, ResourcePath, Settings, StreamSettings,
+    Assignor, Durability, GroupSettings, Kind, KvSettings, QueueSettings, Reject, ResourceInfo, ResourcePath,
+    Settings, StreamSettings,
 };
 use flowmesh_proto::v1;
 use flowmesh_proto::v1::settings::Kind as Message;
@@ -35,7 +36,9 @@ pub fn kind_of(number: i32) -> Result<Option<Kind>, Reject> {
         Ok(v1::Kind::Queue) => Ok(Some(Kind::Queue)),
         Ok(v1::Kind::Kv) => Ok(Some(Kind::Kv)),
         Ok(v1::Kind::Group) => Ok(Some(Kind::Group)),
-        Err(_) => Err(Reject::invalid("kind", format!("{number} is no kind; use stream, queue, kv or group"))),
+        Err(_) => {
+            Err(Reject::invalid("kind", format!("{number} is no kind; use stream, queue, kv or group")))
+        }
     }
 }
 
@@ -65,6 +68,10 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
         (Settings::Stream(base), Some(Message::Stream(changes))) => Ok(Settings::Stream(StreamSettings {
             partitions: changes.partitions.unwrap_or(base.partitions),
             producer_retention_ms: changed(changes.producer_retention_ms, base.producer_retention_ms),
+            retention_ms: changed(changes.retention_ms, base.retention_ms),
+            retention_bytes: changed(changes.retention_bytes, base.retention_bytes),
+            segment_bytes: changes.segment_bytes.unwrap_or(base.segment_bytes),
+            segment_ms: changes.segment_ms.unwrap_or(base.segment_ms),
             durability: durability(changes.durability, base.durability)?,
         })),
         (Settings::Queue(base), Some(Message::Queue(changes))) => Ok(Settings::Queue(QueueSettings {
@@ -150,8 +157,11 @@ fn to_message(settings: &Settings) -> v1::Settings {
         Settings::Stream(stream) => Message::Stream(v1::StreamSettings {
             partitions: Some(stream.partitions),
             producer_retention_ms: stream.producer_retention_ms,
+            retention_ms: stream.retention_ms,
+            retention_bytes: stream.retention_bytes,
+            segment_bytes: Some(stream.segment_bytes),
+            segment_ms: Some(stream.segment_ms),
             durability,
-            ..Default::default()
         }),
         Settings::Queue(queue) => Message::Queue(v1::QueueSettings {
             visibility_timeout_ms: Some(queue.visibility_timeout_ms),
@@ -184,6 +194,35 @@ mod tests {
         let changes = v1::Settings { kind: Some(Message::Queue(changes)) };
         let Settings::Queue(merged) = merged(base, Some(changes)).unwrap() else { panic!() };
         assert_eq!((merged.max_attempts, merged.backoff_max_ms), (7, 5));
+    }
+
+    #[test]
+    fn retention_can_be_set_changed_and_taken_back() {
+        let merge = |base: StreamSettings, changes| {
+            let changes = v1::Settings { kind: Some(Message::Stream(changes)) };
+            match merged(Settings::Stream(base), Some(changes)).unwrap() {
+                Settings::Stream(merged) => merged,
+                other => panic!("{other:?}"),
+            }
+        };
+        let changes = v1::StreamSettings {
+            retention_ms: Some(5_000),
+            retention_bytes: Some(9),
+            segment_bytes: Some(100_000),
+            segment_ms: Some(60_000),
+            ..v1::StreamSettings::default()
+        };
+        let set = merge(StreamSettings::default(), changes);
+        assert_eq!((set.retention_ms, set.retention_bytes), (Some(5_000), Some(9)));
+        assert_eq!((set.segment_bytes, set.segment_ms), (100_000, 60_000));
+        let changes = v1::StreamSettings { retention_ms: Some(0), ..v1::StreamSettings::default() };
+        let back = merge(set.clone(), changes);
+        assert_eq!(back, StreamSettings { retention_ms: None, ..set.clone() });
+        let out = to_message(&Settings::Stream(set.clone()));
+        assert_eq!(
+            merged(Settings::Stream(StreamSettings::default()), Some(out)).unwrap(),
+            Settings::Stream(set)
+        );
     }
 
     #[test]

@@ -199,6 +199,7 @@ pub fn append<B: Backend>(
 }
 
 /// What became of records that went to one partition.
+#[expect(clippy::struct_field_names, reason = "named as in the answer")]
 struct Appended {
     base_offset: u64,
     count: u32,

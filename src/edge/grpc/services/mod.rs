@@ -13,6 +13,7 @@ mod group;
 mod health;
 mod kv;
 mod kv_scan;
+mod offsets;
 mod outbox;
 mod producer;
 mod queue;
@@ -59,6 +60,8 @@ pub fn unary<B: Backend>(
         Method::StreamRead => stream::read(edge, message, responder),
         Method::StreamInitProducer => producer::init(edge, message, responder),
         Method::StreamStatus => stream::status(edge, message, responder),
+        Method::StreamOffsetsFor => offsets::offsets_for(edge, message, responder),
+        Method::StreamTrim => offsets::trim(edge, message, responder),
         Method::QueueEnqueue => queue::enqueue(edge, &message, responder),
         Method::QueueReserve => queue::reserve(edge, message, responder),
         Method::QueueAck => queue::ack(edge, message, responder),

@@ -6,7 +6,9 @@ use bytes::Bytes;
 use flowmesh_model::command::ReadFrom;
 use flowmesh_model::limits::{BATCH_ITEMS_MAX, REPLY_BYTES_MAX};
 use flowmesh_model::settings::within;
-use flowmesh_model::{Command, Kind, Offset, PartitionRef, Reject, Reply, ResourceInfo, StreamCommand};
+use flowmesh_model::{
+    Command, Kind, Millis, Offset, PartitionRef, Reject, Reply, ResourceInfo, StreamCommand,
+};
 use flowmesh_proto::v1;
 use futures::future::join_all;
 
@@ -76,15 +78,18 @@ fn read_command(request: &v1::ReadRequest) -> Result<StreamCommand, Reject> {
     check_wait(request.wait_ms)?;
     within("max_records", request.max_records.into(), 0, BATCH_ITEMS_MAX as u64)?;
     within("max_bytes", request.max_bytes.into(), 0, REPLY_BYTES_MAX as u64)?;
+    within("min_bytes", request.min_bytes.into(), 0, REPLY_BYTES_MAX as u64)?;
     let from = match request.start {
         None | Some(v1::read_request::Start::Earliest(_)) => ReadFrom::Earliest,
         Some(v1::read_request::Start::Latest(_)) => ReadFrom::Latest,
         Some(v1::read_request::Start::Offset(offset)) => ReadFrom::Offset(Offset(offset)),
+        Some(v1::read_request::Start::TimestampMs(ms)) => ReadFrom::Timestamp(Millis(ms)),
     };
     Ok(StreamCommand::Read {
         from,
         records_max: or_default(request.max_records, READ_RECORDS_DEFAULT),
         bytes_max: or_default(request.max_bytes, READ_BYTES_DEFAULT),
+        bytes_min: request.min_bytes,
         wait_until: None,
     })
 }
@@ -107,7 +112,7 @@ pub fn status<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Respond
     }))
 }
 
-/// First and next offset of one partition.
+/// First and next offset, bytes and segments of one partition.
 pub async fn partition_status<B: Backend>(
     edge: &Edge<B>,
     info: &ResourceInfo,
@@ -116,11 +121,14 @@ pub async fn partition_status<B: Backend>(
     let to = edge.backend.shard_of_partition(info, partition);
     let target = PartitionRef { resource: info.id, partition };
     match edge.backend.call(to, Command::Stream(target, StreamCommand::Status)).await? {
-        Reply::StreamStatus { earliest, next, bytes } => Ok(v1::PartitionStatus {
+        Reply::StreamStatus { earliest, next, bytes, segments, oldest, newest } => Ok(v1::PartitionStatus {
             partition,
             earliest_offset: earliest.get(),
             next_offset: next.get(),
             bytes,
+            segments,
+            oldest_appended_at_ms: oldest.map(Millis::get),
+            newest_appended_at_ms: newest.map(Millis::get),
         }),
         _ => Err(wrong_reply()),
     }

@@ -24,6 +24,7 @@ use futures::future::{LocalBoxFuture, join_all};
 use futures::stream::FuturesUnordered;
 
 use super::filter::{Room, pick, read_filter};
+use super::offsets::find_offset;
 use super::records::{batch_len, picked_len, put_batch, put_picked, put_progress};
 use super::stream::{check_partition, chosen_partitions, or_default, partition_status};
 use super::{decode, next_round};
@@ -222,6 +223,7 @@ fn cursors(info: &ResourceInfo, request: &v1::SubscribeRequest, now: Millis) -> 
         None | Some(Start::Earliest(_)) => ReadFrom::Earliest,
         Some(Start::Latest(_)) => ReadFrom::Latest,
         Some(Start::Offset(offset)) => ReadFrom::Offset(Offset(offset)),
+        Some(Start::TimestampMs(ms)) => ReadFrom::Timestamp(Millis(ms)),
     };
     let mut cursors: Vec<Cursor> = chosen_partitions(info, &request.partitions)?
         .into_iter()
@@ -254,6 +256,10 @@ async fn set_ends<B: Backend>(
         cursor.from = match cursor.from {
             ReadFrom::Earliest => ReadFrom::Offset(Offset(state.earliest_offset)),
             ReadFrom::Latest => ReadFrom::Offset(Offset(state.next_offset)),
+            ReadFrom::Timestamp(_) => {
+                let found = find_offset(edge, info, cursor.partition, cursor.from).await?;
+                ReadFrom::Offset(Offset(found.offset))
+            }
             offset @ ReadFrom::Offset(offset_value) => {
                 let (earliest, next) = (Offset(state.earliest_offset), Offset(state.next_offset));
                 if offset_value < earliest || offset_value > next {

@@ -15,8 +15,8 @@ use flowmesh_model::reject::LeaseLost;
 use flowmesh_model::reply::{EntryValue, LeasedJob, QueueStatus, RecordRun, RecordRuns};
 use flowmesh_model::{
     Catalog, CatalogCommand, CatalogVersion, Command, Durability, JobId, Kind, KvCommand, LeaseToken, Lsn,
-    Millis, Offset, PartitionRef, ProducerId, QueueCommand, Reject, Reply, ResourceId, ResourceInfo, ResourcePath,
-    Settings, ShardId, StreamCommand, StreamSettings,
+    Millis, Offset, PartitionRef, ProducerId, QueueCommand, Reject, Reply, ResourceId, ResourceInfo,
+    ResourcePath, Settings, ShardId, StreamCommand, StreamSettings,
 };
 use futures::FutureExt;
 use futures::channel::oneshot;
@@ -79,7 +79,7 @@ impl Fake {
         fake.create(ResourcePath::parse(Kind::Kv, "s").unwrap(), Settings::default_for(Kind::Kv));
         fake.create(ResourcePath::parse(Kind::Queue, "q").unwrap(), Settings::default_for(Kind::Queue));
         fake.create(ResourcePath::parse(Kind::Stream, "one").unwrap(), Settings::default_for(Kind::Stream));
-        let many = StreamSettings { partitions: 8, durability: None };
+        let many = StreamSettings { partitions: 8, ..StreamSettings::default() };
         fake.create(ResourcePath::parse(Kind::Stream, "many").unwrap(), Settings::Stream(many));
         fake
     }
@@ -176,12 +176,14 @@ impl Fake {
                 Ok(Reply::Producer { id: ProducerId::of_entry(self.next_lsn(), ShardId(0)), epoch: 0 })
             }
             StreamCommand::FenceProducer { id, epoch } => Ok(Reply::Producer { id: *id, epoch: *epoch }),
-            StreamCommand::Read { from, records_max, bytes_max, wait_until } => {
-                let from = match *from {
-                    ReadFrom::Earliest => Offset(0),
-                    ReadFrom::Latest => next,
-                    ReadFrom::Offset(offset) => offset,
-                };
+            StreamCommand::FindOffset { from } => {
+                let offset = start(runs, next, *from);
+                let run = runs.iter().find(|run| run.base.plus(run.count.into()) > offset);
+                Ok(Reply::OffsetFound { offset, appended_at: run.map(|run| run.appended_at) })
+            }
+            StreamCommand::Trim { upto } => Ok(Reply::Trimmed { earliest: *upto, next }),
+            StreamCommand::Read { from, records_max, bytes_max, wait_until, .. } => {
+                let from = start(runs, next, *from);
                 if from > next {
                     return Some(Err(Reject::OffsetOutOfRange {
                         requested: from,
@@ -214,7 +216,15 @@ impl Fake {
             }
             StreamCommand::Status => {
                 let bytes = runs.iter().map(|run| run.records.len() as u64).sum();
-                Ok(Reply::StreamStatus { earliest: Offset(0), next, bytes })
+                let (oldest, newest) = (runs.first(), runs.last());
+                Ok(Reply::StreamStatus {
+                    earliest: Offset(0),
+                    next,
+                    bytes,
+                    segments: u64::from(!runs.is_empty()),
+                    oldest: oldest.map(|run| run.appended_at),
+                    newest: newest.map(|run| run.appended_at),
+                })
             }
         })
     }
@@ -378,6 +388,18 @@ impl Fake {
             tokio::time::sleep(span).await;
             fake.wake();
         });
+    }
+}
+
+/// The offset that a start stands for.
+fn start(runs: &[RecordRun], next: Offset, from: ReadFrom) -> Offset {
+    match from {
+        ReadFrom::Earliest => Offset(0),
+        ReadFrom::Latest => next,
+        ReadFrom::Offset(offset) => offset,
+        ReadFrom::Timestamp(time) => {
+            runs.iter().find(|run| run.appended_at >= time).map_or(next, |run| run.base)
+        }
     }
 }
 

@@ -20,7 +20,13 @@ fn append(stream: &str, sequence: u64, values: &[&str]) -> v1::AppendStreamReque
     let record =
         |value: &&str| v1::Record { value: Bytes::copy_from_slice(value.as_bytes()), ..Default::default() };
     let records = values.iter().map(record).collect();
-    v1::AppendStreamRequest { stream: stream.into(), partition: None, records, sequence, ..Default::default() }
+    v1::AppendStreamRequest {
+        stream: stream.into(),
+        partition: None,
+        records,
+        sequence,
+        ..Default::default()
+    }
 }
 
 async fn acks(call: &mut Call, count: usize) -> Vec<v1::AppendAck> {

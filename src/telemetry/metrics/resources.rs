@@ -1,0 +1,337 @@
+//! Metrics of single queues, partitions and groups, under the names of older FlowMesh servers. Only
+//! [`METRIC_RESOURCES_MAX`](flowmesh_model::limits::METRIC_RESOURCES_MAX) of each kind have labels of their own; the
+//! rest is added up under the name `other`, without a tenant, which no resource can have.
+
+use std::fmt;
+
+use flowmesh_engine::metrics::resources::{
+    GroupPartition, Merge, OffsetCounts, OffsetHolds, PartitionCounts, PartitionHolds, QueueCounts,
+    QueueHolds, Row, Rows,
+};
+use flowmesh_engine::metrics::{OffsetRows, Spans};
+use flowmesh_model::{Catalog, PartitionRef, ResourceId};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
+use prometheus_client::metrics::MetricType;
+
+use super::{Scrape, ShardLabel, put_durations};
+
+type Queue = Row<QueueCounts, QueueHolds>;
+type Partition = Row<PartitionCounts, PartitionHolds>;
+type Offsets = Row<OffsetCounts, OffsetHolds>;
+
+/// A name without the suffix of its type, its help, and the number it says.
+type Numbers<T> = (&'static str, &'static str, fn(&T) -> u64);
+
+/// A name, its help, and the durations it says.
+type Durations<T> = (&'static str, &'static str, fn(&T) -> &Spans);
+
+const QUEUE_GAUGES: &[Numbers<Queue>] = &[
+    ("flowmesh_queue_depth", "Jobs that are neither done nor dead: pending and in flight", |q| {
+        q.holds.ready + q.holds.delayed + q.holds.leased
+    }),
+    ("flowmesh_queue_pending", "Jobs that wait for a worker or for their time", |q| {
+        q.holds.ready + q.holds.delayed
+    }),
+    ("flowmesh_queue_in_flight", "Jobs that a worker has a lease of", |q| q.holds.leased),
+    ("flowmesh_queue_dlq_jobs", "Dead jobs: out of attempts, and kept", |q| q.holds.dead),
+    ("flowmesh_queue_total_jobs", "Alias of flowmesh_queue_jobs_enqueued_total", |q| q.counts.enqueued),
+    ("flowmesh_queue_completed_jobs", "Alias of flowmesh_queue_jobs_completed_total", |q| q.counts.completed),
+    ("flowmesh_queue_failed_jobs", "Alias of flowmesh_queue_jobs_failed_total", |q| q.counts.failed),
+];
+
+const QUEUE_COUNTERS: &[Numbers<Queue>] = &[
+    ("flowmesh_queue_jobs_enqueued", "Jobs enqueued", |q| q.counts.enqueued),
+    ("flowmesh_queue_jobs_completed", "Jobs acknowledged", |q| q.counts.completed),
+    ("flowmesh_queue_jobs_failed", "Deliveries that were given back or whose lease ran out", |q| {
+        q.counts.failed
+    }),
+];
+
+const QUEUE_DURATIONS: &[Durations<Queue>] = &[
+    ("flowmesh_queue_enqueue_duration_seconds", "Enqueues, on their shard", |q| &q.counts.enqueue_ns),
+    ("flowmesh_queue_reserve_duration_seconds", "Reserves, on their shard, waits included", |q| {
+        &q.counts.reserve_ns
+    }),
+];
+
+const PARTITION_GAUGES: &[Numbers<Partition>] =
+    &[("flowmesh_stream_offset", "The offset the next record gets", |p| p.holds.next.0)];
+
+const PARTITION_COUNTERS: &[Numbers<Partition>] = &[
+    ("flowmesh_stream_events", "Records appended", |p| p.counts.records),
+    ("flowmesh_stream_bytes_written", "Packed bytes of records appended", |p| p.counts.bytes_written),
+    ("flowmesh_stream_bytes_read", "Packed bytes of records read", |p| p.counts.bytes_read),
+];
+
+const PARTITION_DURATIONS: &[Durations<Partition>] = &[
+    ("flowmesh_stream_write_duration_seconds", "Appends, on their shard", |p| &p.counts.write_ns),
+    ("flowmesh_stream_read_duration_seconds", "Reads, on their shard, waits included", |p| &p.counts.read_ns),
+];
+
+const OFFSET_COUNTERS: &[Numbers<Offsets>] =
+    &[("flowmesh_consumer_group_offset_commits", "Offsets committed", |o| o.counts.commits)];
+
+/// What stands for all that have no labels of their own.
+const OTHER: &str = "other";
+
+/// The rows of one kind, with their labels.
+struct Labelled<L, C, H>(Vec<(L, Row<C, H>)>);
+
+/// Tenant, namespace, queue.
+type QueueLabels = [(&'static str, String); 3];
+
+/// Tenant, namespace, stream, partition.
+type PartitionLabels = [(&'static str, String); 4];
+
+/// Tenant and namespace of the group, stream, partition, group.
+type OffsetLabels = [(&'static str, String); 5];
+
+/// Writes all families of queues, partitions and groups out.
+pub(super) fn encode(scrape: &Scrape, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let queues = label(scrape.cores.iter().map(|core| &core.shard.queues), &scrape.catalog, queue_labels);
+    queues.gauges(encoder, QUEUE_GAUGES)?;
+    queues.counters(encoder, QUEUE_COUNTERS)?;
+    let help = "For how long the oldest job that is ready has been so, about";
+    let mut family =
+        encoder.encode_descriptor("flowmesh_queue_oldest_job_age_seconds", help, None, MetricType::Gauge)?;
+    for (labels, row) in &queues.0 {
+        family.encode_family(labels)?.encode_gauge(&(row.holds.oldest_ready_ms as f64 / 1e3))?;
+    }
+    queues.durations(encoder, QUEUE_DURATIONS)?;
+    let cores = scrape.cores.iter().map(|core| &core.shard.partitions);
+    let partitions = label(cores, &scrape.catalog, partition_labels);
+    partitions.gauges(encoder, PARTITION_GAUGES)?;
+    partitions.counters(encoder, PARTITION_COUNTERS)?;
+    partitions.durations(encoder, PARTITION_DURATIONS)?;
+    let cores = || scrape.cores.iter().map(|core| &core.shard.offsets);
+    label(cores(), &scrape.catalog, offset_labels).counters(encoder, OFFSET_COUNTERS)?;
+    committed(scrape, cores(), encoder)?;
+    lag(scrape, cores(), encoder)
+}
+
+/// Committed offsets. There is none where all were forgotten.
+fn committed<'a>(
+    scrape: &Scrape,
+    shards: impl Iterator<Item = &'a OffsetRows>,
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    let name = "flowmesh_consumer_group_committed_offset";
+    let help = "The next offset that the group reads, as it committed it";
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, row) in &label(shards, &scrape.catalog, offset_labels).0 {
+        if let Some(offset) = row.holds.committed {
+            family.encode_family(labels)?.encode_gauge(&i64::try_from(offset.0).unwrap_or(i64::MAX))?;
+        }
+    }
+    Ok(())
+}
+
+/// How far groups are behind: only of those with labels of their own, since it takes a look at each partition.
+fn lag<'a>(
+    scrape: &Scrape,
+    shards: impl Iterator<Item = &'a OffsetRows>,
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    let help = "Records of the partition from the committed offset on";
+    let mut family =
+        encoder.encode_descriptor("flowmesh_consumer_group_lag", help, None, MetricType::Gauge)?;
+    for (key, row) in shards.flat_map(|shard| &shard.own) {
+        let labels = offset_labels(&scrape.catalog, Some(*key));
+        if let (Some(labels), Some(committed), Some(end)) =
+            (labels, row.holds.committed, scrape.ends.get(&key.1))
+        {
+            let lag = i64::try_from(end.0.saturating_sub(committed.0)).unwrap_or(i64::MAX);
+            family.encode_family(&labels)?.encode_gauge(&lag)?;
+        }
+    }
+    Ok(())
+}
+
+fn offset_labels(catalog: &Catalog, key: Option<GroupPartition>) -> Option<OffsetLabels> {
+    const NAMES: [&str; 5] = ["tenant", "namespace", "stream", "partition", "consumer_group"];
+    let Some((group, at)) = key else { return Some(labels(["", "", OTHER, OTHER, OTHER], NAMES)) };
+    let (group, stream) = (&catalog.get(group)?.path, &catalog.get(at.resource)?.path);
+    // Most often both are of one namespace; a stream of another is named in full.
+    let same = (stream.tenant(), stream.namespace()) == (group.tenant(), group.namespace());
+    let stream = if same { stream.name().to_owned() } else { stream.to_string() };
+    let partition = at.partition.to_string();
+    Some(labels([group.tenant(), group.namespace(), &stream, &partition, group.name()], NAMES))
+}
+
+fn queue_labels(catalog: &Catalog, queue: Option<ResourceId>) -> Option<QueueLabels> {
+    let Some(id) = queue else { return Some(labels(["", "", OTHER], ["tenant", "namespace", "queue"])) };
+    let path = &catalog.get(id)?.path;
+    Some(labels([path.tenant(), path.namespace(), path.name()], ["tenant", "namespace", "queue"]))
+}
+
+fn partition_labels(catalog: &Catalog, at: Option<PartitionRef>) -> Option<PartitionLabels> {
+    const NAMES: [&str; 4] = ["tenant", "namespace", "stream", "partition"];
+    let Some(at) = at else { return Some(labels(["", "", OTHER, OTHER], NAMES)) };
+    let path = &catalog.get(at.resource)?.path;
+    Some(labels([path.tenant(), path.namespace(), path.name(), &at.partition.to_string()], NAMES))
+}
+
+fn labels<const N: usize>(values: [&str; N], names: [&'static str; N]) -> [(&'static str, String); N] {
+    let mut values = values.into_iter();
+    names.map(|name| (name, values.next().unwrap_or_default().to_owned()))
+}
+
+/// The rows of all shards, with labels. One that the catalog does not have any more is left out.
+fn label<'a, K: Copy + 'a, C: Merge + Clone + PartialEq + 'a, H: Merge + Clone + PartialEq + 'a, L>(
+    shards: impl Iterator<Item = &'a Rows<K, C, H>>,
+    catalog: &Catalog,
+    labels: impl Fn(&Catalog, Option<K>) -> Option<L>,
+) -> Labelled<L, C, H> {
+    let mut other = Row::default();
+    let mut rows = Vec::new();
+    for shard in shards {
+        other.merge(&shard.other);
+        let own = shard.own.iter();
+        rows.extend(own.filter_map(|(key, row)| Some((labels(catalog, Some(*key))?, row.clone()))));
+    }
+    if other != Row::default() {
+        rows.extend(labels(catalog, None).map(|labels| (labels, other)));
+    }
+    Labelled(rows)
+}
+
+impl<L: EncodeLabelSet, C, H> Labelled<L, C, H> {
+    fn gauges(&self, encoder: &mut DescriptorEncoder<'_>, families: &[Numbers<Row<C, H>>]) -> fmt::Result {
+        for (name, help, number) in families {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (labels, row) in &self.0 {
+                let value = i64::try_from(number(row)).unwrap_or(i64::MAX);
+                family.encode_family(labels)?.encode_gauge(&value)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn counters(&self, encoder: &mut DescriptorEncoder<'_>, families: &[Numbers<Row<C, H>>]) -> fmt::Result {
+        for (name, help, number) in families {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (labels, row) in &self.0 {
+                family.encode_family(labels)?.encode_counter::<ShardLabel, _, f64>(&number(row), None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn durations(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        families: &[Durations<Row<C, H>>],
+    ) -> fmt::Result {
+        for (name, help, spans) in families {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+            for (labels, row) in &self.0 {
+                put_durations(family.encode_family(labels)?, spans(row))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::sync::Arc;
+
+    use flowmesh_model::{CatalogVersion, Kind, Millis, Offset, ResourceInfo, ResourcePath, Settings};
+
+    use super::super::render;
+    use super::*;
+    use crate::router::message::CoreStats;
+
+    fn catalog() -> Arc<Catalog> {
+        let info = |id, kind, name| {
+            let path = ResourcePath::parse(kind, name).unwrap();
+            Arc::new(ResourceInfo::new(ResourceId(id), path, Settings::default_for(kind), Millis(0)))
+        };
+        let resources = [
+            info(1, Kind::Queue, "acme/prod/mail"),
+            info(2, Kind::Stream, "logs"),
+            info(4, Kind::Group, "billing"),
+            info(5, Kind::Group, "acme/prod/audit"),
+        ];
+        Arc::new(Catalog::new(CatalogVersion(1), resources))
+    }
+
+    #[expect(clippy::field_reassign_with_default, reason = "reads as a list")]
+    fn core() -> CoreStats {
+        let mut core = CoreStats::default();
+        let mut mail = Queue::default();
+        mail.holds = QueueHolds { ready: 2, delayed: 1, leased: 4, dead: 8, oldest_ready_ms: 1500 };
+        mail.counts.enqueued = 20;
+        mail.counts.enqueue_ns.record(20_000);
+        let mut logs = Partition::default();
+        logs.holds.next = Offset(9);
+        logs.counts.bytes_read = 77;
+        // The last one was deleted since the shard counted it.
+        core.shard.queues.own = vec![(ResourceId(1), mail.clone()), (ResourceId(3), mail.clone())];
+        let at = PartitionRef { resource: ResourceId(2), partition: 5 };
+        core.shard.partitions.own = vec![(at, logs)];
+        let offsets = |offset| Offsets {
+            counts: OffsetCounts { commits: 3 },
+            holds: OffsetHolds { committed: Some(Offset(offset)) },
+        };
+        let groups = [(ResourceId(4), offsets(6)), (ResourceId(5), offsets(8))];
+        core.shard.offsets.own = groups.map(|(group, row)| ((group, at), row)).to_vec();
+        core
+    }
+
+    fn text(cores: Vec<CoreStats>) -> String {
+        let ends = HashMap::from([(PartitionRef { resource: ResourceId(2), partition: 5 }, Offset(9))]);
+        render(Scrape { cores, ends, catalog: catalog(), storage: None }).unwrap()
+    }
+
+    #[test]
+    fn queues_and_partitions_have_the_names_and_labels_that_were_promised() {
+        let text = text(vec![core()]);
+        let queue = r#"{tenant="acme",namespace="prod",queue="mail"}"#;
+        let partition = r#"{tenant="default",namespace="default",stream="logs",partition="5"}"#;
+        let of = |scope: &str, stream: &str, group: &str| {
+            format!(r#"{{{scope},stream="{stream}",partition="5",consumer_group="{group}"}}"#)
+        };
+        let billing = of(r#"tenant="default",namespace="default""#, "logs", "billing");
+        let audit = of(r#"tenant="acme",namespace="prod""#, "default/default/stream/logs", "audit");
+        for line in [
+            format!("flowmesh_queue_depth{queue} 7"),
+            format!("flowmesh_queue_pending{queue} 3"),
+            format!("flowmesh_queue_in_flight{queue} 4"),
+            format!("flowmesh_queue_dlq_jobs{queue} 8"),
+            format!("flowmesh_queue_oldest_job_age_seconds{queue} 1.5"),
+            format!("flowmesh_queue_total_jobs{queue} 20"),
+            format!("flowmesh_queue_jobs_enqueued_total{queue} 20"),
+            format!("flowmesh_queue_enqueue_duration_seconds_count{queue} 1"),
+            format!("flowmesh_stream_offset{partition} 9"),
+            format!("flowmesh_stream_bytes_read_total{partition} 77"),
+            format!("flowmesh_consumer_group_lag{billing} 3"),
+            format!("flowmesh_consumer_group_committed_offset{billing} 6"),
+            format!("flowmesh_consumer_group_offset_commits_total{billing} 3"),
+            format!("flowmesh_consumer_group_lag{audit} 1"),
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert_eq!(text.matches("flowmesh_queue_depth{").count(), 1, "what was deleted has no name: {text}");
+        let left_out = |line: &&str| !line.starts_with('#') && line.contains(OTHER);
+        assert_eq!(text.lines().find(left_out), None, "nobody was left out");
+    }
+
+    #[test]
+    fn the_rest_of_all_shards_is_one_row_without_a_tenant() {
+        let mut cores = vec![CoreStats::default(), CoreStats::default()];
+        for core in &mut cores {
+            core.shard.queues.other.counts.completed = 3;
+            core.shard.queues.other.holds.leased = 5;
+        }
+        let text = text(cores);
+        let other = r#"{tenant="",namespace="",queue="other"}"#;
+        for line in [
+            format!("flowmesh_queue_jobs_completed_total{other} 6"),
+            format!("flowmesh_queue_in_flight{other} 10"),
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
+}
