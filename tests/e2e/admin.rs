@@ -12,7 +12,6 @@ use flowmesh_proto::v1::settings::Kind;
 use prost::Message;
 use tonic::Code;
 
-use crate::common::client::names_field;
 use crate::common::{Client, Home, now_ms, refused, within};
 
 fn queue(max_attempts: u32) -> Kind {
@@ -171,9 +170,7 @@ async fn what_is_fixed_at_creation_cannot_be_changed() {
         settings: Some(v1::Settings { kind: Some(Kind::Stream(settings)) }),
         ..v1::UpdateResourceRequest::default()
     };
-    let status =
-        refused(client.admin.update_resource(change).await, Code::InvalidArgument, "INVALID_ARGUMENT");
-    names_field(&status, "partitions");
+    refused(client.admin.update_resource(change).await, Code::FailedPrecondition, "PARTITIONS_LOWERED");
 }
 
 #[tokio::test]
