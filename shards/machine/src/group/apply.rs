@@ -84,14 +84,14 @@ impl Group {
     }
 
     fn replaced(&mut self, cx: &mut Apply<'_>, number: MemberNumber, new: NewMember) {
-        let now = cx.at.time;
+        let (now, lsn) = (cx.at.time, cx.at.lsn);
         let before = self.members.get(&number).map(|member| member.id.clone());
         let before = before.unwrap_or_else(|| panic!("no such member: {number}"));
         self.by_id.remove(&before);
         self.by_id.insert(new.id.clone(), number);
         self.change_member(cx, number, |member| {
             (member.id, member.client, member.host) = (new.id, new.client, new.host);
-            member.joined_at = now;
+            (member.joined_at, member.version) = (now, lsn);
             member.away = false;
             member.heard.set(Some(now));
         });

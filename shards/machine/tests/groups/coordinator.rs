@@ -169,7 +169,7 @@ impl Driver {
             Step::Commit { client, partition } => self.commit(*client, *partition),
             Step::Late { which } => {
                 if !self.late.is_empty() {
-                    let _ = send(&mut self.rig, self.late[which % self.late.len()].clone());
+                    self.late(self.late[which % self.late.len()].clone());
                 }
             }
             Step::Grow { stream } => self.grow(*stream),
@@ -231,7 +231,10 @@ impl Driver {
                     self.gone.push(ghost);
                 } else if !lost {
                     client.take(&reply);
-                    assert!(would_wait(&self.rig, &self.living[place].clone().unwrap()), "it was told all");
+                    // What it must let go of and never heard that it had, it lets go of at once.
+                    let has_said_all = client.revoking == revoking;
+                    let client = client.clone();
+                    assert!(!has_said_all || would_wait(&self.rig, &client), "it was told all");
                 }
             }
             Err(Reject::ResourceNotFound { .. }) => client.streams.retain(|s| self.rig.streams.contains(s)),
@@ -239,6 +242,16 @@ impl Driver {
             // However many answers were lost, no member falls so far behind.
             Err(other) => panic!("{other:?}"),
         }
+    }
+
+    /// A heartbeat comes that was on its way for long. Its answer finds nobody, and counts all the same.
+    fn late(&mut self, heartbeat: Heartbeat) {
+        let from = heartbeat.member.clone();
+        let Ok(reply) = send(&mut self.rig, heartbeat) else { return };
+        let processes = self.living.iter_mut().flatten().chain(&mut self.gone);
+        processes
+            .filter(|process| process.id == from.id && process.epochs.contains(&from.epoch))
+            .for_each(|process| process.told(&reply));
     }
 
     fn leave(&mut self, place: usize, keep_place: bool) {
@@ -337,6 +350,8 @@ impl Driver {
 
     /// Those who live heartbeat until the dead are out and everything is where it shall be.
     fn settle(&mut self) {
+        // Whose time is over already learns it with the first heartbeat.
+        self.tick();
         let dead_are_out = (SESSION_MS / 250 + 2) as usize;
         for round in 0..dead_are_out + 4 {
             for place in 0..CLIENTS {
@@ -462,7 +477,6 @@ fn check_kept(before: &BTreeMap<PartitionRef, (String, Option<String>)>, driver:
 proptest! {
     #![proptest_config(common::cases(400))]
     #[test]
-    #[ignore = "not finished: does not pass yet"]
     fn a_partition_has_one_owner_and_never_none_for_long(
         assignor in 0usize..3,
         steps in prop::collection::vec(step(), 1..120),
