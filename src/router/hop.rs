@@ -10,16 +10,19 @@ use flowmesh_model::{Command, Reject, Reply, ShardId};
 use super::message::{CoreStats, Detail, Message};
 use super::{HOPS_PENDING_MAX, Router};
 
-/// The far end of a request: sends the answer home.
+/// The far end of a request: sends the answer home. One that is dropped says so too, or home would keep its place for
+/// ever.
 struct AnswerSink {
     router: Router,
     to: ShardId,
     id: u32,
     cancelled: Option<Rc<Cell<bool>>>,
+    answered: bool,
 }
 
-impl ReplySink for AnswerSink {
-    fn deliver(self: Box<Self>, outcome: Result<Reply, Reject>) {
+impl AnswerSink {
+    fn send(&mut self, outcome: Result<Reply, Reject>) {
+        self.answered = true;
         let inner = &self.router.inner;
         if self.cancelled.is_some() {
             inner.cancels.borrow_mut().remove(&(self.to, self.id));
@@ -27,6 +30,20 @@ impl ReplySink for AnswerSink {
         if (inner.send)(self.to, Message::Response { id: self.id, outcome }).is_err() {
             tracing::error!(to = %self.to, "an answer to another core was lost: its channel is full");
         }
+    }
+}
+
+impl Drop for AnswerSink {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.send(Err(Reject::Cancelled));
+        }
+    }
+}
+
+impl ReplySink for AnswerSink {
+    fn deliver(mut self: Box<Self>, outcome: Result<Reply, Reject>) {
+        self.send(outcome);
     }
 
     fn is_closed(&self) -> bool {
@@ -98,7 +115,7 @@ impl Router {
             self.inner.cancels.borrow_mut().insert((from, id), Rc::clone(&cancelled));
             cancelled
         });
-        let sink = AnswerSink { router: self.clone(), to: from, id, cancelled };
+        let sink = AnswerSink { router: self.clone(), to: from, id, cancelled, answered: false };
         self.dispatch(self.inner.config.shard, command, Box::new(sink));
     }
 

@@ -47,7 +47,6 @@ async fn an_idle_connection_gets_goaway_and_a_busy_one_stays() {
 }
 
 #[tokio::test]
-#[ignore = "not finished: does not pass yet"]
 async fn a_connection_beyond_the_limit_is_closed_without_a_word_and_one_that_ends_lets_another_in() {
     let home = Home::new().set("connections_max", "2");
     let server = home.start();
@@ -64,7 +63,9 @@ async fn a_connection_beyond_the_limit_is_closed_without_a_word_and_one_that_end
     let status =
         async { Client::try_connect(server.grpc_port()).await.ok()?.append("logs", ["x"]).await.err() };
     if let Some(status) = within("a call is refused", status).await {
-        assert!(matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal), "{status:?}");
+        // Whichever word the client has for a connection that ends: the server said none.
+        let lost = [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled];
+        assert!(lost.contains(&status.code()), "{status:?}");
     }
     assert!(server.log().contains("connections_max"), "the log names the setting");
 
@@ -80,7 +81,6 @@ async fn a_connection_beyond_the_limit_is_closed_without_a_word_and_one_that_end
 }
 
 #[tokio::test]
-#[ignore = "not finished: does not pass yet"]
 async fn a_peer_that_vanished_gives_its_place_and_its_waits_back() {
     let home = Home::new()
         .set("keepalive_ms", "1s")
@@ -88,6 +88,10 @@ async fn a_peer_that_vanished_gives_its_place_and_its_waits_back() {
         .set("connections_max", "1");
     let server = home.start();
     server.client().await.append("logs", ["x"]).await.unwrap();
+    eventually("the first one's place is free", || async {
+        (server.metric("flowmesh_connections_open", "")? == 0.0).then_some(())
+    })
+    .await;
     // It reads nothing and answers nothing, but its socket stays: as if its cable was pulled.
     let mut gone = connect_raw(server.grpc_port()).await;
     let wait = v1::ReadRequest { wait_ms: 60_000, ..read_at("logs", 1) };
@@ -103,7 +107,6 @@ async fn a_peer_that_vanished_gives_its_place_and_its_waits_back() {
 }
 
 #[tokio::test]
-#[ignore = "not finished: does not pass yet"]
 async fn streams_beyond_the_limit_wait_or_are_refused_and_the_connection_goes_on() {
     const STREAMS: u32 = 4;
     let home = Home::new().set("connection_streams_max", &STREAMS.to_string());
@@ -134,6 +137,11 @@ async fn streams_beyond_the_limit_wait_or_are_refused_and_the_connection_goes_on
     waiting(&server, 0.0).await;
 
     // One that does not keep to it has that call refused, as RFC 9113 says: safe to try again.
+    for stream in 1..=STREAMS {
+        client.append(&format!("s{stream}"), ["y"]).await.unwrap();
+    }
+    let read =
+        |stream: u32| framed(&v1::ReadRequest { wait_ms: 60_000, ..read_at(&format!("s{stream}"), 2) });
     let mut raw = connect_raw(server.grpc_port()).await;
     for stream in 0..=STREAMS {
         raw.write_all(&raw_call(2 * stream + 1, "/flowmesh.v1.Stream/Read", &read(stream))).await.unwrap();
@@ -141,7 +149,7 @@ async fn streams_beyond_the_limit_wait_or_are_refused_and_the_connection_goes_on
     let refused = within("a refusal", next_frame(&mut raw, RST_STREAM)).await;
     assert_eq!((refused.stream, refused.payload.as_slice()), (2 * STREAMS + 1, &[0, 0, 0, 7][..]));
     waiting(&server, f64::from(STREAMS)).await;
-    client.append("s1", ["y"]).await.unwrap();
+    client.append("s1", ["z"]).await.unwrap();
     let answered = within("an answer on the same connection", next_frame(&mut raw, HEADERS)).await;
     assert_eq!(answered.stream, 3);
 }

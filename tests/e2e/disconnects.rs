@@ -189,7 +189,6 @@ fn kept(server: &Server) -> [f64; 6] {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "not finished: does not pass yet"]
 async fn in_the_middle_of_a_stream_and_everything_is_given_back() {
     const MIB: u64 = 1 << 20;
     const CLIENTS: usize = 40;

@@ -199,7 +199,7 @@ impl Assignor {
 pub struct GroupSettings {
     /// Without a heartbeat for so long a member is out.
     pub session_timeout_ms: u64,
-    /// A member that was told to let go of a partition and has not for so long is out.
+    /// A member that must let go of partitions and has let go of none for so long is out.
     pub rebalance_timeout_ms: u64,
     /// How partitions are dealt out, from the next change of members or streams on.
     pub assignor: Assignor,

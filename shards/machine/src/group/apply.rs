@@ -221,7 +221,8 @@ impl Group {
         self.change_place(cx, at, |place| (place.target, place.asked) = (to, asked));
     }
 
-    /// The member must let go of one more partition, or of one less.
+    /// The member must let go of one more partition, or of one less. Its time begins with the first one, and again with
+    /// each that it lets go of.
     fn revoke(&mut self, cx: &mut Apply<'_>, owner: MemberNumber, more: bool) {
         let (now, lsn) = (cx.at.time, cx.at.lsn);
         self.change_member(cx, owner, |member| {
@@ -229,7 +230,7 @@ impl Group {
             member.version = lsn;
             if member.revoking == 0 {
                 member.revoking_since = None;
-            } else if member.revoking_since.is_none() {
+            } else if member.revoking_since.is_none() || !more {
                 member.revoking_since = Some(now);
             }
         });
