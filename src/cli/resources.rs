@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Write};
 
 use clap::{Args, Subcommand};
 use flowmesh::config::value;
+use flowmesh_model::compression::Codec;
 use flowmesh_model::limits;
 use flowmesh_proto::v1::{self, settings};
 use serde::Serialize;
@@ -314,6 +315,7 @@ fn settings_map(settings: Option<&v1::Settings>) -> Map<String, Value> {
             put("retention_bytes", s.retention_bytes.filter(|bytes| *bytes > 0).map(Value::from));
             put("segment_bytes", s.segment_bytes.map(Value::from));
             put("segment_ms", s.segment_ms.map(Value::from));
+            put("compression", compression_text(s.compression).map(Value::from));
             put("producer_retention_ms", s.producer_retention_ms.filter(|ms| *ms > 0).map(Value::from));
             put("durability", durability(s.durability));
         }
@@ -380,6 +382,9 @@ fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, Stri
             (v1::Kind::Stream, "retention_bytes") => stream.retention_bytes = bytes()?,
             (v1::Kind::Stream, "segment_bytes") => stream.segment_bytes = bytes()?,
             (v1::Kind::Stream, "segment_ms") => stream.segment_ms = long()?,
+            (v1::Kind::Stream, "compression") => {
+                stream.compression = Some(compression_number(text).map_err(wrong)?);
+            }
             (v1::Kind::Stream, "producer_retention_ms") => stream.producer_retention_ms = time()?,
             (v1::Kind::Stream, "durability") => stream.durability = durability()?,
             (v1::Kind::Queue, "visibility_timeout_ms") => queue.visibility_timeout_ms = time()?,
@@ -418,6 +423,20 @@ fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, Stri
     Ok(v1::Settings { kind })
 }
 
+/// The word for a codec; `None` if there is none.
+fn compression_text(number: Option<i32>) -> Option<&'static str> {
+    Some(Codec::of_number(number?.try_into().ok()?)?.as_str())
+}
+
+fn compression_number(text: &str) -> Result<i32, String> {
+    let codec = Codec::ALL.into_iter().find(|codec| codec.as_str() == text);
+    match codec {
+        Some(codec) => Ok(codec.number().into()),
+        None if text == "none" => Ok(0),
+        None => Err("lz4, zstd; or none for as they come".to_owned()),
+    }
+}
+
 fn parse_durability(text: &str) -> Result<v1::Durability, String> {
     [v1::Durability::ServerDefault, v1::Durability::Always, v1::Durability::Interval, v1::Durability::Never]
         .into_iter()
@@ -428,7 +447,7 @@ fn parse_durability(text: &str) -> Result<v1::Durability, String> {
 fn setting_names(kind: v1::Kind) -> &'static str {
     match kind {
         v1::Kind::Stream => {
-            "partitions, retention_ms, retention_bytes, segment_bytes, segment_ms, producer_retention_ms, durability"
+            "partitions, retention_ms, retention_bytes, segment_bytes, segment_ms, compression, producer_retention_ms, durability"
         }
         v1::Kind::Queue => {
             "visibility_timeout_ms, max_attempts, backoff_initial_ms, backoff_max_ms, durability"

@@ -28,6 +28,7 @@ fn batch(
     values: &[String],
 ) -> v1::AppendRequest {
     v1::AppendRequest {
+        compressed: None,
         stream: stream.into(),
         partition: Some(partition),
         records: values.iter().cloned().map(record).collect(),

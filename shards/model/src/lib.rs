@@ -8,6 +8,7 @@
 pub mod catalog;
 pub mod codec;
 pub mod command;
+pub mod compression;
 pub mod fact;
 pub mod filter;
 pub mod group;

@@ -31,6 +31,12 @@ pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of records or values one reply carries; the rest is for the next call.
 pub const REPLY_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Packed records of a compressed batch once they are decoded: with what is around them they still make one message.
+pub const COMPRESSED_PLAIN_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 4096;
+
+/// Packed bytes below which the server compresses no batch: a frame's own bytes would eat what is saved.
+pub const COMPRESS_FROM_BYTES: usize = 512;
+
 /// Partitions of one stream.
 pub const PARTITIONS_MAX: u32 = 1024;
 

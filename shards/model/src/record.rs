@@ -15,13 +15,15 @@
 //!
 //! Lengths and integers are LEB128. Fields may come in any order (the last of a single field counts); a batch has no
 //! unknown fields: [`PackedRecords::check`] refuses them, so that what is stored can be read by every later version.
+//! In the place of the records may be the same in compressed form, see [`crate::compression`].
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::codec::{Malformed, bytes_len, put_bytes, put_varint, read_varint, varint_len};
+use crate::compression::{Codec, compress, is_compressed, plain};
 use crate::limits::{
-    BATCH_ITEMS_MAX, HEADER_NAME_BYTES_MAX, HEADER_VALUE_BYTES_MAX, HEADERS_MAX, KEY_BYTES_MAX,
-    VALUE_BYTES_MAX,
+    BATCH_ITEMS_MAX, COMPRESS_FROM_BYTES, HEADER_NAME_BYTES_MAX, HEADER_VALUE_BYTES_MAX, HEADERS_MAX,
+    KEY_BYTES_MAX, VALUE_BYTES_MAX,
 };
 use crate::reject::Reject;
 
@@ -45,7 +47,8 @@ impl PackedRecords {
     /// [`Reject::InvalidArgument`] on a malformed or empty batch, [`Reject::TooLarge`] on a breach of a limit.
     pub fn check(bytes: Bytes) -> Result<Self, Reject> {
         let mut count = 0u32;
-        for record in RecordSlices::new(&bytes) {
+        let plain = plain(&bytes).map_err(malformed)?;
+        for record in RecordSlices::new(&plain) {
             check_record(record.map_err(malformed)?)?;
             count += 1;
         }
@@ -62,9 +65,27 @@ impl PackedRecords {
         Ok(Self { bytes, count })
     }
 
-    /// The packed bytes.
+    /// The packed bytes, perhaps compressed.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
+    }
+
+    /// The packed records as they are, decoded if they are compressed.
+    ///
+    /// # Errors
+    /// None: they were decoded before.
+    pub fn plain(&self) -> Result<Bytes, Reject> {
+        plain(&self.bytes).map_err(malformed)
+    }
+
+    /// The same records, compressed if that makes them smaller and they are not yet.
+    #[must_use]
+    pub fn compressed(self, codec: Codec) -> Self {
+        if self.bytes.len() < COMPRESS_FROM_BYTES || is_compressed(&self.bytes) {
+            return self;
+        }
+        let bytes = compress(&self.bytes, codec).unwrap_or(self.bytes);
+        Self { bytes, count: self.count }
     }
 
     /// How many records there are, at least one.

@@ -4,6 +4,8 @@ use bytes::Bytes;
 
 use crate::Batch;
 use crate::catalog::ResourceInfo;
+use crate::codec::Malformed;
+use crate::compression;
 use crate::group::GroupReply;
 use crate::ids::{CatalogVersion, JobId, LeaseToken, Lsn, Millis, Offset, ProducerId};
 use crate::reject::Reject;
@@ -19,8 +21,18 @@ pub struct RecordRun {
     pub count: u32,
     /// When they were appended.
     pub appended_at: Millis,
-    /// The packed records (see [`crate::record`]).
+    /// The packed records (see [`crate::record`]), perhaps compressed.
     pub records: Bytes,
+}
+
+impl RecordRun {
+    /// The same run with its records as they are.
+    ///
+    /// # Errors
+    /// [`Malformed`] if they are compressed and cannot be decoded: they were checked when they were appended.
+    pub fn plain(&self) -> Result<Self, Malformed> {
+        Ok(Self { records: compression::plain(&self.records)?, ..*self })
+    }
 }
 
 /// The answer to a read.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::compression::Codec;
 use crate::limits;
 use crate::path::Kind;
 use crate::reject::Reject;
@@ -56,6 +57,9 @@ pub struct StreamSettings {
     /// The age of its first record after which a new segment is begun.
     #[serde(skip_serializing_if = "is_default_segment_ms")]
     pub segment_ms: u64,
+    /// The server compresses batches that come as they are; `None`: each rests as it came.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Codec>,
     /// Overrides the server's durability.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub durability: Option<Durability>,
@@ -70,6 +74,7 @@ impl Default for StreamSettings {
             retention_bytes: None,
             segment_bytes: limits::SEGMENT_BYTES,
             segment_ms: limits::SEGMENT_MS,
+            compression: None,
             durability: None,
         }
     }

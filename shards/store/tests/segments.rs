@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use common::{block_on, disk, shard_dir};
+use flowmesh_model::compression::{Codec, compress};
 use flowmesh_model::record::{RecordPacker, RecordView};
 use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{Millis, Offset, PartitionRef, ResourceId};
@@ -51,8 +52,10 @@ fn run(base: u64, lens: &[usize]) -> RecordRun {
         let value = value(offset, len);
         packer.push(&RecordView { value: &value, ..RecordView::default() });
     }
-    let count = packer.count();
-    RecordRun { base: Offset(base), count, appended_at: Millis(base * 10), records: packer.finish() }
+    let (count, plain) = (packer.count(), packer.finish());
+    // Some rest compressed, those that shrink.
+    let packed = Codec::ALL.get(base as usize % 4).and_then(|codec| compress(&plain, *codec));
+    RecordRun { base: Offset(base), count, appended_at: Millis(base * 10), records: packed.unwrap_or(plain) }
 }
 
 /// Checks that runs are whole records without a gap from `from` on; returns the offset behind them.
@@ -60,8 +63,8 @@ fn check(runs: &[RecordRun], from: u64) -> u64 {
     let mut next = from;
     for run in runs {
         assert_eq!(run.base, Offset(next));
-        let records: Vec<_> =
-            flowmesh_model::record::RecordSlices::new(&run.records).map(Result::unwrap).collect();
+        let plain = run.plain().unwrap().records;
+        let records: Vec<_> = flowmesh_model::record::RecordSlices::new(&plain).map(Result::unwrap).collect();
         assert_eq!(records.len(), run.count as usize);
         for record in records {
             let view = RecordView::read(record).unwrap();

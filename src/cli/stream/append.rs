@@ -10,6 +10,7 @@ use flowmesh_proto::v1;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+use super::compression::Compression;
 use super::producer::{Producer, Tally};
 use crate::cli::args::{Format, Output, Server, duration, header};
 use crate::cli::connection::client;
@@ -51,6 +52,10 @@ pub struct AppendArgs {
     /// Records in one batch at most; 1 to 10000
     #[arg(short, long, default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=BATCH_ITEMS_MAX as i64))]
     batch: u16,
+
+    /// Send batches compressed, and keep them so; those that do not shrink go as they are
+    #[arg(long, value_name = "CODEC")]
+    compression: Option<Compression>,
 
     /// When the connection is lost, send again what was not acknowledged: nothing is lost, but such records may then
     /// stand in the stream twice
@@ -121,6 +126,9 @@ impl AppendArgs {
             let mut client = client!(stream_client::StreamClient, channel.clone());
             let given = client.init_producer(self.server.request(request)).await?.into_inner();
             producer.idempotent(given.id, given.epoch);
+        }
+        if let Some(compression) = self.compression {
+            producer.compress(compression);
         }
         if let Some(offset) = self.expect_offset {
             producer.expect_offset(offset);

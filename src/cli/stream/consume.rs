@@ -11,6 +11,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tonic::Status;
 use tonic::transport::Channel;
 
+use super::compression::accepted;
 use super::consumer::{Consumer, Record};
 use crate::cli::args::{Server, ValueFormat, duration};
 use crate::cli::connection::{Backoff, client};
@@ -141,6 +142,7 @@ impl ConsumeArgs {
             },
             member_id: consumer.member_id().to_owned(),
             max_batch_bytes: 0,
+            accept_compression: accepted(),
         }
     }
 
@@ -175,7 +177,7 @@ impl ConsumeArgs {
             }
             tokio::select! {
                 message = pushed.next() => match message {
-                    Some(Ok(message)) => { backoff.succeeded(); consumer.take(message); }
+                    Some(Ok(message)) => { backoff.succeeded(); consumer.take(message)?; }
                     Some(Err(status)) => return Ok(CallEnd::Lost(Refusal::of_status(&status))),
                     None => {
                         let status = Status::unavailable("the server ended the call");

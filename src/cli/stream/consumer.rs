@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use flowmesh_proto::v1;
 
+use super::compression::unpack;
 use super::consume::{Commit, ConsumeArgs};
 use super::read::{json_of, row_of};
 use crate::cli::args::ValueFormat;
@@ -112,13 +113,14 @@ impl Consumer {
     }
 
     /// Takes what the server sent.
-    pub fn take(&mut self, message: v1::ConsumeResponse) {
+    pub fn take(&mut self, message: v1::ConsumeResponse) -> Result<(), Failure> {
         if let Some(membership) = message.membership {
             self.member_id = membership.member_id;
         }
         for batch in message.batches {
             let stream = batch.stream;
-            let batch = batch.batch.unwrap_or_default();
+            let mut batch = batch.batch.unwrap_or_default();
+            unpack(&mut batch)?;
             let count = batch.records.len();
             let records = (batch.base_offset..).zip(batch.records).enumerate();
             self.waiting.extend(records.map(|(index, (offset, body))| Record {
@@ -133,6 +135,7 @@ impl Consumer {
             self.leaving.extend(some.partitions.iter().map(|&partition| (some.stream.clone(), partition)));
         }
         self.settle(&message.outcomes);
+        Ok(())
     }
 
     /// Says which commits were refused.

@@ -2,6 +2,7 @@
 //! and trim. Where something starts is a [`start`].
 
 mod append;
+mod compression;
 mod consume;
 mod consumer;
 mod filter;

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tonic::Status;
 use tonic::transport::Channel;
 
+use super::compression::Compression;
 use crate::cli::connection::{Backoff, client};
 use crate::cli::failure::{Failure, Refusal};
 use crate::cli::input::Batch;
@@ -77,6 +78,7 @@ pub struct Producer {
     identity: Option<(u64, u32)>,
     /// The offset that the first record must get.
     expected_offset: Option<u64>,
+    compression: Option<Compression>,
     /// The longest wait for an answer.
     timeout: Duration,
     /// `None`: do not send anything again.
@@ -104,6 +106,7 @@ impl Producer {
             partition,
             identity: None,
             expected_offset: None,
+            compression: None,
             timeout,
             backoff: None,
             tally: Tally::default(),
@@ -132,6 +135,11 @@ impl Producer {
     /// Appends only if the first record gets this offset, and all others follow it without a gap.
     pub fn expect_offset(&mut self, offset: u64) {
         self.expected_offset = Some(offset);
+    }
+
+    /// Sends batches compressed.
+    pub fn compress(&mut self, compression: Compression) {
+        self.compression = Some(compression);
     }
 
     /// Batches in flight at most; of an idempotent producer no more than the server remembers.
@@ -260,7 +268,10 @@ impl Producer {
     ) {
         let records =
             if self.backoff.is_some() { batch.records.clone() } else { std::mem::take(&mut batch.records) };
+        let compressed = self.compression.and_then(|compression| compression.compress(&records));
+        let records = if compressed.is_some() { Vec::new() } else { records };
         let request = v1::AppendStreamRequest {
+            compressed,
             stream: if std::mem::take(first) { self.stream.clone() } else { String::new() },
             partition: self.partition,
             records,

@@ -9,6 +9,7 @@ use serde::Serialize;
 use tonic::Request;
 use tonic::transport::Channel;
 
+use super::compression::{accepted, unpack};
 use super::filter::{Filters, next_offset, offsets};
 use super::offsets::find;
 use super::start::StartAt;
@@ -138,6 +139,7 @@ impl Reader {
             max_batch_bytes: 0,
             stop_at_end: !self.args.follow,
             filter: self.args.filters.message(),
+            accept_compression: accepted(),
         }
     }
 
@@ -153,8 +155,9 @@ impl Reader {
         };
         loop {
             match batches.message().await {
-                Ok(Some(batch)) => {
+                Ok(Some(mut batch)) => {
                     backoff.succeeded();
+                    unpack(&mut batch)?;
                     self.write(&batch)?;
                     self.out.flush()?;
                     if self.left == 0 {

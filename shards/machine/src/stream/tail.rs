@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 use flowmesh_model::codec::COPY_BELOW_BYTES;
+use flowmesh_model::compression::{is_compressed, plain};
 use flowmesh_model::record::{RecordSlices, prefix_len};
 use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{Lsn, Millis, Offset};
@@ -46,20 +47,24 @@ impl Run {
     }
 
     /// The records from `from` on: at most `records_max`, and no more bytes than `bytes_max` unless the first one alone
-    /// has more and `first` says that it must come.
+    /// has more and `first` says that it must come. A compressed run comes as it is, or in part as plain records.
     fn part(&self, from: Offset, records_max: u32, bytes_max: usize, first: bool) -> Option<RecordRun> {
         if from <= self.base && self.count <= records_max && self.records.len() <= bytes_max {
             return Some(self.to_records());
         }
+        if is_compressed(&self.records) && !first && self.records.len() > bytes_max {
+            return None;
+        }
         let skip = from.0.saturating_sub(self.base.0);
-        let mut slices = RecordSlices::new(&self.records);
+        let records = plain(&self.records).ok()?;
+        let mut slices = RecordSlices::new(&records);
         for _ in 0..skip {
             slices.next()?.ok()?;
         }
-        let start = self.records.len() - slices.rest().len();
+        let start = records.len() - slices.rest().len();
         let (mut end, mut count) = (start, 0u32);
         while count < records_max && matches!(slices.next(), Some(Ok(_))) {
-            let after = self.records.len() - slices.rest().len();
+            let after = records.len() - slices.rest().len();
             if after - start > bytes_max && !(first && count == 0) {
                 break;
             }
@@ -70,7 +75,7 @@ impl Run {
             base: self.base.plus(skip),
             count,
             appended_at: self.appended_at,
-            records: self.records.slice(start..end),
+            records: records.slice(start..end),
         })
     }
 }

@@ -295,7 +295,8 @@ pub fn pack(values: &[&[u8]]) -> flowmesh_model::record::PackedRecords {
 
 /// Values of packed records.
 pub fn values(runs: &[RecordRun]) -> Vec<Vec<u8>> {
-    let slices = runs.iter().flat_map(|run| flowmesh_model::record::RecordSlices::new(&run.records));
+    let plain: Vec<bytes::Bytes> = runs.iter().map(|run| run.plain().unwrap().records).collect();
+    let slices = plain.iter().flat_map(|records| flowmesh_model::record::RecordSlices::new(records));
     slices.map(|record| RecordView::read(record.unwrap()).unwrap().value.to_vec()).collect()
 }
 

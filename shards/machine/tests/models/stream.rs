@@ -1,6 +1,7 @@
 //! A partition is a list of values.
 
 use flowmesh_model::command::ReadFrom;
+use flowmesh_model::compression::Codec;
 use flowmesh_model::record::PackedRecords;
 use flowmesh_model::{Command, Offset, PartitionRef, Reject, Reply, Settings, StreamCommand, StreamSettings};
 use proptest::prelude::*;
@@ -41,6 +42,40 @@ fn expected(list: &[Vec<u8>], from: u64, records_max: u32, bytes_max: u32) -> Ve
 
 proptest! {
     #![proptest_config(cases(200))]
+    /// Compressed or not: a read gives the records that follow, no more than it may, and at least one.
+    #[test]
+    fn a_batch_that_rests_compressed_is_read_like_any_other(
+        batches in prop::collection::vec((0usize..3, prop::collection::vec(0usize..300, 1..9)), 1..12),
+        reads in prop::collection::vec((any::<prop::sample::Index>(), 1u32..20, 0u32..1500), 1..30),
+    ) {
+        let mut world = World::default();
+        let resource = world.create_with("logs", Settings::Stream(StreamSettings::default()));
+        let at = PartitionRef { resource, partition: 0 };
+        let mut list: Vec<Vec<u8>> = Vec::new();
+        for (codec, sizes) in batches {
+            let base = list.len();
+            list.extend(sizes.iter().enumerate().map(|(n, size)| vec![(base + n) as u8; *size]));
+            let slices: Vec<&[u8]> = list[base..].iter().map(Vec::as_slice).collect();
+            let plain = pack(&slices);
+            let records = match Codec::ALL.get(codec) {
+                Some(codec) => plain.compressed(*codec),
+                None => plain,
+            };
+            world.run(&Command::Stream(at, StreamCommand::append(records)));
+        }
+        for (from, records_max, bytes_max) in reads {
+            let from = from.index(list.len());
+            let read = StreamCommand::Read { from: ReadFrom::Offset(Offset(from as u64)), records_max, bytes_max, bytes_min: 0, wait_until: None };
+            let Outcome::Answered(Reply::Records(records), _) = world.run(&Command::Stream(at, read)) else { panic!() };
+            let read = values(&records.runs);
+            let bytes: usize = records.runs.iter().map(|run| run.records.len()).sum();
+            prop_assert!(!read.is_empty() && read.len() <= records_max as usize);
+            prop_assert!(bytes <= bytes_max as usize || read.len() == 1);
+            prop_assert_eq!(&read[..], &list[from..from + read.len()]);
+            prop_assert_eq!(records.next.0 as usize, from + read.len());
+        }
+    }
+
     #[test]
     fn a_partition_is_a_list(steps in prop::collection::vec(step(), 1..60)) {
         let mut world = World::default();

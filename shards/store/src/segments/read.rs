@@ -3,6 +3,8 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
+use flowmesh_model::codec::Malformed;
+use flowmesh_model::compression::is_compressed;
 use flowmesh_model::record::prefix_len;
 use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{Offset, PartitionRef};
@@ -54,8 +56,14 @@ struct Wanted {
 
 impl Wanted {
     /// Takes as much of a run as is wanted; the run holds `from`.
-    fn take(&mut self, run: &RecordRun) {
-        let run = behind(run, self.from);
+    fn take(&mut self, run: &RecordRun) -> Result<(), Malformed> {
+        let fits = run.count <= self.records && run.records.len() <= self.bytes;
+        let whole = run.base >= self.from && fits;
+        if !whole && is_compressed(&run.records) && run.records.len() > self.bytes && !self.runs.is_empty() {
+            self.done = true;
+            return Ok(());
+        }
+        let run = if whole { run.clone() } else { behind(&run.plain()?, self.from) };
         let mut count = run.count.min(self.records);
         let mut len = if count == run.count { run.records.len() } else { prefix_len(&run.records, count) };
         if len > self.bytes {
@@ -72,6 +80,7 @@ impl Wanted {
             let records: Bytes = run.records.slice(..len);
             self.runs.push(RecordRun { count, records, ..run });
         }
+        Ok(())
     }
 }
 
@@ -185,7 +194,7 @@ fn take_runs(
         }
         expected = run.next();
         if expected > wanted.from {
-            wanted.take(&run.check()?);
+            wanted.take(&run.check()?).map_err(|_| SegmentDamage::Shape)?;
             if wanted.done {
                 return Ok(());
             }

@@ -1,5 +1,6 @@
 //! Settings and resources between the API's messages and the model.
 
+use flowmesh_model::compression::Codec;
 use flowmesh_model::{
     Assignor, Durability, GroupSettings, Kind, KvSettings, QueueSettings, Reject, ResourceInfo, ResourcePath,
     Settings, StreamSettings,
@@ -72,6 +73,7 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
             retention_bytes: changed(changes.retention_bytes, base.retention_bytes),
             segment_bytes: changes.segment_bytes.unwrap_or(base.segment_bytes),
             segment_ms: changes.segment_ms.unwrap_or(base.segment_ms),
+            compression: compression(changes.compression, base.compression)?,
             durability: durability(changes.durability, base.durability)?,
         })),
         (Settings::Queue(base), Some(Message::Queue(changes))) => Ok(Settings::Queue(QueueSettings {
@@ -106,6 +108,17 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
 /// A setting that may be absent: 0 takes it back.
 fn changed(change: Option<u64>, base: Option<u64>) -> Option<u64> {
     change.map_or(base, |value| Some(value).filter(|value| *value > 0))
+}
+
+fn compression(number: Option<i32>, base: Option<Codec>) -> Result<Option<Codec>, Reject> {
+    match number {
+        None => Ok(base),
+        Some(0) => Ok(None),
+        Some(number) => match u64::try_from(number).ok().and_then(Codec::of_number) {
+            Some(codec) => Ok(Some(codec)),
+            None => Err(Reject::invalid("compression", format!("{number} is none; use none, lz4 or zstd"))),
+        },
+    }
 }
 
 fn durability(number: Option<i32>, base: Option<Durability>) -> Result<Option<Durability>, Reject> {
@@ -161,6 +174,7 @@ fn to_message(settings: &Settings) -> v1::Settings {
             retention_bytes: stream.retention_bytes,
             segment_bytes: Some(stream.segment_bytes),
             segment_ms: Some(stream.segment_ms),
+            compression: stream.compression.map(|codec| codec.number().into()),
             durability,
         }),
         Settings::Queue(queue) => Message::Queue(v1::QueueSettings {

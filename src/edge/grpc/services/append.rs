@@ -9,7 +9,8 @@ use flowmesh_engine::SinkFn;
 use flowmesh_model::placement::key_partition;
 use flowmesh_model::record::{PackedRecords, RecordPacker, RecordSlices, RecordView};
 use flowmesh_model::{
-    Command, Offset, PartitionRef, ProducerId, ProducerStamp, Reject, Reply, ResourceInfo, StreamCommand,
+    Command, Offset, PartitionRef, ProducerId, ProducerStamp, Reject, Reply, ResourceInfo, Settings,
+    StreamCommand, StreamSettings,
 };
 use flowmesh_proto::v1;
 
@@ -57,7 +58,7 @@ impl<'a> AppendCall<'a> {
             let start = fields.position();
             let Some(field) = fields.next()? else { break };
             match field {
-                (3, Value::Bytes(_)) => records.push(message, start..fields.position()),
+                (3 | 8, Value::Bytes(_)) => records.push(message, start..fields.position()),
                 (1, Value::Bytes(range)) => stream = fields.text("stream", range)?,
                 (2, Value::Integer(value)) => options.partition = Some(to_u32("partition", value)?),
                 (4, Value::Integer(value)) => sequence = value,
@@ -68,6 +69,7 @@ impl<'a> AppendCall<'a> {
                 (3, _) => return Err(wrong_type("records")),
                 (5, _) => return Err(wrong_type("producer")),
                 (6, _) => return Err(wrong_type("expected_offset")),
+                (8, _) => return Err(wrong_type("compressed")),
                 _ => {}
             }
         }
@@ -147,7 +149,8 @@ fn place_by_key(
     let mut keyless = None;
     let mut packers = BTreeMap::<u32, RecordPacker>::new();
     let mut of_record = Vec::with_capacity(records.count() as usize);
-    for record in RecordSlices::new(records.bytes()) {
+    let plain = records.plain()?;
+    for record in RecordSlices::new(&plain) {
         let malformed = |error: flowmesh_model::codec::Malformed| Reject::invalid("records", error.0);
         let record = record.map_err(malformed)?;
         let partition = match RecordView::read(record).map_err(malformed)?.key {
@@ -218,6 +221,10 @@ fn append_part<B: Backend>(
     let AppendOptions { producer, expected_offset, .. } = options;
     let to = edge.backend.shard_of_partition(info, partition);
     let target = PartitionRef { resource: info.id, partition };
+    let records = match &info.settings {
+        Settings::Stream(StreamSettings { compression: Some(codec), .. }) => records.compressed(*codec),
+        _ => records,
+    };
     let command = Command::Stream(target, StreamCommand::Append { records, producer, expected_offset });
     let sink = SinkFn(move |outcome: Result<Reply, Reject>| {
         done(outcome.and_then(|reply| match reply {
@@ -324,6 +331,7 @@ mod tests {
             records: vec![record(None, "a"), record(Some("k"), "b")],
             producer: Some(v1::Producer { id: 7, epoch: 2, sequence: 40 }),
             expected_offset: Some(0),
+            compressed: None,
         };
         let message = Bytes::from(request.encode_to_vec());
         let call = AppendCall::read(&message).unwrap();

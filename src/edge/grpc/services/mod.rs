@@ -22,6 +22,7 @@ mod records;
 mod reflection;
 mod stream;
 mod subscribe;
+mod unpack;
 mod work;
 
 use std::future::{Future, poll_fn};

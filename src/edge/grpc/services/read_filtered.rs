@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use bytes::{BufMut, BytesMut};
 use flowmesh_model::command::ReadFrom;
+use flowmesh_model::compression::Codecs;
 use flowmesh_model::filter::RecordFilter;
 use flowmesh_model::limits::{BATCH_ITEMS_MAX, FILTER_LOOKED_BYTES_MAX};
 use flowmesh_model::reply::RecordRuns;
@@ -12,6 +13,7 @@ use flowmesh_model::{Command, Millis, Offset, PartitionRef, Reject, Reply, Shard
 use super::filter::{Room, pick};
 use super::records::{picked_len, put_picked, put_read_end};
 use super::unless_over;
+use super::unpack::readable;
 use crate::edge::backend::Backend;
 use crate::edge::grpc::Edge;
 use crate::edge::grpc::respond::{Responder, wrong_reply};
@@ -93,7 +95,10 @@ async fn scan<B: Backend>(
         };
         let reply = edge.backend.call(read.to, Command::Stream(read.target, step));
         let records = match unless_over(responder, reply).await? {
-            Ok(Reply::Records(records)) => records,
+            Ok(Reply::Records(records)) => match readable(records, Codecs::default(), STEP_BYTES as usize) {
+                Ok(records) => records,
+                Err(reject) => return Some(Err(reject)),
+            },
             Ok(_) => return Some(Err(wrong_reply())),
             Err(reject) => return Some(Err(reject)),
         };

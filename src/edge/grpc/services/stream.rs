@@ -16,6 +16,7 @@ use super::append::{AppendCall, append as append_records};
 use super::filter::read_filter;
 use super::read_filtered::{FilteredRead, read_filtered};
 use super::records::put_read_response;
+use super::unpack::{read_codecs, readable};
 use super::{answer, attempt, check_wait, decode, dispatch_waiting, with_resource};
 use crate::edge::backend::{Backend, missing};
 use crate::edge::grpc::Edge;
@@ -45,6 +46,8 @@ pub fn read<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder
     let mut request: v1::ReadRequest = attempt!(responder, decode(message));
     let read = attempt!(responder, read_command(&request));
     let filter = attempt!(responder, read_filter(request.filter.take()));
+    let accepts = attempt!(responder, read_codecs(&request.accept_compression));
+    let bytes_max = or_default(request.max_bytes, READ_BYTES_DEFAULT) as usize;
     let Some(info) = edge.backend.find(Kind::Stream, &request.stream) else {
         responder.fail(missing(Kind::Stream, &request.stream));
         return None;
@@ -68,6 +71,7 @@ pub fn read<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder
         responder,
         move |reply, out| {
             let Reply::Records(records) = reply else { return Err(wrong_reply()) };
+            let records = readable(records, accepts, bytes_max)?;
             put_read_response(out, partition, &records);
             Ok(())
         },

@@ -10,6 +10,7 @@ use std::task::Poll;
 
 use bytes::BytesMut;
 use flowmesh_model::command::ReadFrom;
+use flowmesh_model::compression::Codecs;
 use flowmesh_model::filter::RecordFilter;
 use flowmesh_model::limits::{FILTER_PROGRESS_MS, FILTER_PROGRESS_RECORDS, REPLY_BYTES_MAX};
 use flowmesh_model::reply::RecordRuns;
@@ -27,6 +28,7 @@ use super::filter::{Room, pick, read_filter};
 use super::offsets::find_offset;
 use super::records::{batch_len, picked_len, put_batch, put_picked, put_progress};
 use super::stream::{check_partition, chosen_partitions, or_default, partition_status};
+use super::unpack::{read_codecs, readable};
 use super::{decode, next_round};
 use crate::edge::backend::{Backend, missing};
 use crate::edge::grpc::Edge;
@@ -98,6 +100,8 @@ impl Cursor {
 pub async fn subscribe<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) -> Result<(), Ended> {
     let mut request: v1::SubscribeRequest = decode(call.only().await?)?;
     let filter = read_filter(request.filter.take())?;
+    let accepts =
+        if filter.is_none() { read_codecs(&request.accept_compression)? } else { Codecs::default() };
     within("max_batch_bytes", request.max_batch_bytes.into(), 0, REPLY_BYTES_MAX as u64)?;
     let info = edge
         .backend
@@ -122,7 +126,10 @@ pub async fn subscribe<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) ->
         let (mut next, mut passed_bytes) = (Some(first), 0);
         while let Some((cursor, outcome)) = next {
             let records = outcome?;
-            let mut cursor = cursor.behind(&records, wanted, behind);
+            // What rests compressed is read as much as fits, and sent as much as that.
+            let cursor = cursor.behind(&records, wanted, behind);
+            let records = readable(records, accepts, cursor.bytes as usize)?;
+            let mut cursor = Cursor { from: ReadFrom::Offset(records.next), ..cursor };
             match &filter {
                 None => put_runs(&mut out, cursor.partition, &records),
                 Some(filter) => {

@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use flowmesh_model::command::ReadFrom;
+use flowmesh_model::compression::Codecs;
 use flowmesh_model::limits::BATCH_ITEMS_MAX;
 use flowmesh_model::record::prefix_len;
 use flowmesh_model::reply::{RecordRun, RecordRuns};
@@ -26,6 +27,7 @@ use crate::edge::grpc::message::{PREFIX_BYTES, put_message};
 use crate::edge::grpc::respond::wrong_reply;
 use crate::edge::grpc::services::next_round;
 use crate::edge::grpc::services::records::{batch_len, put_batch};
+use crate::edge::grpc::services::unpack::readable;
 use crate::edge::grpc::wire::{bytes_field_len, put_bytes_field, put_length};
 
 /// `ConsumeResponse.batches`
@@ -60,6 +62,7 @@ type ReadOutcome = (PartitionRef, Result<RecordRuns, Reject>);
 pub struct Flows<B: Backend> {
     edge: Rc<Edge<B>>,
     batch_bytes: u32,
+    accepts: Codecs,
     all: BTreeMap<PartitionRef, Flow>,
     /// Those that have nothing to push and no read in flight.
     idle: BTreeSet<PartitionRef>,
@@ -84,11 +87,12 @@ pub struct FlowStart {
 }
 
 impl<B: Backend> Flows<B> {
-    /// None yet; batches of about so many bytes.
-    pub fn new(edge: &Rc<Edge<B>>, batch_bytes: u32) -> Self {
+    /// None yet; batches of about so many bytes, in codecs that the consumer accepts.
+    pub fn new(edge: &Rc<Edge<B>>, batch_bytes: u32, accepts: Codecs) -> Self {
         Self {
             edge: Rc::clone(edge),
             batch_bytes,
+            accepts,
             all: BTreeMap::new(),
             idle: BTreeSet::new(),
             full: VecDeque::new(),
@@ -151,7 +155,8 @@ impl<B: Backend> Flows<B> {
             let Ok((at, outcome)) = done else { continue };
             let Some(flow) = self.all.get_mut(&at) else { continue };
             flow.reading = None;
-            let records = outcome.map_err(|reject| ReadError { at, reject })?;
+            let readable = |records| readable(records, self.accepts, self.batch_bytes as usize);
+            let records = outcome.and_then(readable).map_err(|reject| ReadError { at, reject })?;
             flow.next = records.next;
             flow.end = records.high_watermark;
             flow.ready.extend(records.runs);
@@ -257,6 +262,7 @@ fn split(run: RecordRun, records_max: u32) -> (RecordRun, Option<RecordRun>) {
     if run.count <= records_max {
         return (run, None);
     }
+    let run = run.plain().unwrap_or(run);
     let RecordRun { base, count, appended_at, mut records } = run;
     let first = records.split_to(prefix_len(&records, records_max));
     let rest = RecordRun {

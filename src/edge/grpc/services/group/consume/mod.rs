@@ -27,9 +27,11 @@ use crate::edge::grpc::Edge;
 use crate::edge::grpc::message::malformed;
 use crate::edge::grpc::outbound::Gone;
 use crate::edge::grpc::services::stream::or_default;
+use crate::edge::grpc::services::unpack::read_codecs;
 use crate::edge::grpc::services::{check_not_empty, decode};
 use crate::edge::grpc::status::Status;
 use crate::edge::grpc::streaming::{Ended, StreamCall};
+use flow::Flows;
 use session::Session;
 
 /// Bytes of one read where the client does not say.
@@ -48,7 +50,8 @@ pub async fn consume<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) -> R
     within("max_batch_bytes", hello.max_batch_bytes.into(), 0, REPLY_BYTES_MAX as u64)?;
     let group = edge.backend.resolve(Kind::Group, &hello.group, true).await?;
     let batch_bytes = or_default(hello.max_batch_bytes, BATCH_BYTES_DEFAULT);
-    let mut session = Session::new(edge, group, &hello, batch_bytes)?;
+    let flows = Flows::new(edge, batch_bytes, read_codecs(&hello.accept_compression)?);
+    let mut session = Session::new(edge, group, &hello, flows)?;
     session.take_request(first, 0)?;
     call.open()?;
     call.reader.release();

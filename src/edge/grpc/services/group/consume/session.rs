@@ -85,7 +85,7 @@ impl<B: Backend> Session<B> {
         edge: &Rc<Edge<B>>,
         group: Arc<ResourceInfo>,
         hello: &v1::ConsumeHello,
-        batch_bytes: u32,
+        flows: Flows<B>,
     ) -> Result<Self, Reject> {
         let mut streams = BTreeMap::new();
         for name in &hello.streams {
@@ -101,7 +101,7 @@ impl<B: Backend> Session<B> {
             streams,
             credit: 0,
             outbox: Rc::default(),
-            flows: Flows::new(edge, batch_bytes),
+            flows,
             checks: FuturesUnordered::new(),
             starting: BTreeMap::new(),
             starts: FuturesUnordered::new(),
