@@ -72,6 +72,10 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
             retention_bytes: changed(changes.retention_bytes, base.retention_bytes),
             segment_bytes: changes.segment_bytes.unwrap_or(base.segment_bytes),
             segment_ms: changes.segment_ms.unwrap_or(base.segment_ms),
+            compaction: changes.compaction.unwrap_or(base.compaction),
+            tombstone_retention_ms: changed(changes.tombstone_retention_ms, base.tombstone_retention_ms),
+            min_compaction_lag_ms: changed(changes.min_compaction_lag_ms, base.min_compaction_lag_ms),
+            min_dirty_percent: changed(changes.min_dirty_percent, base.min_dirty_percent),
             durability: durability(changes.durability, base.durability)?,
         })),
         (Settings::Queue(base), Some(Message::Queue(changes))) => Ok(Settings::Queue(QueueSettings {
@@ -104,8 +108,8 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
 }
 
 /// A setting that may be absent: 0 takes it back.
-fn changed(change: Option<u64>, base: Option<u64>) -> Option<u64> {
-    change.map_or(base, |value| Some(value).filter(|value| *value > 0))
+fn changed<T: Default + PartialEq>(change: Option<T>, base: Option<T>) -> Option<T> {
+    change.map_or(base, |value| Some(value).filter(|value| *value != T::default()))
 }
 
 fn durability(number: Option<i32>, base: Option<Durability>) -> Result<Option<Durability>, Reject> {
@@ -161,6 +165,10 @@ fn to_message(settings: &Settings) -> v1::Settings {
             retention_bytes: stream.retention_bytes,
             segment_bytes: Some(stream.segment_bytes),
             segment_ms: Some(stream.segment_ms),
+            compaction: Some(stream.compaction),
+            tombstone_retention_ms: stream.tombstone_retention_ms,
+            min_compaction_lag_ms: stream.min_compaction_lag_ms,
+            min_dirty_percent: stream.min_dirty_percent,
             durability,
         }),
         Settings::Queue(queue) => Message::Queue(v1::QueueSettings {
