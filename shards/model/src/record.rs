@@ -461,7 +461,9 @@ mod tests {
         let compacted = StreamSettings { compaction: true, ..StreamSettings::default() };
         let pack = |keys: &[Option<&'static [u8]>]| {
             let mut packer = RecordPacker::default();
-            keys.iter().for_each(|&key| packer.push(&RecordView { key, ..RecordView::default() }));
+            for &key in keys {
+                packer.push(&RecordView { key, ..RecordView::default() });
+            }
             PackedRecords::check(packer.finish()).unwrap()
         };
         let mixed = pack(&[Some(b"a"), Some(b""), None, Some(b"b"), None]);
