@@ -316,6 +316,11 @@ fn settings_map(settings: Option<&v1::Settings>) -> Map<String, Value> {
             put("segment_bytes", s.segment_bytes.map(Value::from));
             put("segment_ms", s.segment_ms.map(Value::from));
             put("compression", compression_text(s.compression).map(Value::from));
+            put("compaction", s.compaction.map(Value::from));
+            let some = |ms: Option<u64>| ms.filter(|ms| *ms > 0).map(Value::from);
+            put("tombstone_retention_ms", some(s.tombstone_retention_ms));
+            put("min_compaction_lag_ms", some(s.min_compaction_lag_ms));
+            put("min_dirty_percent", some(s.min_dirty_percent.map(u64::from)));
             put("producer_retention_ms", s.producer_retention_ms.filter(|ms| *ms > 0).map(Value::from));
             put("durability", durability(s.durability));
         }
@@ -385,6 +390,12 @@ fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, Stri
             (v1::Kind::Stream, "compression") => {
                 stream.compression = Some(compression_number(text).map_err(wrong)?);
             }
+            (v1::Kind::Stream, "compaction") => {
+                stream.compaction = Some(text.parse().map_err(|_| wrong("true, false".to_owned()))?);
+            }
+            (v1::Kind::Stream, "tombstone_retention_ms") => stream.tombstone_retention_ms = long()?,
+            (v1::Kind::Stream, "min_compaction_lag_ms") => stream.min_compaction_lag_ms = long()?,
+            (v1::Kind::Stream, "min_dirty_percent") => stream.min_dirty_percent = count()?,
             (v1::Kind::Stream, "producer_retention_ms") => stream.producer_retention_ms = time()?,
             (v1::Kind::Stream, "durability") => stream.durability = durability()?,
             (v1::Kind::Queue, "visibility_timeout_ms") => queue.visibility_timeout_ms = time()?,
@@ -447,7 +458,9 @@ fn parse_durability(text: &str) -> Result<v1::Durability, String> {
 fn setting_names(kind: v1::Kind) -> &'static str {
     match kind {
         v1::Kind::Stream => {
-            "partitions, retention_ms, retention_bytes, segment_bytes, segment_ms, compression, producer_retention_ms, durability"
+            "partitions, retention_ms, retention_bytes, segment_bytes, segment_ms, compaction, \
+             tombstone_retention_ms, min_compaction_lag_ms, min_dirty_percent, compression, \
+             producer_retention_ms, durability"
         }
         v1::Kind::Queue => {
             "visibility_timeout_ms, max_attempts, backoff_initial_ms, backoff_max_ms, durability"

@@ -8,6 +8,7 @@ use flowmesh_model::command::ReadFrom;
 use flowmesh_model::reply::RecordRuns;
 use flowmesh_model::{Command, Lsn, Offset, PartitionRef, Reject, Reply, StreamCommand};
 use flowmesh_store::disk::Disk;
+use flowmesh_store::segments::FoundRecords;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
@@ -29,8 +30,8 @@ pub(crate) struct Fetch {
 
 /// What a command wants of segment files.
 pub(crate) enum Wanted {
-    /// Records.
-    Records(ColdRead),
+    /// Records, for a command that may be decided on again.
+    Records(ColdRead, Command),
     /// The place of a record; the command starts there.
     Place(ColdFind, Command),
 }
@@ -70,10 +71,13 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             return;
         }
         let at = match wanted {
-            Wanted::Records(read) => {
-                outgoing.outcome = self.read_segments(&read).await;
-                read.at
-            }
+            Wanted::Records(read, command) => match self.read_segments(&read, command).await {
+                Found::Outcome(outcome) => {
+                    outgoing.outcome = outcome;
+                    read.at
+                }
+                Found::Again(command) => return self.run_again(command, outgoing),
+            },
             Wanted::Place(find, command) => match self.find_place(&find, command).await {
                 Found::Outcome(outcome) => {
                     outgoing.outcome = outcome;
@@ -148,25 +152,36 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         self.carry_on(effects);
     }
 
-    async fn read_segments(&self, read: &ColdRead) -> Result<Reply, Reject> {
-        let Some(durable) = &self.inner.durable else { return Err(NO_DISK) };
-        let runs = durable.streams.read(read.at, read.from, read.records_max, read.bytes_max).await;
+    async fn read_segments(&self, read: &ColdRead, mut command: Command) -> Found {
+        let Some(durable) = &self.inner.durable else { return Found::Outcome(Err(NO_DISK)) };
+        let found = durable.streams.read(read.at, read.from, read.records_max, read.bytes_max).await;
         // They may have been deleted meanwhile.
         if let Some((earliest, next)) = self.trimmed(read.at, read.from) {
-            return Err(Reject::OffsetOutOfRange { requested: read.from, earliest, next });
+            return Found::Outcome(Err(Reject::OffsetOutOfRange { requested: read.from, earliest, next }));
         }
-        let runs = runs.map_err(|error| Reject::Damaged { place: error.to_string() })?;
-        let next = runs.last().map_or(read.from, |run| run.base.plus(u64::from(run.count)));
+        let FoundRecords { runs, next } = match found {
+            Ok(found) => found,
+            Err(error) => return Found::Outcome(Err(Reject::Damaged { place: error.to_string() })),
+        };
         if next <= read.from {
             // The machine knew of the record, so it must be in a segment file or, by now, trimmed.
-            return Err(missing(read, next));
+            return Found::Outcome(Err(missing(read, next)));
         }
-        Ok(Reply::Records(RecordRuns {
+        // All that files have from there on was compacted away. What follows is in memory, unless this is the end: then
+        // the reader is told how far it is.
+        if runs.is_empty()
+            && next < read.high_watermark
+            && let Command::Stream(_, StreamCommand::Read { from, .. }) = &mut command
+        {
+            *from = ReadFrom::Offset(next);
+            return Found::Again(command);
+        }
+        Found::Outcome(Ok(Reply::Records(RecordRuns {
             runs,
             next,
             earliest: read.earliest,
             high_watermark: read.high_watermark,
-        }))
+        })))
     }
 }
 

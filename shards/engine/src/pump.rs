@@ -197,7 +197,7 @@ impl<D: Disk> State<D> {
                 (Lsn(0), Err(Reject::Overloaded { what: "cold reads", retry_after_ms: 50 }))
             }
             Ok(Decision::Fetch(read)) => {
-                self.fetches.push_back(Fetch { wanted: Wanted::Records(read), outgoing });
+                self.fetches.push_back(Fetch { wanted: Wanted::Records(read, command), outgoing });
                 effects.fetch = true;
                 return None;
             }

@@ -3,11 +3,13 @@
 //! Read in this order: [`ids`] (numbers that must not be mixed), [`path`] (what a resource is called),
 //! [`placement`] (which shard owns it), [`settings`] (what can be set for it), [`record`] (how stream records
 //! are packed), [`filter`] (which of them a reader wants), [`command`] → [`fact`] → [`reply`]
-//! (what is asked, what became true, what is answered), [`reject`] (why not) and [`limits`] (how much).
+//! (what is asked, what became true, what is answered), [`compaction`] (what is kept of each key), [`reject`] (why not)
+//! and [`limits`] (how much).
 
 pub mod catalog;
 pub mod codec;
 pub mod command;
+pub mod compaction;
 pub mod compression;
 pub mod fact;
 pub mod filter;
@@ -24,6 +26,7 @@ pub mod settings;
 
 pub use catalog::{Catalog, ResourceInfo};
 pub use command::{CatalogCommand, Command, KvCommand, ProducerStamp, QueueCommand, StreamCommand};
+pub use compaction::{Cleaned, CompactedSegment, CompactionJob};
 pub use fact::Fact;
 pub use group::{GroupCommand, GroupReply};
 pub use ids::{

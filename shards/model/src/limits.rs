@@ -133,6 +133,14 @@ pub const RETENTION_MS_MAX: u64 = 100 * 366 * 24 * 3600 * 1000;
 /// Retention by bytes, of one partition: an exbibyte, beyond any disk.
 pub const RETENTION_BYTES_MAX: u64 = 1 << 60;
 
+/// How long a record without a value stays as the last one of its key: a day, as in Kafka. A reader that started at the
+/// beginning has so long to come to it.
+pub const TOMBSTONE_RETENTION_MS: u64 = 24 * 3600 * 1000;
+
+/// The share of bytes that were not compacted yet at which a partition is: a half, as in Kafka, so that what is rewritten
+/// is at most twice what came.
+pub const MIN_DIRTY_PERCENT: u32 = 50;
+
 /// Members of one consumer group: a change of one assigns anew for all.
 pub const GROUP_MEMBERS_MAX: usize = 1_000;
 

@@ -26,6 +26,7 @@ use crate::limits::{
     KEY_BYTES_MAX, VALUE_BYTES_MAX,
 };
 use crate::reject::Reject;
+use crate::settings::StreamSettings;
 
 /// The tag before each record of a batch, and before each header of a record.
 pub const ITEM_TAG: u8 = 0x1A;
@@ -38,6 +39,8 @@ const TIME_TAG: u8 = 0x20;
 pub struct PackedRecords {
     bytes: Bytes,
     count: u32,
+    /// The first record without a key.
+    keyless: Option<u32>,
 }
 
 impl PackedRecords {
@@ -46,10 +49,12 @@ impl PackedRecords {
     /// # Errors
     /// [`Reject::InvalidArgument`] on a malformed or empty batch, [`Reject::TooLarge`] on a breach of a limit.
     pub fn check(bytes: Bytes) -> Result<Self, Reject> {
-        let mut count = 0u32;
+        let (mut count, mut keyless) = (0u32, None);
         let plain = plain(&bytes).map_err(malformed)?;
         for record in RecordSlices::new(&plain) {
-            check_record(record.map_err(malformed)?)?;
+            if !check_record(record.map_err(malformed)?)? {
+                keyless.get_or_insert(count);
+            }
             count += 1;
         }
         if count == 0 {
@@ -62,7 +67,7 @@ impl PackedRecords {
                 max: BATCH_ITEMS_MAX as u64,
             });
         }
-        Ok(Self { bytes, count })
+        Ok(Self { bytes, count, keyless })
     }
 
     /// The packed bytes, perhaps compressed.
@@ -85,12 +90,23 @@ impl PackedRecords {
             return self;
         }
         let bytes = compress(&self.bytes, codec).unwrap_or(self.bytes);
-        Self { bytes, count: self.count }
+        Self { bytes, ..self }
     }
 
     /// How many records there are, at least one.
     pub fn count(&self) -> u32 {
         self.count
+    }
+
+    /// Checks that the records have what the stream's settings ask of them.
+    ///
+    /// # Errors
+    /// [`Reject::KeyMissing`] if the stream is compacted.
+    pub fn check_for(&self, settings: &StreamSettings) -> Result<(), Reject> {
+        match self.keyless {
+            Some(record) if settings.compaction => Err(Reject::KeyMissing { record }),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -98,11 +114,15 @@ fn malformed(error: Malformed) -> Reject {
     Reject::invalid("records", error.0)
 }
 
-fn check_record(record: &[u8]) -> Result<(), Reject> {
-    let mut headers = 0;
+/// Whether it has a key.
+fn check_record(record: &[u8]) -> Result<bool, Reject> {
+    let (mut headers, mut has_key) = (0, false);
     for field in Fields::new(record) {
         match field.map_err(malformed)? {
-            Field::Key(key) => check_size("record key", key, KEY_BYTES_MAX)?,
+            Field::Key(key) => {
+                has_key = true;
+                check_size("record key", key, KEY_BYTES_MAX)?;
+            }
             Field::Value(value) => check_size("record value", value, VALUE_BYTES_MAX)?,
             Field::Header(header) => {
                 headers += 1;
@@ -111,7 +131,8 @@ fn check_record(record: &[u8]) -> Result<(), Reject> {
             Field::Time(_) => {}
         }
     }
-    check_header_count("headers of a record", headers)
+    check_header_count("headers of a record", headers)?;
+    Ok(has_key)
 }
 
 fn check_header_count(what: &'static str, headers: usize) -> Result<(), Reject> {
@@ -268,6 +289,20 @@ pub fn split_header(header: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
         rest = left;
     }
     Ok((name, value))
+}
+
+/// What compaction wants to know of a record: its key, and whether it has a value.
+#[inline]
+pub fn key_and_presence(record: &[u8]) -> Result<(Option<&[u8]>, bool), Malformed> {
+    let (mut key, mut has_value) = (None, false);
+    for field in Fields::new(record) {
+        match field? {
+            Field::Key(bytes) => key = Some(bytes),
+            Field::Value(value) => has_value = !value.is_empty(),
+            Field::Header(_) | Field::Time(_) => {}
+        }
+    }
+    Ok((key, has_value))
 }
 
 /// A record, read out of a packed batch.
@@ -440,5 +475,34 @@ mod tests {
         assert!(
             PackedRecords::check(pack(&vec![(None, vec![], vec![], None); BATCH_ITEMS_MAX + 1])).is_err()
         );
+    }
+
+    #[test]
+    fn a_record_without_a_key_is_named_where_keys_are_needed() {
+        let compacted = StreamSettings { compaction: true, ..StreamSettings::default() };
+        let pack = |keys: &[Option<&'static [u8]>]| {
+            let mut packer = RecordPacker::default();
+            for &key in keys {
+                packer.push(&RecordView { key, ..RecordView::default() });
+            }
+            PackedRecords::check(packer.finish()).unwrap()
+        };
+        let mixed = pack(&[Some(b"a"), Some(b""), None, Some(b"b"), None]);
+        assert_eq!(mixed.check_for(&compacted), Err(Reject::KeyMissing { record: 2 }));
+        assert_eq!(mixed.check_for(&StreamSettings::default()), Ok(()));
+        assert_eq!(pack(&[Some(b"a"), Some(b"")]).check_for(&compacted), Ok(()));
+    }
+
+    #[test]
+    fn key_and_presence_of_a_value_are_seen() {
+        let all = [(Some(&b"k"[..]), &b"v"[..]), (Some(b"k"), b""), (None, b"v"), (Some(b""), b"v")];
+        for (key, value) in all {
+            let mut packer = RecordPacker::default();
+            let headers = vec![(&b"h"[..], &b"x"[..])];
+            packer.push(&RecordView { key, value, headers, timestamp_ms: Some(7) });
+            let packed = packer.finish();
+            let record = RecordSlices::new(&packed).next().unwrap().unwrap();
+            assert_eq!(key_and_presence(record), Ok((key, !value.is_empty())));
+        }
     }
 }

@@ -80,6 +80,12 @@ pub enum Reject {
         /// The limit.
         max: u64,
     },
+    /// A record without a key, of an append to a stream that keeps the latest record of each key.
+    #[error("record {record} of the append, counted from 0, has no key; the stream is compacted by key")]
+    KeyMissing {
+        /// Which record.
+        record: u32,
+    },
     /// A filter that cannot be used.
     #[error("filter condition {condition}, {part} at byte {at}: {problem}")]
     IllegalFilter {
@@ -327,6 +333,7 @@ impl Reject {
         match self {
             Self::InvalidArgument { .. }
             | Self::TooLarge { .. }
+            | Self::KeyMissing { .. }
             | Self::IllegalFilter { .. }
             | Self::WrongKind { .. }
             | Self::NoSuchPartition { .. } => Code::InvalidArgument,
@@ -364,6 +371,7 @@ impl Reject {
         match self {
             Self::InvalidArgument { .. } => "INVALID_ARGUMENT",
             Self::TooLarge { .. } => "TOO_LARGE",
+            Self::KeyMissing { .. } => "KEY_MISSING",
             Self::IllegalFilter { .. } => "ILLEGAL_FILTER",
             Self::ResourceNotFound { .. } => "RESOURCE_NOT_FOUND",
             Self::ResourceExists { .. } => "RESOURCE_EXISTS",
@@ -405,6 +413,7 @@ impl Reject {
     #[must_use]
     pub fn details(&self) -> Vec<(&'static str, u64)> {
         match self {
+            Self::KeyMissing { record } => vec![("record", u64::from(*record))],
             Self::OffsetMismatch { expected, next } => vec![("expected", expected.0), ("next", next.0)],
             Self::SequenceGap { expected, got } => vec![("expected", *expected), ("got", *got)],
             Self::ProducerFenced { id, epoch, current } => {

@@ -60,6 +60,20 @@ pub struct StreamSettings {
     /// The server compresses batches that come as they are; `None`: each rests as it came.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compression: Option<Codec>,
+    /// Whether of each key only the latest record is kept, in closed segments. With retention both happen.
+    #[serde(skip_serializing_if = "is_false")]
+    pub compaction: bool,
+    /// How long a key's last record stays that has no value, once all before it are gone; `None`:
+    /// [`limits::TOMBSTONE_RETENTION_MS`]. Only with compaction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tombstone_retention_ms: Option<u64>,
+    /// Segments whose newest record is younger are not compacted; `None`: 0. Only with compaction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_compaction_lag_ms: Option<u64>,
+    /// The share of bytes that were not compacted yet at which a partition is; `None`: [`limits::MIN_DIRTY_PERCENT`].
+    /// Only with compaction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_dirty_percent: Option<u32>,
     /// Overrides the server's durability.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub durability: Option<Durability>,
@@ -75,6 +89,10 @@ impl Default for StreamSettings {
             segment_bytes: limits::SEGMENT_BYTES,
             segment_ms: limits::SEGMENT_MS,
             compression: None,
+            compaction: false,
+            tombstone_retention_ms: None,
+            min_compaction_lag_ms: None,
+            min_dirty_percent: None,
             durability: None,
         }
     }
@@ -102,6 +120,23 @@ impl StreamSettings {
         within("segment_ms", self.segment_ms, limits::SEGMENT_MS_MIN, limits::RETENTION_MS_MAX)
     }
 
+    fn validate_compaction(&self) -> Result<(), Reject> {
+        let percent = self.min_dirty_percent.map(u64::from);
+        let of_compaction = [
+            ("tombstone_retention_ms", self.tombstone_retention_ms, limits::RETENTION_MS_MAX),
+            ("min_compaction_lag_ms", self.min_compaction_lag_ms, limits::RETENTION_MS_MAX),
+            ("min_dirty_percent", percent, 100),
+        ];
+        for (name, value, max) in of_compaction {
+            let Some(value) = value else { continue };
+            if !self.compaction {
+                return Err(Reject::invalid(name, "is only for streams with compaction; set compaction too"));
+            }
+            within(name, value, 1, max)?;
+        }
+        Ok(())
+    }
+
     /// The age of its first record after which a new segment is begun: no record outlives its time by more than the
     /// retention itself.
     #[must_use]
@@ -111,6 +146,18 @@ impl StreamSettings {
 }
 
 impl StreamSettings {
+    /// How long a key's last record stays that has no value, once all before it are gone.
+    #[must_use]
+    pub fn tombstone_retention_ms(&self) -> u64 {
+        self.tombstone_retention_ms.unwrap_or(limits::TOMBSTONE_RETENTION_MS)
+    }
+
+    /// The share of bytes that were not compacted yet at which a partition is.
+    #[must_use]
+    pub fn min_dirty_percent(&self) -> u32 {
+        self.min_dirty_percent.unwrap_or(limits::MIN_DIRTY_PERCENT)
+    }
+
     /// How long a partition remembers an idle producer.
     #[must_use]
     pub fn producer_retention_ms(&self) -> u64 {
@@ -323,7 +370,8 @@ impl Settings {
                     )?;
                 }
                 within("partitions", u64::from(s.partitions), 1, u64::from(limits::PARTITIONS_MAX))?;
-                s.validate_segments()
+                s.validate_segments()?;
+                s.validate_compaction()
             }
             Self::Queue(s) => {
                 within(
@@ -358,5 +406,44 @@ pub fn within(field: &'static str, value: u64, min: u64, max: u64) -> Result<(),
         Ok(())
     } else {
         Err(Reject::invalid(field, format!("is {value}; allowed: {min} to {max}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(settings: StreamSettings) -> &'static str {
+        match Settings::Stream(settings).validate() {
+            Err(Reject::InvalidArgument { field, .. }) => field,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_only_compaction_needs_is_refused_without_it() {
+        let plain = StreamSettings::default();
+        let compacted = StreamSettings { compaction: true, ..plain.clone() };
+        for (name, set) in [
+            ("tombstone_retention_ms", (|s| s.tombstone_retention_ms = Some(5)) as fn(&mut StreamSettings)),
+            ("min_compaction_lag_ms", |s| s.min_compaction_lag_ms = Some(5)),
+            ("min_dirty_percent", |s| s.min_dirty_percent = Some(5)),
+        ] {
+            let (mut without, mut with) = (plain.clone(), compacted.clone());
+            set(&mut without);
+            set(&mut with);
+            assert_eq!(refused(without), name);
+            assert_eq!(Settings::Stream(with).validate(), Ok(()));
+        }
+        assert_eq!(
+            refused(StreamSettings { min_dirty_percent: Some(101), ..compacted }),
+            "min_dirty_percent"
+        );
+    }
+
+    #[test]
+    fn settings_without_compaction_are_written_as_before_there_was_any() {
+        let json = serde_json::to_string(&Settings::default_for(Kind::Stream)).unwrap();
+        assert_eq!(json, r#"{"kind":"stream","partitions":1}"#);
     }
 }

@@ -49,7 +49,7 @@ fn bases(disk: &SimDisk) -> Vec<u64> {
 
 async fn read_all(files: &StreamFiles<SimDisk>, mut from: u64) -> u64 {
     loop {
-        let runs = files.read(AT, Offset(from), 1000, 1 << 20).await.unwrap();
+        let runs = files.read(AT, Offset(from), 1000, 1 << 20).await.unwrap().runs;
         let Some(last) = runs.last() else { return from };
         assert_eq!(runs[0].base.0, from);
         from = end(last);

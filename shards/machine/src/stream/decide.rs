@@ -131,6 +131,7 @@ impl Asked<'_> {
         {
             return Ok(before);
         }
+        records.check_for(self.producers.settings)?;
         if let Some(expected) = expected_offset.filter(|expected| *expected != base) {
             return Err(Reject::OffsetMismatch { expected, next: base });
         }

@@ -157,7 +157,7 @@ impl<D: Disk> Inner<D> {
         let (last, mut position, mut next) = {
             let partitions = self.partitions.borrow();
             let Some(partition) = partitions.get(&at) else { return Err(self.missing(at, Offset(0))) };
-            let last = partition.last_file().filter(|_| !new_file);
+            let last = partition.last_open_end().filter(|_| !new_file);
             (last, partition.tail.unwrap_or(0), partition.next)
         };
         let mut file = match last {
@@ -240,10 +240,10 @@ impl<D: Disk> Inner<D> {
 
     /// Takes note of a block that was written.
     fn note(&self, at: PartitionRef, file: OpenFile<D>, tail: u64, next: Offset) {
-        if let Some(Partition { bases: Some(bases), tail: end, next: behind, .. }) =
+        if let Some(Partition { files: Some(files), tail: end, next: behind, .. }) =
             self.partitions.borrow_mut().get_mut(&at)
         {
-            bases.insert(file.base);
+            files.insert(file.base, None);
             (*end, *behind) = (Some(tail), next);
         }
         self.keep_open(at, file);
@@ -264,14 +264,14 @@ impl<D: Disk> Inner<D> {
             let file = self.disk.create(&path).await?;
             let mut page = self.disk.alloc(ALIGN);
             page.as_mut().fill(0);
-            FileHeader { at, base }.encode(page.as_mut());
+            FileHeader { at, base, compacted: None }.encode(page.as_mut());
             file.write_at(page, ALIGN, 0).await?;
             self.disk.sync_dir(&dir).await?;
             Ok(file)
         };
         let file = make.await.map_err(|error| io_error(at, "create", &path, error))?;
         let index = Rc::new(RefCell::new(SparseIndex::new(base)));
-        Ok(OpenFile { base, file: Rc::new(file), index })
+        Ok(OpenFile { base, file: Rc::new(file), index, compacted: None, swaps: self.swaps(at) })
     }
 
     fn add_dirty(&self, at: PartitionRef, file: &OpenFile<D>) {

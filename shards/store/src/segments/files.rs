@@ -4,15 +4,19 @@
 //! its files are cut to what the index knew. Readers never go beyond that, whatever the files hold.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use flowmesh_model::{Millis, Offset, PartitionRef, ResourceId};
+use futures::lock::Mutex;
 
 use super::ahead::ReadAhead;
 use super::error::{SegmentDamage, SegmentError};
-use super::format::{BlockHeader, FILE_HEADER_BYTES, FileHeader, FileHeaderFault, VERSION, first_run_time};
+use super::format::{
+    BlockHeader, Compacted, FILE_HEADER_BYTES, FileHeader, FileHeaderFault, VERSION, first_run_time,
+};
+use super::names::{Files, dir_name, file_name, parse_dir_name, sort_out};
 use crate::disk::{ALIGN, Disk, DiskFile};
 use crate::window::Window;
 
@@ -66,6 +70,8 @@ pub(super) struct Inner<D: Disk> {
     pub dirty: RefCell<Vec<DirtyFile<D>>>,
     /// Partitions on disk that the index did not know.
     pub unknown: RefCell<Vec<PartitionRef>>,
+    /// Held by whoever removes or replaces files, or looks which there are to do so.
+    pub changing: Mutex<()>,
 }
 
 pub(super) struct DirtyFile<D: Disk> {
@@ -78,8 +84,12 @@ pub(super) struct DirtyFile<D: Disk> {
 pub(super) struct Partition<D: Disk> {
     /// Behind the last record that counts.
     pub next: Offset,
-    /// Base offsets of the files with records before `next`; `None` before they were listed.
-    pub bases: Option<BTreeSet<Offset>>,
+    /// The files with records before `next`; `None` before they were listed.
+    pub files: Option<Files>,
+    /// Names of files that a compacted one replaces, to be removed.
+    pub stale: Vec<String>,
+    /// How often files were replaced by compacted ones: what was known of a file before may be of another one.
+    pub swaps: u64,
     /// Where the last file ends; `None` before the files were cut to `next`.
     pub tail: Option<u64>,
     /// Open files with what is known of them, the one used last at the end.
@@ -92,11 +102,16 @@ pub(super) struct OpenFile<D: Disk> {
     pub file: Rc<D::File>,
     /// Where some of its blocks start, in order, sparse.
     pub index: Rc<RefCell<SparseIndex>>,
+    /// If it is compacted, so that records may be missing: what its header says.
+    pub compacted: Option<Compacted>,
+    /// [`Partition::swaps`] when it was opened.
+    pub swaps: u64,
 }
 
 impl<D: Disk> Clone for OpenFile<D> {
     fn clone(&self) -> Self {
-        Self { base: self.base, file: Rc::clone(&self.file), index: Rc::clone(&self.index) }
+        let (file, index) = (Rc::clone(&self.file), Rc::clone(&self.index));
+        Self { file, index, ..*self }
     }
 }
 
@@ -151,29 +166,6 @@ impl SparseIndex {
     }
 }
 
-pub(super) fn file_name(base: Offset) -> String {
-    format!("{:020}.seg", base.0)
-}
-
-fn parse_file_name(name: &Path) -> Option<Offset> {
-    let number = name.to_str()?.strip_suffix(".seg")?;
-    if number.len() != 20 || !number.bytes().all(|c| c.is_ascii_digit()) {
-        return None;
-    }
-    number.parse().ok().map(Offset)
-}
-
-fn dir_name(at: PartitionRef) -> String {
-    format!("{}-{}", at.resource, at.partition)
-}
-
-fn parse_dir_name(name: &Path) -> Option<PartitionRef> {
-    let (resource, partition) = name.to_str()?.split_once('-')?;
-    let at =
-        PartitionRef { resource: ResourceId(resource.parse().ok()?), partition: partition.parse().ok()? };
-    (Path::new(&dir_name(at)) == name).then_some(at)
-}
-
 impl<D: Disk> StreamFiles<D> {
     /// Opens the files under `streams` in the shard's directory; `ends` says how far the index knows each partition's
     /// files. Changes nothing on disk.
@@ -192,7 +184,8 @@ impl<D: Disk> StreamFiles<D> {
         let unknown = RefCell::new(on_disk.filter(|at| !partitions.contains_key(at)).collect());
         let (partitions, dirty) = (RefCell::new(partitions), RefCell::default());
         let (spares, ahead) = (RefCell::default(), RefCell::default());
-        let inner = Inner { disk, root, config, partitions, spares, ahead, dirty, unknown };
+        let changing = Mutex::default();
+        let inner = Inner { disk, root, config, partitions, spares, ahead, dirty, unknown, changing };
         Ok(Self { inner: Rc::new(inner) })
     }
 
@@ -220,6 +213,8 @@ impl<D: Disk> StreamFiles<D> {
     /// [`SegmentError`]; what could not be removed is when this is called again.
     pub async fn trim(&self, at: PartitionRef, base: Offset) -> Result<(), SegmentError> {
         self.inner.list(at).await?;
+        let _changing = self.inner.changing.lock().await;
+        self.inner.remove_stale(at).await?;
         let gone = match self.inner.partitions.borrow().get(&at) {
             Some(partition) => partition.files_before(base),
             None => return Ok(()),
@@ -235,8 +230,8 @@ impl<D: Disk> StreamFiles<D> {
             self.inner.dirty.borrow_mut().retain(|dirty| dirty.path != path);
             if let Some(partition) = self.inner.partitions.borrow_mut().get_mut(&at) {
                 partition.open.retain(|open| open.base != file);
-                if let Some(bases) = &mut partition.bases {
-                    bases.remove(&file);
+                if let Some(files) = &mut partition.files {
+                    files.remove(&file);
                 }
             }
         }
@@ -245,6 +240,7 @@ impl<D: Disk> StreamFiles<D> {
 
     /// Removes a partition's files.
     pub async fn delete(&self, at: PartitionRef) -> Result<(), SegmentError> {
+        let _changing = self.inner.changing.lock().await;
         self.inner.partitions.borrow_mut().remove(&at);
         self.inner.forget_ahead(at);
         self.inner.dirty.borrow_mut().retain(|dirty| dirty.at != at);
@@ -265,34 +261,40 @@ impl<D: Disk> StreamFiles<D> {
 
 impl<D: Disk> Partition<D> {
     pub fn new(next: Offset) -> Self {
-        Self { next, bases: None, tail: None, open: Vec::new() }
+        Self { next, files: None, stale: Vec::new(), swaps: 0, tail: None, open: Vec::new() }
     }
 
     /// Goes back to `next`: what is behind it no longer counts, and is cut before the next append.
     pub fn go_back(&mut self, next: Offset) {
-        let bases = self.bases.take().map(|mut bases| {
-            bases.split_off(&next);
-            bases
+        let files = self.files.take().map(|mut files| {
+            files.split_off(&next);
+            files
         });
-        *self = Self { bases, ..Self::new(next) };
+        let (stale, swaps) = (std::mem::take(&mut self.stale), self.swaps);
+        *self = Self { files, stale, swaps, ..Self::new(next) };
     }
 
     /// The file that holds `offset`, if there is one.
     pub fn file_of(&self, offset: Offset) -> Option<Offset> {
-        self.bases.as_ref()?.range(..=offset).next_back().copied()
+        self.files.as_ref()?.range(..=offset).next_back().map(|(base, _)| *base)
     }
 
     /// The files that only have records before `base`.
     fn files_before(&self, base: Offset) -> Vec<Offset> {
-        let Some(bases) = &self.bases else { return Vec::new() };
+        let Some(files) = &self.files else { return Vec::new() };
         // A file ends where the next one begins.
         let first = if self.next <= base { Some(self.next) } else { self.file_of(base) };
-        first.map_or_else(Vec::new, |first| bases.range(..first).copied().collect())
+        first.map_or_else(Vec::new, |first| files.range(..first).map(|(base, _)| *base).collect())
     }
 
     /// The last file.
     pub fn last_file(&self) -> Option<Offset> {
-        self.bases.as_ref()?.last().copied()
+        self.files.as_ref()?.last_key_value().map(|(base, _)| *base)
+    }
+
+    /// The last file, if records can be appended to it.
+    pub fn last_open_end(&self) -> Option<Offset> {
+        self.files.as_ref()?.last_key_value().filter(|(_, end)| end.is_none()).map(|(base, _)| *base)
     }
 }
 
@@ -307,7 +309,15 @@ impl<D: Disk> Inner<D> {
     }
 
     pub fn path(&self, at: PartitionRef, base: Offset) -> PathBuf {
-        self.dir(at).join(file_name(base))
+        let partitions = self.partitions.borrow();
+        let files = partitions.get(&at).and_then(|partition| partition.files.as_ref());
+        let end = files.and_then(|files| files.get(&base)).copied().flatten();
+        self.dir(at).join(file_name(base, end))
+    }
+
+    /// See [`Partition::swaps`].
+    pub fn swaps(&self, at: PartitionRef) -> u64 {
+        self.partitions.borrow().get(&at).map_or(0, |partition| partition.swaps)
     }
 
     pub fn damaged(&self, at: PartitionRef, base: Offset, offset: u64, what: SegmentDamage) -> SegmentError {
@@ -320,16 +330,51 @@ impl<D: Disk> Inner<D> {
 
     /// Lists a partition's files, unless that was done. Changes nothing, so any number of readers may do it at once.
     pub async fn list(&self, at: PartitionRef) -> Result<(), SegmentError> {
-        let listed = |partition: &Partition<D>| partition.bases.is_some();
+        let listed = |partition: &Partition<D>| partition.files.is_some();
         if self.partitions.borrow().get(&at).is_none_or(listed) {
             return Ok(());
         }
-        let mut bases = self.bases_on_disk(at).await?;
+        let (mut files, stale) = self.files_on_disk(at).await?;
         if let Some(partition) = self.partitions.borrow_mut().get_mut(&at)
-            && partition.bases.is_none()
+            && partition.files.is_none()
         {
-            bases.split_off(&partition.next);
-            partition.bases = Some(bases);
+            files.split_off(&partition.next);
+            (partition.files, partition.stale) = (Some(files), stale);
+        }
+        Ok(())
+    }
+
+    /// Removes files that compacted ones replace; only for who holds `changing`.
+    pub async fn remove_stale(&self, at: PartitionRef) -> Result<(), SegmentError> {
+        let stale = match self.partitions.borrow_mut().get_mut(&at) {
+            Some(partition) => std::mem::take(&mut partition.stale),
+            None => return Ok(()),
+        };
+        if stale.is_empty() {
+            return Ok(());
+        }
+        let removed = self.remove_replaced(at, &stale).await;
+        if removed.is_err()
+            && let Some(partition) = self.partitions.borrow_mut().get_mut(&at)
+        {
+            partition.stale = stale;
+        }
+        removed
+    }
+
+    async fn remove_replaced(&self, at: PartitionRef, names: &[String]) -> Result<(), SegmentError> {
+        let dir = self.dir(at);
+        // The file that replaces them may have got its name just before the process was killed: it must stay, even if
+        // they go and power fails.
+        self.disk.sync_dir(&dir).await.map_err(|error| io_error(at, "sync", &dir, error))?;
+        for name in names {
+            let path = dir.join(name);
+            match self.disk.remove(&path).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(io_error(at, "remove", &path, error));
+                }
+                _ => {}
+            }
         }
         Ok(())
     }
@@ -345,20 +390,35 @@ impl<D: Disk> Inner<D> {
             partition.next
         };
         self.forget_ahead(at);
-        let mut bases = self.bases_on_disk(at).await?;
-        if !bases.is_empty() {
-            self.remove_files(at, bases.split_off(&next)).await?;
-        }
-        let tail = match bases.last() {
-            Some(&base) => self.cut(at, base, next).await?,
+        let _changing = self.changing.lock().await;
+        let files = self.list_again(at, next).await?;
+        let tail = match files.last_key_value() {
+            Some((&base, None)) => self.cut(at, base, next).await?,
+            // What is compacted is not appended to: the next record begins a file.
+            Some((_, &Some(end))) if end >= next => 0,
+            Some((_, &Some(end))) => return Err(self.missing(at, end)),
             None if next > Offset(0) => return Err(self.missing(at, Offset(0))),
             None => 0,
         };
         if let Some(partition) = self.partitions.borrow_mut().get_mut(&at) {
-            partition.bases = Some(bases);
             partition.tail = Some(tail);
         }
         Ok(())
+    }
+
+    /// Looks which files there are now, and removes those that begin at `next` or behind, or are replaced; only for who
+    /// holds `changing`.
+    async fn list_again(&self, at: PartitionRef, next: Offset) -> Result<Files, SegmentError> {
+        let (mut files, stale) = self.files_on_disk(at).await?;
+        let behind = files.split_off(&next);
+        if let Some(partition) = self.partitions.borrow_mut().get_mut(&at) {
+            (partition.files, partition.stale) = (Some(files.clone()), stale);
+        }
+        self.remove_stale(at).await?;
+        if !files.is_empty() || !behind.is_empty() {
+            self.remove_files(at, behind).await?;
+        }
+        Ok(files)
     }
 
     /// The same for an append that begins a file at `base`: files from there on are removed, those before stay as they are.
@@ -370,27 +430,24 @@ impl<D: Disk> Inner<D> {
             partition.tail.is_some()
         };
         if !is_ready {
-            let mut bases = self.bases_on_disk(at).await?;
-            let behind = bases.split_off(&base);
-            if !behind.is_empty() {
-                self.remove_files(at, behind).await?;
-            }
+            let _changing = self.changing.lock().await;
+            self.list_again(at, base).await?;
             if let Some(partition) = self.partitions.borrow_mut().get_mut(&at) {
-                (partition.bases, partition.tail) = (Some(bases), Some(0));
+                partition.tail = Some(0);
             }
         }
         Ok(())
     }
 
-    async fn bases_on_disk(&self, at: PartitionRef) -> Result<BTreeSet<Offset>, SegmentError> {
+    async fn files_on_disk(&self, at: PartitionRef) -> Result<(Files, Vec<String>), SegmentError> {
         let dir = self.dir(at);
         let names = self.disk.list(&dir).await.map_err(|error| io_error(at, "list", &dir, error))?;
-        Ok(names.iter().filter_map(|name| parse_file_name(name)).collect())
+        Ok(sort_out(&names))
     }
 
-    async fn remove_files(&self, at: PartitionRef, bases: BTreeSet<Offset>) -> Result<(), SegmentError> {
-        for base in bases {
-            let file = self.path(at, base);
+    async fn remove_files(&self, at: PartitionRef, files: Files) -> Result<(), SegmentError> {
+        for (base, end) in files {
+            let file = self.dir(at).join(file_name(base, end));
             self.disk.remove(&file).await.map_err(|error| io_error(at, "remove", &file, error))?;
         }
         // Or a crash brings them back, beside what is written in their place; and with them those that a process
@@ -407,7 +464,8 @@ impl<D: Disk> Inner<D> {
         let mut window = Window::new(Rc::clone(&opened.file), size).with_reads_of(HOP_BYTES);
         let (mut expected, mut position) = (base, FILE_HEADER_BYTES as u64);
         while expected < next {
-            let header = self.block_header((at, base), &mut window, position, expected).await?;
+            let header = self.block_header(at, &opened, &mut window, position, expected).await?;
+            let Some(header) = header else { break };
             opened.index.borrow_mut().note(header.base, position, first_run_time(window.bytes()));
             expected = header.next;
             position += header.disk_bytes() as u64;
@@ -425,21 +483,31 @@ impl<D: Disk> Inner<D> {
         Ok(position)
     }
 
-    /// The header of the block at `position`, which must start with `expected`.
+    /// The header of the block at `position`, which must start with `expected`, or, in a compacted file, behind. `None`
+    /// behind the last block of a compacted file.
     pub async fn block_header(
         &self,
-        (at, base): (PartitionRef, Offset),
+        at: PartitionRef,
+        open: &OpenFile<D>,
         window: &mut Window<D::File>,
         position: u64,
         expected: Offset,
-    ) -> Result<BlockHeader, SegmentError> {
+    ) -> Result<Option<BlockHeader>, SegmentError> {
+        let base = open.base;
+        if open.compacted.is_some_and(|compacted| position == compacted.bytes) {
+            return Ok(None);
+        }
         let filled = window.fill(position, ALIGN).await;
         let damaged = |what| self.damaged(at, base, position, what);
         if !filled.map_err(|error| io_error(at, "read", &self.path(at, base), error))? {
             return Err(damaged(SegmentDamage::Gap));
         }
         let header = BlockHeader::decode(window.bytes()).map_err(damaged)?;
-        if header.base == expected { Ok(header) } else { Err(damaged(SegmentDamage::Gap)) }
+        let follows = match open.compacted {
+            None => header.base == expected,
+            Some(compacted) => header.base >= expected && header.next <= compacted.end,
+        };
+        if follows { Ok(Some(header)) } else { Err(damaged(SegmentDamage::Gap)) }
     }
 
     /// Opens a file and checks its header; an open one is used again.
@@ -449,12 +517,15 @@ impl<D: Disk> Inner<D> {
         {
             return Ok(open.clone());
         }
+        let swaps = self.swaps(at);
         let path = self.path(at, base);
         let file = self.disk.open(&path).await.map_err(|error| io_error(at, "open", &path, error))?;
         let page = file.read_at(0, ALIGN).await.map_err(|error| io_error(at, "read", &path, error))?;
-        match FileHeader::decode(page.as_ref()) {
-            Ok(header) if header == (FileHeader { at, base }) => {}
-            Ok(FileHeader { at: found, base }) => {
+        let compacted = match FileHeader::decode(page.as_ref()) {
+            Ok(header) if header.at == at && header.base == base && path.ends_with(header.file_name()) => {
+                header.compacted
+            }
+            Ok(FileHeader { at: found, base, .. }) => {
                 return Err(SegmentError::Misplaced { at, file: path, found, base });
             }
             Err(FileHeaderFault::Damaged) => {
@@ -463,14 +534,16 @@ impl<D: Disk> Inner<D> {
             Err(FileHeaderFault::Newer(version)) => {
                 return Err(SegmentError::NewerFormat { at, file: path, version, known: VERSION });
             }
-        }
+        };
         let index = Rc::new(RefCell::new(SparseIndex::new(base)));
-        Ok(OpenFile { base, file: Rc::new(file), index })
+        Ok(OpenFile { base, file: Rc::new(file), index, compacted, swaps })
     }
 
     /// Keeps a file open, and closes those that were not used for longest.
     pub fn keep_open(&self, at: PartitionRef, file: OpenFile<D>) {
-        if let Some(partition) = self.partitions.borrow_mut().get_mut(&at) {
+        if let Some(partition) = self.partitions.borrow_mut().get_mut(&at)
+            && partition.swaps == file.swaps
+        {
             partition.open.retain(|open| open.base != file.base);
             partition.open.push(file);
             let excess = partition.open.len().saturating_sub(self.config.open_max);
@@ -486,23 +559,4 @@ pub(super) fn io_error(
     source: std::io::Error,
 ) -> SegmentError {
     SegmentError::Io { at, action, file: file.to_path_buf(), source }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_read_as_they_are_written() {
-        let at = PartitionRef { resource: ResourceId(12), partition: 3 };
-        assert_eq!(parse_dir_name(Path::new("12-3")), Some(at));
-        assert_eq!(parse_dir_name(Path::new(&dir_name(at))), Some(at));
-        for other in ["012-3", "12", "12-", "a-b", "12-3-4", "+1-2"] {
-            assert_eq!(parse_dir_name(Path::new(other)), None, "{other}");
-        }
-        assert_eq!(parse_file_name(Path::new(&file_name(Offset(7)))), Some(Offset(7)));
-        for other in ["7.seg", "00000000000000000007.log", "x"] {
-            assert_eq!(parse_file_name(Path::new(other)), None, "{other}");
-        }
-    }
 }

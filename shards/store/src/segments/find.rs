@@ -39,13 +39,13 @@ impl<D: Disk> StreamFiles<D> {
     ) -> Result<Option<(Offset, Millis)>, SegmentError> {
         while from < self.next_offset(at) {
             self.inner.list(at).await?;
-            let range = self.inner.open_range(at, from).await?;
-            let block = self.inner.last_before(&range, from, since).await?;
-            let found = self.inner.first_since(&range, block, from, since).await?;
-            from = range.end;
-            self.inner.keep_open(at, range.open);
-            if found.is_some() {
-                return Ok(found);
+            let swaps = self.inner.swaps(at);
+            match self.inner.find_in_file(at, from, since).await {
+                Ok((None, end)) => from = end,
+                Ok((found, _)) => return Ok(found),
+                // A file that was replaced while it was looked for.
+                Err(_) if self.inner.swaps(at) != swaps => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(None)
@@ -53,6 +53,21 @@ impl<D: Disk> StreamFiles<D> {
 }
 
 impl<D: Disk> Inner<D> {
+    /// Looks in the file that holds `from`. Returns what it found, and where the file ends.
+    async fn find_in_file(
+        &self,
+        at: PartitionRef,
+        from: Offset,
+        since: Millis,
+    ) -> Result<(Option<(Offset, Millis)>, Offset), SegmentError> {
+        let range = self.open_range(at, from).await?;
+        let block = self.last_before(&range, from, since).await?;
+        let found = self.first_since(&range, block, from, since).await?;
+        let end = range.end;
+        self.keep_open(at, range.open);
+        Ok((found, end))
+    }
+
     async fn open_range(&self, at: PartitionRef, from: Offset) -> Result<Range<D>, SegmentError> {
         let (base, end) = self.file_range(at, from)?;
         let open = self.open_file(at, base).await?;
@@ -72,14 +87,15 @@ impl<D: Disk> Inner<D> {
         let mut block = range.open.index.borrow().before_time(from, since);
         let mut next = block;
         while next.base < range.end {
-            let place = (range.at, range.open.base);
-            let header = self.block_header(place, &mut window, next.position, next.base).await?;
+            let header =
+                self.block_header(range.at, &range.open, &mut window, next.position, next.base).await?;
+            let Some(header) = header else { break };
             let time = first_run_time(window.bytes());
-            range.open.index.borrow_mut().note(next.base, next.position, time);
-            if next.base > from && time >= since {
+            range.open.index.borrow_mut().note(header.base, next.position, time);
+            if header.base > from && time >= since {
                 break;
             }
-            block = next;
+            block = Block { base: header.base, ..next };
             next = Block {
                 base: header.next,
                 position: next.position + header.disk_bytes() as u64,
@@ -101,7 +117,8 @@ impl<D: Disk> Inner<D> {
         let mut window = range.window(HOP_BYTES);
         let (at, base) = (range.at, range.open.base);
         while expected < range.end {
-            let header = self.block_header((at, base), &mut window, position, expected).await?;
+            let header = self.block_header(at, &range.open, &mut window, position, expected).await?;
+            let Some(header) = header else { break };
             let filled = window.fill(position, header.disk_bytes()).await;
             if !filled.map_err(|error| io_error(at, "read", &self.path(at, base), error))? {
                 return Err(self.damaged(at, base, position, SegmentDamage::BlockLength));

@@ -5,13 +5,18 @@
 //! | offset | bytes | file header | |
 //! |---|---|---|---|
 //! | 0 | 8 | magic | `FLOWMSEG` |
-//! | 8 | 4 | version | [`VERSION`]; where magic, version and checksum are never changes |
+//! | 8 | 4 | version | up to [`VERSION`]; where magic, version and checksum are never changes |
 //! | 12 | 4 | crc32c | of bytes 0..12 and 16..64 |
 //! | 16 | 8 | resource | the stream |
 //! | 24 | 4 | partition | |
 //! | 28 | 4 | zero | |
-//! | 32 | 8 | base offset | of the first record in the file; also its name |
-//! | 40 | 4056 | zero | up to 4096, where the first block starts |
+//! | 32 | 8 | base offset | where the file starts; also its name |
+//! | 40 | 8 | end offset | of a compacted file: where it ends; else 0 |
+//! | 48 | 8 | bytes | of a compacted file: its length; else 0 |
+//! | 56 | 4040 | zero | up to 4096, where the first block starts |
+//!
+//! A **compacted** file has version 2, all others have 1. Its blocks and runs are in order, with gaps between them; there
+//! may be none. It gets its name when it is finished and synced, and never changes.
 //!
 //! A **block** starts at a multiple of 4096 and is filled up with zeros to the next one.
 //!
@@ -24,7 +29,7 @@
 //! | 16 | 8 | base offset | of the first record |
 //! | 24 | 8 | next offset | behind the last record |
 //!
-//! A **run** is the records of one append.
+//! A **run** is the records of one append, or, in a compacted file, neighbours that were appended at the same time.
 //!
 //! | offset | bytes | run | |
 //! |---|---|---|---|
@@ -43,11 +48,14 @@ use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{Millis, Offset, PartitionRef, ResourceId};
 
 use super::error::SegmentDamage;
+use super::names::file_name;
 use crate::disk::ALIGN;
 use crate::pages::{Fields, crc_around, put_at, round_up};
 
-/// The format this server writes, and the newest it reads.
-pub const VERSION: u32 = 1;
+/// The newest format that this server reads, and writes for compacted files.
+pub const VERSION: u32 = 2;
+/// The format of files without gaps.
+const VERSION_DENSE: u32 = 1;
 /// Bytes before the first block.
 pub const FILE_HEADER_BYTES: usize = ALIGN;
 /// Bytes of a block before its first run.
@@ -64,8 +72,19 @@ const BLOCK_MAGIC: &[u8; 4] = b"FMK1";
 pub struct FileHeader {
     /// Whose records.
     pub at: PartitionRef,
-    /// The offset of the first one.
+    /// Where it starts: the first record, unless that was compacted away.
     pub base: Offset,
+    /// What the header says besides if the file is compacted.
+    pub compacted: Option<Compacted>,
+}
+
+/// What a compacted file says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compacted {
+    /// Where the range ends of which it has what is left.
+    pub end: Offset,
+    /// The file's length.
+    pub bytes: u64,
 }
 
 /// Why a file header is not accepted.
@@ -78,16 +97,25 @@ pub enum FileHeaderFault {
 }
 
 impl FileHeader {
+    /// The name of the file.
+    pub fn file_name(&self) -> String {
+        file_name(self.base, self.compacted.map(|compacted| compacted.end))
+    }
+
     /// Writes the header to the start of a zeroed page.
     pub fn encode(&self, page: &mut [u8]) {
         let mut fields = Vec::with_capacity(FILE_FIELDS_BYTES);
         fields.put_slice(FILE_MAGIC);
-        fields.put_u32_le(VERSION);
+        fields.put_u32_le(if self.compacted.is_some() { VERSION } else { VERSION_DENSE });
         fields.put_u32_le(0);
         fields.put_u64_le(self.at.resource.0);
         fields.put_u32_le(self.at.partition);
         fields.put_u32_le(0);
         fields.put_u64_le(self.base.0);
+        if let Some(Compacted { end, bytes }) = self.compacted {
+            fields.put_u64_le(end.0);
+            fields.put_u64_le(bytes);
+        }
         fields.resize(FILE_FIELDS_BYTES, 0);
         let crc = crc_around(&fields, 12);
         put_at(page, 0, &fields);
@@ -102,12 +130,17 @@ impl FileHeader {
         if !fields.starts_with(FILE_MAGIC) || crc != crc_around(fields, 12) {
             return Err(FileHeaderFault::Damaged);
         }
-        if version != VERSION {
+        if version != VERSION && version != VERSION_DENSE {
             return Err(FileHeaderFault::Newer(version));
         }
         let (resource, partition) = (ResourceId(read.u64()), read.u32());
         read.u32();
-        Ok(Self { at: PartitionRef { resource, partition }, base: Offset(read.u64()) })
+        let (base, end, bytes) = (Offset(read.u64()), Offset(read.u64()), read.u64());
+        let compacted = (version == VERSION).then_some(Compacted { end, bytes });
+        if compacted.is_some_and(|compacted| compacted.end <= base) {
+            return Err(FileHeaderFault::Damaged);
+        }
+        Ok(Self { at: PartitionRef { resource, partition }, base, compacted })
     }
 }
 
@@ -210,6 +243,12 @@ impl UncheckedRun {
         Ok(Self { crc, covered, base, count, appended_at })
     }
 
+    /// Checks that the run starts with `expected`, or, with gaps, there or behind.
+    pub fn check_follows(&self, expected: Offset, with_gaps: bool) -> Result<(), SegmentDamage> {
+        let follows = self.base == expected || (with_gaps && self.base > expected);
+        if follows && self.count > 0 { Ok(()) } else { Err(SegmentDamage::Shape) }
+    }
+
     /// Behind the last record.
     pub fn next(&self) -> Offset {
         Offset(self.base.0.saturating_add(u64::from(self.count)))
@@ -235,9 +274,13 @@ mod tests {
         fn headers_and_runs_round_trip(resource: u64, partition: u32, base in 0..u64::MAX / 2, records: Vec<u8>) {
             let at = PartitionRef { resource: ResourceId(resource), partition };
             let mut page = vec![0; ALIGN];
-            let file = FileHeader { at, base: Offset(base) };
-            file.encode(&mut page);
-            prop_assert_eq!(FileHeader::decode(&page), Ok(file));
+            let compacted = Compacted { end: Offset(base + 1 + u64::from(partition)), bytes: resource };
+            for compacted in [None, Some(compacted)] {
+                let file = FileHeader { at, base: Offset(base), compacted };
+                page.fill(0);
+                file.encode(&mut page);
+                prop_assert_eq!(FileHeader::decode(&page), Ok(file));
+            }
             let block = BlockHeader { body_bytes: 7, runs: 1, base: Offset(base), next: Offset(base + 1) };
             block.encode(&mut page);
             prop_assert_eq!(BlockHeader::decode(&page), Ok(block));
@@ -261,7 +304,8 @@ mod tests {
     fn every_flipped_bit_is_seen() {
         let at = PartitionRef { resource: ResourceId(3), partition: 1 };
         let mut page = vec![0; FILE_FIELDS_BYTES];
-        FileHeader { at, base: Offset(9) }.encode(&mut page);
+        let compacted = Some(Compacted { end: Offset(12), bytes: 8192 });
+        FileHeader { at, base: Offset(9), compacted }.encode(&mut page);
         flip_each(&mut page, |page| FileHeader::decode(page).is_err());
         let mut block = vec![0; BLOCK_HEADER_BYTES];
         BlockHeader { body_bytes: 1, runs: 1, base: Offset(0), next: Offset(5) }.encode(&mut block);

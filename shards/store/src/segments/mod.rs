@@ -11,16 +11,23 @@
 //! A file begins where a segment of the stream does, so that files go with their segments: once the index knows that all
 //! records of a file are gone, it is removed ([`StreamFiles::trim`]).
 //!
-//! [`format`] has every byte, [`files`] the shard's partitions ([`StreamFiles`]), [`append`], [`read`], [`ahead`] and
+//! In the background, files of closed segments of compacted streams are rewritten with the latest record of each key, and
+//! replaced: [`compact`].
+//!
+//! [`format`] has every byte, [`names`] every name, [`files`] the shard's partitions ([`StreamFiles`]), [`append`], [`read`], [`ahead`] and
 //! [`find`] (by time) what their names say.
 
 mod ahead;
 mod append;
+mod compact;
 pub mod error;
 pub mod files;
 mod find;
 pub mod format;
+mod names;
 mod read;
 
+pub use compact::{Compaction, CompactionError, CompactionStats, GivenUp, Pace};
 pub use error::{SegmentDamage, SegmentError};
 pub use files::{StreamFiles, StreamFilesConfig};
+pub use read::FoundRecords;

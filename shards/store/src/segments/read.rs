@@ -22,9 +22,19 @@ use crate::window::Window;
 const READ_BYTES_MIN: usize = 256 * 1024;
 const READ_BYTES_MAX: usize = 2 * 1024 * 1024;
 
+/// Records out of segment files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FoundRecords {
+    /// In order; those that were compacted away are left out.
+    pub runs: Vec<RecordRun>,
+    /// Where to go on: there is nothing else before it.
+    pub next: Offset,
+}
+
 impl<D: Disk> StreamFiles<D> {
-    /// Records from `from` on, in order and without a gap, every checksum verified: at most `records_max`, and no more
-    /// than `bytes_max` packed bytes except for the first record, which always comes. Empty at the end of the files.
+    /// Records from `from` on, in order and without a gap but for what was compacted away, every checksum verified: at most
+    /// `records_max`, and no more than `bytes_max` packed bytes except for the first record, which always comes. None at the
+    /// end of the files.
     ///
     /// # Errors
     /// [`SegmentError`]: `Missing` if no file holds `from` although the partition reaches beyond it.
@@ -34,14 +44,19 @@ impl<D: Disk> StreamFiles<D> {
         from: Offset,
         records_max: u32,
         bytes_max: u32,
-    ) -> Result<Vec<RecordRun>, SegmentError> {
+    ) -> Result<FoundRecords, SegmentError> {
         let mut wanted =
             Wanted { from, records: records_max, bytes: bytes_max as usize, runs: Vec::new(), done: false };
         while !wanted.done && wanted.from < self.next_offset(at) {
             self.inner.list(at).await?;
-            self.inner.read_file(at, &mut wanted).await?;
+            let swaps = self.inner.swaps(at);
+            let read = self.inner.read_file(at, &mut wanted).await;
+            // A file that was replaced while it was looked for: what was taken of it is as good.
+            if self.inner.swaps(at) == swaps {
+                read?;
+            }
         }
-        Ok(wanted.runs)
+        Ok(FoundRecords { runs: wanted.runs, next: wanted.from })
     }
 }
 
@@ -55,7 +70,7 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// Takes as much of a run as is wanted; the run holds `from`.
+    /// Takes as much of a run as is wanted; the run holds `from`, or starts behind it.
     fn take(&mut self, run: &RecordRun) -> Result<(), Malformed> {
         let fits = run.count <= self.records && run.records.len() <= self.bytes;
         let whole = run.base >= self.from && fits;
@@ -86,7 +101,7 @@ impl Wanted {
 
 /// The part of a run from `from` on.
 fn behind(run: &RecordRun, from: Offset) -> RecordRun {
-    let skip = u32::try_from(from.0 - run.base.0).unwrap_or(run.count).min(run.count);
+    let skip = u32::try_from(from.0.saturating_sub(run.base.0)).unwrap_or(run.count).min(run.count);
     let records = run.records.slice(prefix_len(&run.records, skip)..);
     let base = run.base.plus(u64::from(skip));
     RecordRun { base, count: run.count - skip, appended_at: run.appended_at, records }
@@ -112,8 +127,8 @@ impl<D: Disk> Inner<D> {
         let partitions = self.partitions.borrow();
         let partition = partitions.get(&at).ok_or_else(|| self.missing(at, record))?;
         let base = partition.file_of(record).ok_or_else(|| self.missing(at, record))?;
-        let bases = partition.bases.as_ref();
-        let later = bases.and_then(|bases| bases.range(base..).nth(1)).copied();
+        let files = partition.files.as_ref();
+        let later = files.and_then(|files| files.range(base..).nth(1)).map(|(base, _)| *base);
         Ok((base, later.unwrap_or(partition.next)))
     }
 
@@ -142,9 +157,10 @@ impl<D: Disk> Inner<D> {
         while expected < end && !wanted.done {
             let damaged = |what| self.damaged(at, base, position, what);
             let header = match &block {
-                Some(block) => BlockHeader::decode(block).map_err(damaged)?,
-                None => self.block_header((at, base), &mut window, position, expected).await?,
+                Some(block) => Some(BlockHeader::decode(block).map_err(damaged)?),
+                None => self.block_header(at, &open, &mut window, position, expected).await?,
             };
+            let Some(header) = header else { break };
             if block.is_none() {
                 open.index.borrow_mut().note(header.base, position, first_run_time(window.bytes()));
             }
@@ -157,7 +173,7 @@ impl<D: Disk> Inner<D> {
                     None => return Err(damaged(SegmentDamage::BlockLength)),
                 };
                 let body = bytes.slice(BLOCK_HEADER_BYTES..BLOCK_HEADER_BYTES + header.body_bytes as usize);
-                take_runs(body, header.runs, expected, header.next, wanted).map_err(damaged)?;
+                take_runs(body, &header, open.compacted.is_some(), wanted).map_err(damaged)?;
                 if wanted.done && wanted.from < header.next {
                     block = Some(bytes);
                     break;
@@ -171,9 +187,13 @@ impl<D: Disk> Inner<D> {
             let ahead = Ahead { at, file: base, from: wanted.from, base: expected, position, block, window };
             self.ahead.borrow_mut().keep(moment, ahead);
         }
+        let is_compacted = open.compacted.is_some();
         self.keep_open(at, open);
         if !wanted.done && wanted.from < end {
-            return Err(self.missing(at, wanted.from));
+            if !is_compacted {
+                return Err(self.missing(at, wanted.from));
+            }
+            wanted.from = end;
         }
         Ok(())
     }
@@ -182,16 +202,14 @@ impl<D: Disk> Inner<D> {
 /// Takes what is wanted out of a block's body.
 fn take_runs(
     mut body: Bytes,
-    runs: u32,
-    mut expected: Offset,
-    next: Offset,
+    header: &BlockHeader,
+    with_gaps: bool,
     wanted: &mut Wanted,
 ) -> Result<(), SegmentDamage> {
-    for _ in 0..runs {
+    let mut expected = header.base;
+    for _ in 0..header.runs {
         let run = UncheckedRun::take(&mut body)?;
-        if run.base != expected || run.count == 0 {
-            return Err(SegmentDamage::Shape);
-        }
+        run.check_follows(expected, with_gaps)?;
         expected = run.next();
         if expected > wanted.from {
             wanted.take(&run.check()?).map_err(|_| SegmentDamage::Shape)?;
@@ -200,5 +218,5 @@ fn take_runs(
             }
         }
     }
-    if expected == next && body.is_empty() { Ok(()) } else { Err(SegmentDamage::Shape) }
+    if expected == header.next && body.is_empty() { Ok(()) } else { Err(SegmentDamage::Shape) }
 }

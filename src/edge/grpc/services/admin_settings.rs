@@ -74,6 +74,10 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
             segment_bytes: changes.segment_bytes.unwrap_or(base.segment_bytes),
             segment_ms: changes.segment_ms.unwrap_or(base.segment_ms),
             compression: compression(changes.compression, base.compression)?,
+            compaction: changes.compaction.unwrap_or(base.compaction),
+            tombstone_retention_ms: changed(changes.tombstone_retention_ms, base.tombstone_retention_ms),
+            min_compaction_lag_ms: changed(changes.min_compaction_lag_ms, base.min_compaction_lag_ms),
+            min_dirty_percent: changed(changes.min_dirty_percent, base.min_dirty_percent),
             durability: durability(changes.durability, base.durability)?,
         })),
         (Settings::Queue(base), Some(Message::Queue(changes))) => Ok(Settings::Queue(QueueSettings {
@@ -106,8 +110,8 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
 }
 
 /// A setting that may be absent: 0 takes it back.
-fn changed(change: Option<u64>, base: Option<u64>) -> Option<u64> {
-    change.map_or(base, |value| Some(value).filter(|value| *value > 0))
+fn changed<T: Default + PartialEq>(change: Option<T>, base: Option<T>) -> Option<T> {
+    change.map_or(base, |value| Some(value).filter(|value| *value != T::default()))
 }
 
 fn compression(number: Option<i32>, base: Option<Codec>) -> Result<Option<Codec>, Reject> {
@@ -175,6 +179,10 @@ fn to_message(settings: &Settings) -> v1::Settings {
             segment_bytes: Some(stream.segment_bytes),
             segment_ms: Some(stream.segment_ms),
             compression: stream.compression.map(|codec| codec.number().into()),
+            compaction: Some(stream.compaction),
+            tombstone_retention_ms: stream.tombstone_retention_ms,
+            min_compaction_lag_ms: stream.min_compaction_lag_ms,
+            min_dirty_percent: stream.min_dirty_percent,
             durability,
         }),
         Settings::Queue(queue) => Message::Queue(v1::QueueSettings {

@@ -120,18 +120,29 @@ fn check_single(options: &AppendOptions, partitions: u32) -> Result<(), Reject> 
     Err(Reject::invalid(field, reason))
 }
 
+/// Checks records of an append to a stream, before they are split: of what is refused nothing is done.
+///
+/// # Errors
+/// They are malformed, break a limit, or lack what the stream needs.
+fn check_records(records: Bytes, info: &ResourceInfo) -> Result<PackedRecords, Reject> {
+    let records = PackedRecords::check(records)?;
+    if let Settings::Stream(settings) = &info.settings {
+        records.check_for(settings)?;
+    }
+    Ok(records)
+}
+
 /// Places records: in the partition named, or each by its key. Those without a key go together to the partition that
 /// `next_partition` names, which is asked at most once.
 ///
 /// # Errors
-/// No such partition, or records that are malformed or break a limit.
+/// No such partition.
 pub fn place(
-    records: Bytes,
+    records: PackedRecords,
     partition: Option<u32>,
     partitions: u32,
     next_partition: impl FnOnce() -> u32,
 ) -> Result<Placed, Reject> {
-    let records = PackedRecords::check(records)?;
     match partition {
         Some(partition) if partition >= partitions => Err(Reject::NoSuchPartition { partition, partitions }),
         Some(partition) => Ok(Placed::One(partition, records)),
@@ -181,8 +192,10 @@ pub fn append<B: Backend>(
     done: impl FnOnce(Result<v1::AppendResponse, Reject>) + 'static,
 ) {
     let partitions = info.settings.partitions();
-    let placed = check_single(&options, partitions)
-        .and_then(|()| place(records, options.partition, partitions, || conn.next_partition(partitions)));
+    let placed =
+        check_single(&options, partitions).and_then(|()| check_records(records, info)).and_then(|records| {
+            place(records, options.partition, partitions, || conn.next_partition(partitions))
+        });
     match placed {
         Ok(Placed::One(partition, records)) => {
             append_part(edge, info, partition, records, options, move |outcome| {
@@ -368,7 +381,9 @@ mod tests {
     #[test]
     fn a_partition_that_is_named_is_taken_or_refused() {
         let records = packed(vec![record(Some("k"), "a")]);
-        let place = |partition| place(records.clone(), Some(partition), 3, || unreachable!());
+        let place = |partition| {
+            place(PackedRecords::check(records.clone()).unwrap(), Some(partition), 3, || unreachable!())
+        };
         assert!(matches!(place(2), Ok(Placed::One(2, _))));
         assert_eq!(place(3), Err(Reject::NoSuchPartition { partition: 3, partitions: 3 }));
     }
@@ -390,7 +405,9 @@ mod tests {
     #[test]
     fn records_without_keys_stay_together() {
         let records = packed(vec![record(None, "a"), record(None, "b")]);
-        assert!(matches!(place(records, None, 8, || 5), Ok(Placed::One(5, records)) if records.count() == 2));
+        assert!(
+            matches!(place(PackedRecords::check(records).unwrap(), None, 8, || 5), Ok(Placed::One(5, records)) if records.count() == 2)
+        );
     }
 
     proptest! {
@@ -399,7 +416,7 @@ mod tests {
         fn placing_loses_and_reorders_nothing(keys in proptest::collection::vec("[a-d]{0,2}", 1..40), partitions in 2u32..6) {
             let records: Vec<_> = keys.iter().enumerate()
                 .map(|(i, key)| record((!key.is_empty()).then_some(key), &i.to_string())).collect();
-            let placed = place(packed(records.clone()), None, partitions, || 1).unwrap();
+            let placed = place(PackedRecords::check(packed(records.clone())).unwrap(), None, partitions, || 1).unwrap();
             let (parts, of_record) = match placed {
                 Placed::One(partition, all) => (vec![(partition, all)], vec![partition; keys.len()]),
                 Placed::Split { parts, of_record } => (parts, of_record),
