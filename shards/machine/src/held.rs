@@ -21,7 +21,7 @@ use crate::stream::tail::Arena;
 use crate::woken::Woken;
 
 /// What a held resource takes in memory besides what it holds.
-pub(crate) const HELD_BYTES: u64 = (size_of::<Held>() + 400) as u64;
+pub(crate) const HELD_BYTES: u64 = (size_of::<Held>() + 48) as u64;
 
 /// What applying a fact to a resource needs besides the resource.
 pub(crate) struct Apply<'a> {
@@ -161,6 +161,8 @@ impl Held {
     pub fn set_info(&mut self, info: Option<Arc<ResourceInfo>>) {
         if let Some(info) = &info {
             self.parts.configure(&info.settings);
+            // One text for both.
+            self.home.share(info);
         }
         self.info = info;
     }

@@ -51,7 +51,7 @@ impl Machine {
     }
 
     fn held_in_order(&self) -> Vec<(ResourceId, &Held)> {
-        let mut held: Vec<_> = self.held.iter().map(|(id, held)| (*id, held)).collect();
+        let mut held: Vec<_> = self.held.iter().map(|(id, held)| (*id, &**held)).collect();
         held.sort_unstable_by_key(|(id, _)| *id);
         held
     }

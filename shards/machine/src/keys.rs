@@ -22,7 +22,9 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, Reader};
 use flowmesh_model::placement::PlacementHash;
-use flowmesh_model::{JobId, MemberNumber, PartitionRef, ProducerId, ResourceId, ResourcePath, SlotId};
+use flowmesh_model::{
+    JobId, MemberNumber, PartitionRef, ProducerId, ResourceId, ResourceInfo, ResourcePath, SlotId,
+};
 
 /// The format byte of every value. Raise it when a value's shape changes; decoders keep the old shapes for ever.
 pub(crate) const FORMAT: u8 = 1;
@@ -56,6 +58,13 @@ impl Home {
         let placement = PlacementHash::of(&path);
         let first_slot = placement.partition_slot(0);
         Self { id, path, placement, first_slot }
+    }
+
+    /// Uses the path and the placement of the catalog, which are the same, so that they are in memory once.
+    pub fn share(&mut self, info: &ResourceInfo) {
+        if self.path == info.path {
+            (self.path, self.placement) = (info.path.clone(), info.placement.clone());
+        }
     }
 
     pub fn resource_key(&self) -> Bytes {

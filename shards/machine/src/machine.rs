@@ -38,7 +38,7 @@ pub struct Machine {
     pub(crate) snapshot: Option<Arc<Catalog>>,
     pub(crate) catalog: CatalogState,
     /// Iterated only where the order cannot show. Numbers are ours, so no client can choose them to collide.
-    pub(crate) held: hashbrown::HashMap<ResourceId, Held, FxBuildHasher>,
+    pub(crate) held: hashbrown::HashMap<ResourceId, Box<Held>, FxBuildHasher>,
     /// Held groups.
     pub(crate) groups: BTreeSet<ResourceId>,
     /// What is asked where nothing is held yet.
@@ -209,7 +209,7 @@ impl Machine {
     /// The resource as it is held, if it is, and as the snapshot has it.
     #[inline]
     fn find(&self, id: ResourceId, kind: Kind) -> Result<(Option<&Held>, &Arc<ResourceInfo>), Reject> {
-        let held = self.held.get(&id);
+        let held = self.held.get(&id).map(|held| &**held);
         let info = match held {
             Some(held) => held.info.as_ref(),
             None => self.snapshot.as_ref().and_then(|catalog| catalog.get(id)),
@@ -346,7 +346,7 @@ impl Machine {
         if matches!(held.parts, Parts::Group(_)) {
             self.groups.insert(id);
         }
-        let before = self.held.insert(id, held);
+        let before = self.held.insert(id, Box::new(held));
         assert!(before.is_none(), "resource {id} was held already");
     }
 
@@ -371,7 +371,7 @@ impl Machine {
             Parts::Kv(_) => {}
             Parts::Group(group) => self.woken.wake(&mut group.woken, WaitKey::Group(id)),
         }
-        self.bury(id, held);
+        self.bury(id, *held);
     }
 
     #[inline]

@@ -50,7 +50,7 @@ impl Machine {
         match key {
             MetaKey::Resource(id) => {
                 let held = Held::restore(id, value, self.sip)?;
-                match self.held.insert(id, held) {
+                match self.held.insert(id, Box::new(held)) {
                     None => Ok(()),
                     Some(_) => Err(Malformed("the same resource twice")),
                 }

@@ -53,6 +53,6 @@ impl Machine {
     }
 
     fn named(&self) -> impl Iterator<Item = (ResourceId, &Held)> {
-        self.held.iter().filter(|(_, held)| held.info.is_some()).map(|(id, held)| (*id, held))
+        self.held.iter().filter(|(_, held)| held.info.is_some()).map(|(id, held)| (*id, &**held))
     }
 }

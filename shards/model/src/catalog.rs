@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use imbl::{HashMap, OrdMap};
+use imbl::shared_ptr::DefaultSharedPtr;
+use imbl::{GenericHashMap, OrdMap};
+use rustc_hash::FxBuildHasher;
+use smallvec::SmallVec;
 
 use crate::ids::{CatalogVersion, Millis, ResourceId};
-use crate::path::{Kind, ResourcePath};
+use crate::path::{Kind, ResourcePath, full_name};
 use crate::placement::PlacementHash;
 use crate::settings::Settings;
 
@@ -36,6 +39,13 @@ impl ResourceInfo {
 /// that missed more than this looks at everything.
 const CHANGES_MAX: usize = 64;
 
+/// Resources whose names have the same hash: one, but for a wonder.
+type Named = SmallVec<[Arc<ResourceInfo>; 1]>;
+
+fn name_hash(full_name: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(full_name)
+}
+
 /// All resources at one version.
 ///
 /// The maps are persistent: a clone costs next to nothing, and a change of it copies what lies on the way to one
@@ -46,7 +56,8 @@ pub struct Catalog {
     version: CatalogVersion,
     last_id: ResourceId,
     by_id: OrdMap<ResourceId, Arc<ResourceInfo>>,
-    by_name: [HashMap<Arc<str>, Arc<ResourceInfo>>; Kind::ALL.len()],
+    /// By the hash of the full name. Two that share one are both there.
+    by_name: GenericHashMap<u64, Named, FxBuildHasher, DefaultSharedPtr>,
     /// What the last versions changed, one resource each, oldest first.
     changes: Vec<ResourceId>,
 }
@@ -92,9 +103,11 @@ impl Catalog {
     /// The next version: without this resource, which is returned. Does nothing if there is none.
     pub fn remove(&mut self, id: ResourceId) -> Option<Arc<ResourceInfo>> {
         let info = self.by_id.remove(&id)?;
-        if let Some(names) = self.by_name.get_mut(info.path.kind() as usize) {
-            for name in names_of(&info.path).into_iter().flatten() {
-                names.remove(name.as_str());
+        let hash = name_hash(info.path.as_str().as_bytes());
+        if let Some(named) = self.by_name.get_mut(&hash) {
+            named.retain(|other| other.path != info.path);
+            if named.is_empty() {
+                self.by_name.remove(&hash);
             }
         }
         self.changed(id);
@@ -102,11 +115,9 @@ impl Catalog {
     }
 
     fn insert(&mut self, info: Arc<ResourceInfo>) {
-        if let Some(names) = self.by_name.get_mut(info.path.kind() as usize) {
-            for name in names_of(&info.path).into_iter().flatten() {
-                names.insert(name.into(), Arc::clone(&info));
-            }
-        }
+        let named = self.by_name.entry(name_hash(info.path.as_str().as_bytes())).or_default();
+        named.retain(|other| other.path != info.path);
+        named.push(Arc::clone(&info));
         self.last_id = self.last_id.max(info.id);
         self.by_id.insert(info.id, info);
     }
@@ -133,12 +144,17 @@ impl Catalog {
 
     /// The resource of that kind that a client names, in any form [`ResourcePath::parse`] accepts.
     pub fn find(&self, kind: Kind, name: &str) -> Option<&Arc<ResourceInfo>> {
-        self.by_name.get(kind as usize)?.get(name)
+        self.find_full(&full_name(kind, name)?)
+    }
+
+    fn find_full(&self, full_name: &[u8]) -> Option<&Arc<ResourceInfo>> {
+        let named = self.by_name.get(&name_hash(full_name))?;
+        named.iter().find(|info| info.path.as_str().as_bytes() == full_name)
     }
 
     /// The resource of that path.
     pub fn find_path(&self, path: &ResourcePath) -> Option<&Arc<ResourceInfo>> {
-        self.find(path.kind(), &path.to_string())
+        self.find_full(path.as_str().as_bytes())
     }
 
     /// The resource of that number.
@@ -160,11 +176,4 @@ impl Catalog {
     pub fn is_empty(&self) -> bool {
         self.by_id.is_empty()
     }
-}
-
-/// The forms of a path that clients use.
-fn names_of(path: &ResourcePath) -> [Option<String>; 3] {
-    let short = path.is_default_scope().then(|| path.name().to_owned());
-    let middle = format!("{}/{}/{}", path.tenant(), path.namespace(), path.name());
-    [Some(path.to_string()), Some(middle), short]
 }

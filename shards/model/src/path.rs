@@ -3,7 +3,11 @@
 //! A client may leave out what goes without saying: `logs` means `default/default/stream/logs` in a call on
 //! streams, `acme/prod/logs` names tenant and namespace, and the full form is always accepted if its kind fits.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
 
 use crate::limits::NAME_BYTES_MAX;
 use crate::reject::Reject;
@@ -53,13 +57,37 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A resource's full name. Always valid: see [`ResourcePath::parse`].
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// A resource's full name. Always valid: see [`ResourcePath::parse`]. A clone shares the text.
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct ResourcePath {
-    tenant: String,
-    namespace: String,
+    /// `tenant/namespace/kind/name`
+    text: Arc<str>,
+    tenant_len: u8,
+    namespace_len: u8,
     kind: Kind,
-    name: String,
+}
+
+/// The full form of a name, put together without an allocation.
+pub(crate) type FullName = SmallVec<[u8; 96]>;
+
+/// The full form of a name in any form that [`ResourcePath::parse`] accepts. `None`: it has another number of parts, or is
+/// of another kind. What it says may still be illegal.
+pub(crate) fn full_name(kind: Kind, text: &str) -> Option<FullName> {
+    let mut parts = text.split('/');
+    let all = [parts.next(), parts.next(), parts.next(), parts.next(), parts.next()];
+    let (tenant, namespace, name) = match all {
+        [Some(name), None, ..] => (DEFAULT_SCOPE, DEFAULT_SCOPE, name),
+        [Some(tenant), Some(namespace), Some(name), None, _] => (tenant, namespace, name),
+        [Some(tenant), Some(namespace), Some(word), Some(name), None] if word == kind.as_str() => {
+            (tenant, namespace, name)
+        }
+        _ => return None,
+    };
+    let mut full = FullName::new();
+    for part in [tenant, "/", namespace, "/", kind.as_str(), "/", name] {
+        full.extend_from_slice(part.as_bytes());
+    }
+    Some(full)
 }
 
 impl ResourcePath {
@@ -105,16 +133,36 @@ impl ResourcePath {
         check_scope("tenant", tenant)?;
         check_scope("namespace", namespace)?;
         check_name(name)?;
-        Ok(Self { tenant: tenant.to_owned(), namespace: namespace.to_owned(), kind, name: name.to_owned() })
+        let text = format!("{tenant}/{namespace}/{kind}/{name}").into();
+        Ok(Self { text, tenant_len: tenant.len() as u8, namespace_len: namespace.len() as u8, kind })
+    }
+
+    fn part(&self, from: usize, len: usize) -> &str {
+        self.text.get(from..from + len).unwrap_or_default()
+    }
+
+    /// The full form.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The full form, shared.
+    pub(crate) fn shared(&self) -> Arc<str> {
+        Arc::clone(&self.text)
+    }
+
+    /// How long `tenant/namespace/` is.
+    pub(crate) fn scope_len(&self) -> usize {
+        usize::from(self.tenant_len) + 1 + usize::from(self.namespace_len) + 1
     }
 
     /// The tenant.
     pub fn tenant(&self) -> &str {
-        &self.tenant
+        self.part(0, self.tenant_len.into())
     }
     /// The namespace.
     pub fn namespace(&self) -> &str {
-        &self.namespace
+        self.part(usize::from(self.tenant_len) + 1, self.namespace_len.into())
     }
     /// The kind.
     pub fn kind(&self) -> Kind {
@@ -122,17 +170,41 @@ impl ResourcePath {
     }
     /// The last part.
     pub fn name(&self) -> &str {
-        &self.name
+        self.text.get(self.scope_len() + self.kind.as_str().len() + 1..).unwrap_or_default()
     }
     /// Whether tenant and namespace are the defaults, so that the name alone finds it.
     pub fn is_default_scope(&self) -> bool {
-        self.tenant == DEFAULT_SCOPE && self.namespace == DEFAULT_SCOPE
+        self.tenant() == DEFAULT_SCOPE && self.namespace() == DEFAULT_SCOPE
+    }
+}
+
+/// By tenant, namespace, kind and name.
+impl Ord for ResourcePath {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.tenant(), self.namespace(), self.kind, self.name()).cmp(&(
+            other.tenant(),
+            other.namespace(),
+            other.kind,
+            other.name(),
+        ))
+    }
+}
+
+impl PartialOrd for ResourcePath {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
 impl fmt::Display for ResourcePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}/{}", self.tenant, self.namespace, self.kind, self.name)
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for ResourcePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
     }
 }
 
@@ -189,6 +261,33 @@ mod tests {
         assert_eq!(ResourcePath::parse(Kind::Stream, "logs").unwrap(), full);
         assert_eq!(ResourcePath::parse(Kind::Stream, "default/default/logs").unwrap(), full);
         assert_eq!(full.to_string(), "default/default/stream/logs");
+    }
+
+    #[test]
+    fn a_path_gives_its_parts_back_and_is_in_their_order() {
+        let path = |tenant: &str, namespace: &str, kind, name: &str| {
+            let path = ResourcePath::new(tenant, namespace, kind, name).unwrap();
+            assert_eq!(
+                (path.tenant(), path.namespace(), path.kind(), path.name()),
+                (tenant, namespace, kind, name)
+            );
+            assert_eq!(full_name(kind, path.as_str()).unwrap()[..], *path.as_str().as_bytes());
+            path
+        };
+        let long = "x".repeat(255);
+        path(&long, &long, Kind::Group, &long);
+        // In an order in which the texts are not.
+        let ordered = [
+            path("a", "b", Kind::Stream, "z"),
+            path("a", "b", Kind::Queue, "a"),
+            path("a", "b-", Kind::Stream, "a"),
+            path("a-", "b", Kind::Stream, "a"),
+        ];
+        assert!(ordered.is_sorted());
+        let full = |name| full_name(Kind::Queue, name).map(|full| String::from_utf8(full.to_vec()).unwrap());
+        assert_eq!(full("mail").as_deref(), Some("default/default/queue/mail"));
+        assert_eq!(full("a/b/mail").as_deref(), Some("a/b/queue/mail"));
+        assert_eq!([full("a/b"), full("a/b/stream/mail"), full("a/b/queue/mail/x")], [None, None, None]);
     }
 
     #[test]

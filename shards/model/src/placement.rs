@@ -8,6 +8,8 @@
 //! - A record whose request names no partition is in partition `xxh3_64(key) mod partitions` of its stream. Not part of
 //!   the disk format, but of the API: clients and older records rely on it.
 
+use std::sync::Arc;
+
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::ids::{ShardId, SlotId};
@@ -19,21 +21,25 @@ pub const SLOTS: u16 = 4096;
 /// A resource's part of every placement, computed once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlacementHash {
-    text: String,
+    /// The placement text; shared with the path unless that has a tag.
+    text: Arc<str>,
     seed: u64,
-    scope: String,
+    /// How long `tenant/namespace/` is, with which it begins.
+    scope_len: u16,
 }
 
 impl PlacementHash {
     /// The placement of a path.
     pub fn of(path: &ResourcePath) -> Self {
-        let scope = format!("{}/{}/", path.tenant(), path.namespace());
         let text = match tag_of(path.name().as_bytes()) {
-            Some(tag) => format!("{scope}{{{}}}", String::from_utf8_lossy(tag)),
-            None => path.to_string(),
+            Some(tag) => {
+                let tag = String::from_utf8_lossy(tag);
+                format!("{}/{}/{{{tag}}}", path.tenant(), path.namespace()).into()
+            }
+            None => path.shared(),
         };
         let seed = xxh3_64(text.as_bytes());
-        Self { text, seed, scope }
+        Self { text, seed, scope_len: path.scope_len() as u16 }
     }
 
     /// The slot of a stream's or queue's partition.
@@ -46,8 +52,9 @@ impl PlacementHash {
         match tag_of(key) {
             None => to_slot(xxh3_64_with_seed(key, self.seed)),
             Some(tag) => {
-                let mut text = Vec::with_capacity(self.scope.len() + tag.len() + 2);
-                text.extend_from_slice(self.scope.as_bytes());
+                let scope = self.text.get(..self.scope_len.into()).unwrap_or_default();
+                let mut text = Vec::with_capacity(scope.len() + tag.len() + 2);
+                text.extend_from_slice(scope.as_bytes());
                 text.push(b'{');
                 text.extend_from_slice(tag);
                 text.push(b'}');

@@ -17,7 +17,7 @@ use flowmesh_model::{
 use crate::decision::EntryContext;
 
 /// What a resource takes in memory, its names and its places in the maps included.
-const RESOURCE_BYTES: u64 = 1024;
+const RESOURCE_BYTES: u64 = 400;
 
 /// The catalog's state. A change costs O(log n), its snapshot nothing more.
 #[derive(Debug, Default)]

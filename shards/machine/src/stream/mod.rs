@@ -192,6 +192,9 @@ impl Stream {
         let index = number as usize;
         if self.partitions.len() <= index {
             self.memory_bytes += (index + 1 - self.partitions.len()) as u64 * 8;
+            if self.partitions.capacity() == 0 {
+                self.partitions.reserve_exact(index + 1);
+            }
             self.partitions.resize_with(index + 1, || None);
         }
         #[expect(clippy::indexing_slicing, reason = "the line above made room")]

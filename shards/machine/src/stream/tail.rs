@@ -108,6 +108,10 @@ impl Tail {
 
     pub fn push(&mut self, mut run: Run) {
         run.position = self.end_position();
+        if self.runs.capacity() == 0 {
+            // Most streams of many have one run: the first room is no larger.
+            self.runs.reserve_exact(1);
+        }
         self.bytes += run.records.len() as u64;
         self.runs.push_back(run);
     }
