@@ -398,7 +398,9 @@ mod tests {
     #[test]
     fn records_without_keys_stay_together() {
         let records = packed(vec![record(None, "a"), record(None, "b")]);
-        assert!(matches!(place(PackedRecords::check(records).unwrap(), None, 8, || 5), Ok(Placed::One(5, records)) if records.count() == 2));
+        assert!(
+            matches!(place(PackedRecords::check(records).unwrap(), None, 8, || 5), Ok(Placed::One(5, records)) if records.count() == 2)
+        );
     }
 
     proptest! {
