@@ -77,6 +77,8 @@ pub struct Config {
     pub log_bytes_max: u64,
     /// The longest time between two checkpoints of a shard that changed.
     pub checkpoint_interval_ms: u64,
+    /// How much the compaction of streams may read and write in a second, over all shards.
+    pub compaction_bytes_per_second: u64,
     /// Open connections of the whole server; one more is closed at once.
     pub connections_max: u32,
     /// Calls and streams one connection may have open at a time.
@@ -158,6 +160,7 @@ impl Config {
             log_segment_bytes: 0,
             log_bytes_max: 0,
             checkpoint_interval_ms: 0,
+            compaction_bytes_per_second: 0,
             connections_max: 0,
             connection_streams_max: 0,
             keepalive_ms: 0,

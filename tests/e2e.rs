@@ -19,6 +19,7 @@ mod e2e {
     mod append_stream;
     mod bad_input;
     mod bad_wire;
+    mod compaction;
     mod compression;
     mod connections;
     mod damage;

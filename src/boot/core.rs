@@ -31,6 +31,10 @@ const SWEEP: Duration = Duration::from_millis(500);
 /// is new again and again: a page of new memory costs more than writing its records.
 const TAIL_BYTES_MAX: u64 = 128 * 1024 * 1024;
 
+/// Memory that compaction remembers keys in, while it runs: 1.5 million. With more of them it goes over the stream more than
+/// once.
+const COMPACTION_MEMORY_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 /// A checkpoint starts after so much log at the latest, for the same reason: records stay in memory until then.
 const CHECKPOINT_LOG_BYTES_MAX: u64 = 128 * 1024 * 1024;
 
@@ -93,6 +97,10 @@ fn shard_config(id: ShardId, plan: &Plan) -> ShardConfig {
         log_bytes_max: config.log_bytes_max,
         checkpoint_log_bytes: (config.log_bytes_max / 4).min(memory_bytes / 4).min(CHECKPOINT_LOG_BYTES_MAX),
         checkpoint_interval_ms: config.checkpoint_interval_ms,
+        compaction_bytes_per_second: (config.compaction_bytes_per_second / u64::from(plan.shards)).max(1),
+        compaction_memory_bytes: usize::try_from(memory_bytes / 16)
+            .unwrap_or(usize::MAX)
+            .min(COMPACTION_MEMORY_BYTES_MAX),
         metric_resources_max: (METRIC_RESOURCES_MAX / usize::from(plan.shards)).max(1),
         hash_seed: plan.hash_seed,
         on_thread_start: Some(Arc::new(unpin_this_thread)),
@@ -135,6 +143,7 @@ fn run_loops(shard: &LocalShard, durability: Durability) {
     spawn_local(shard.clone().run_segments()).detach();
     spawn_local(shard.clone().run_fetches()).detach();
     spawn_local(shard.clone().run_checkpoints()).detach();
+    spawn_local(shard.clone().run_compactions()).detach();
     if durability == Durability::Interval {
         spawn_local(shard.clone().run_interval_syncs()).detach();
     }

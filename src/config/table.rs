@@ -177,6 +177,14 @@ pub static SETTINGS: &[Setting] = &[
         set: |c, text, _| put(&mut c.checkpoint_interval_ms, value::millis(text, 100, 24 * HOUR_MS)),
     },
     Setting {
+        name: "compaction_bytes_per_second",
+        value: "SIZE",
+        default: "256MiB",
+        default_dev: None,
+        help: "How much the compaction of streams may read and write in a second, over all shards.",
+        set: |c, text, _| put(&mut c.compaction_bytes_per_second, value::bytes(text, MIB, 1 << 44)),
+    },
+    Setting {
         name: "connections_max",
         value: "N",
         default: "10000",

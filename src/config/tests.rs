@@ -98,6 +98,7 @@ fn every_bad_value_is_refused_with_its_setting_and_what_is_allowed() {
         ("log_segment_bytes", "16777217", "a multiple of 4KiB"),
         ("log_bytes_max", "1KiB", "64MiB to 16TiB"),
         ("checkpoint_interval_ms", "1ms", "100ms to 1d"),
+        ("compaction_bytes_per_second", "1KiB", "1MiB to 16TiB"),
         ("connections_max", "0", "1 to 1000000"),
         ("connection_streams_max", "0", "1 to 65536"),
         ("handshake_timeout_ms", "1", "100ms to 10m"),

@@ -60,6 +60,22 @@ const COUNTERS: &[(&str, &str, Number)] = &[
     ("flowmesh_checkpoint_failures", "Checkpoints that failed; the log keeps everything", |c| {
         c.shard.checkpoint_failures
     }),
+    ("flowmesh_compaction_records_read", "Records that compaction looked at", |c| {
+        c.shard.compaction.records_in
+    }),
+    ("flowmesh_compaction_records_kept", "Records of them that it kept", |c| c.shard.compaction.records_out),
+    ("flowmesh_compaction_bytes_read", "Packed bytes of records that compaction looked at", |c| {
+        c.shard.compaction.bytes_in
+    }),
+    ("flowmesh_compaction_bytes_kept", "Packed bytes of records that it kept", |c| {
+        c.shard.compaction.bytes_out
+    }),
+    ("flowmesh_compaction_disk_bytes", "Bytes that compaction read from and wrote to the disk", |c| {
+        c.shard.compaction.disk_bytes
+    }),
+    ("flowmesh_compaction_failures", "Compactions that failed; the files are as they were", |c| {
+        c.shard.compaction.failures
+    }),
     ("flowmesh_recovered_facts", "Facts read from the log at start", |c| c.shard.recovered_facts),
     ("flowmesh_hops_out", "Requests sent to shards of other cores", |c| c.hops_out),
     ("flowmesh_hops_in", "Requests of other cores carried out", |c| c.hops_in),
@@ -85,6 +101,9 @@ const GAUGES: &[(&str, &str, Number)] = &[
     ("flowmesh_connections_open", "gRPC connections open now", |c| c.edge.connections_open),
     ("flowmesh_streams", "Stream partitions with records", |c| c.shard.state.partitions),
     ("flowmesh_stream_tail_bytes", "Records in memory", |c| c.shard.state.tail_bytes),
+    ("flowmesh_compaction_dirty_bytes", "Closed segments of streams with compaction that wait for it", |c| {
+        c.shard.state.dirty_bytes
+    }),
     ("flowmesh_stream_producers", "Idempotent producers that are remembered", |c| c.shard.state.producers),
     ("flowmesh_queues", "Queues with jobs ever", |c| c.shard.state.queues),
     ("flowmesh_stores", "Key-value stores with keys ever", |c| c.shard.state.stores),
@@ -99,6 +118,9 @@ type HistogramOf = fn(&CoreStats) -> &Histogram;
 const SPANS: &[(&str, &str, HistogramOf)] = &[
     ("flowmesh_commit_duration_seconds", "Write and sync of one commit", |c| &c.shard.commit_ns),
     ("flowmesh_checkpoint_duration_seconds", "One checkpoint", |c| &c.shard.checkpoint_ns),
+    ("flowmesh_compaction_duration_seconds", "One compaction of a partition", |c| {
+        &c.shard.compaction.duration_ns
+    }),
 ];
 
 const SIZES: &[(&str, &str, HistogramOf)] = &[

@@ -161,6 +161,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         tracing::debug!(shard = %self.inner.config.shard, %lsn, ms = elapsed_ns / 1_000_000, "checkpoint");
         self.inner.signals.segment.notify();
         self.inner.signals.checkpointed.notify();
+        self.inner.signals.compact.notify();
         self.run_stalled();
         Ok(())
     }

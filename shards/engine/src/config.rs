@@ -28,6 +28,10 @@ pub struct ShardConfig {
     pub checkpoint_log_bytes: u64,
     /// And at the latest after so much time, if anything changed.
     pub checkpoint_interval_ms: u64,
+    /// How much compaction reads and writes in a second.
+    pub compaction_bytes_per_second: u64,
+    /// Memory that compaction remembers keys in, while it runs.
+    pub compaction_memory_bytes: usize,
     /// So many partitions, and as many queues, have metrics of their own.
     pub metric_resources_max: usize,
     /// A number of this directory's own, so that clients cannot choose keys that collide.

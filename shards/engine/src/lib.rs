@@ -8,6 +8,7 @@
 //!                                    release               release.rs
 //! ticks: time passes                                       ticks.rs
 //! checkpoint: state ─► segments and index, log trimmed     checkpoint.rs
+//! compact: the latest record of each key                   compact.rs
 //! recover: index, segments, log ─► state                   recover.rs
 //! ```
 //!
@@ -15,6 +16,7 @@
 
 mod checkpoint;
 mod commit;
+mod compact;
 pub mod config;
 mod fetch;
 pub mod metrics;

@@ -237,6 +237,25 @@ pub struct OperationStats {
     pub latency_ns: Histogram,
 }
 
+/// What compactions have done, whether they came to their end or not.
+#[derive(Clone, Debug, Default)]
+pub struct CompactionCounters {
+    /// Nanoseconds of those that went through.
+    pub duration_ns: Histogram,
+    /// Those that failed.
+    pub failures: u64,
+    /// Records that were looked at to be rewritten.
+    pub records_in: u64,
+    /// Records of them that were left.
+    pub records_out: u64,
+    /// Their packed bytes.
+    pub bytes_in: u64,
+    /// Packed bytes that were left.
+    pub bytes_out: u64,
+    /// Bytes read from and written to the disk.
+    pub disk_bytes: u64,
+}
+
 /// A shard's counters since its start, and a few of its sizes now.
 #[derive(Clone, Debug, Default)]
 pub struct ShardStats {
@@ -252,6 +271,8 @@ pub struct ShardStats {
     pub checkpoint_ns: Histogram,
     /// Checkpoints that failed.
     pub checkpoint_failures: u64,
+    /// What compactions have done.
+    pub compaction: CompactionCounters,
     /// Facts applied by recovery.
     pub recovered_facts: u64,
     /// Nanoseconds recovery took.

@@ -76,6 +76,8 @@ pub(crate) struct Signals {
     pub fetch: Signal,
     /// A flight landed or the log was given up: whoever waits for an LSN looks again.
     pub landed: Signal,
+    /// Segment files have more, which may be compacted.
+    pub compact: Signal,
     /// A checkpoint gave space back.
     pub checkpointed: Signal,
 }

@@ -129,6 +129,8 @@ pub struct MachineStats {
     pub partitions: u64,
     /// Bytes of packed records in memory.
     pub tail_bytes: u64,
+    /// Packed bytes of closed segments of streams with compaction that were not compacted yet.
+    pub dirty_bytes: u64,
     /// Idempotent producers that are remembered, each partition's counted.
     pub producers: u64,
     /// Queues with at least one job ever.

@@ -17,6 +17,10 @@ impl Machine {
                 Parts::Stream(stream) => {
                     stats.partitions += stream.partitions().count() as u64;
                     stats.tail_bytes += stream.tail_bytes();
+                    if stream.is_compacted() {
+                        let dirty = stream.partitions().map(|(_, partition)| partition.dirty_bytes());
+                        stats.dirty_bytes += dirty.sum::<u64>();
+                    }
                     stats.producers += stream.producers().map_or(0, |producers| producers.len() as u64);
                 }
                 Parts::Queue(queue) => {

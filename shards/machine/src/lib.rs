@@ -19,6 +19,7 @@
 mod catalog;
 mod changes;
 mod checkpoint;
+mod compaction;
 mod decision;
 mod group;
 mod held;

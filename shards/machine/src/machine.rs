@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use flowmesh_model::command::ReadFrom;
 use flowmesh_model::{
-    Catalog, Command, Fact, GroupSettings, Kind, KvSettings, Lsn, Millis, PartitionRef, QueueSettings,
-    Reject, ResourceId, ResourceInfo, ResourcePath, Settings, StreamCommand, StreamSettings,
+    Catalog, Cleaned, Command, CompactedSegment, Fact, GroupSettings, Kind, KvSettings, Lsn, Millis,
+    PartitionRef, QueueSettings, Reject, ResourceId, ResourceInfo, ResourcePath, Settings, StreamCommand,
+    StreamSettings,
 };
 use rustc_hash::FxBuildHasher;
 
@@ -41,6 +42,8 @@ pub struct Machine {
     pub(crate) held: hashbrown::HashMap<ResourceId, Box<Held>, FxBuildHasher>,
     /// Held groups.
     pub(crate) groups: BTreeSet<ResourceId>,
+    /// Held streams whose settings ask for compaction.
+    pub(crate) compacted: BTreeSet<ResourceId>,
     /// What is asked where nothing is held yet.
     blank_queue: Queue,
     blank_store: Store,
@@ -69,6 +72,7 @@ impl Machine {
             catalog: CatalogState::default(),
             held: hashbrown::HashMap::default(),
             groups: BTreeSet::new(),
+            compacted: BTreeSet::new(),
             blank_queue: Queue::default(),
             blank_store: Store::new(sip),
             blank_group: Group::default(),
@@ -95,8 +99,10 @@ impl Machine {
         };
         let news = news.map_or(CatalogNews::OfAny, CatalogNews::Of);
         let (held, drops, timers) = (&mut self.held, &mut self.drops, &mut self.timers);
+        let compacted = &mut self.compacted;
         let mut look = |id: ResourceId, held: &mut Held| {
             held.set_info(catalog.get(id).cloned());
+            list_compacted(compacted, held);
             arm_earlier(timers, held);
             // A larger number is not deleted but newer than the snapshot.
             if held.info.is_none() && id <= catalog.last_id() {
@@ -272,6 +278,17 @@ impl Machine {
                     cx.woken.wake(&mut partition.woken, WaitKey::Stream(place));
                 });
             }
+            Fact::SegmentsCompacted { at: place, base, end, bytes, first_time, last_time } => {
+                let segment = CompactedSegment { base, end, bytes, times: Some((first_time, last_time)) };
+                self.change_stream(at, place.resource, |cx, stream| {
+                    stream.compacted(cx, place.partition, segment);
+                });
+            }
+            Fact::PartitionCleaned { at: place, upto, tombstone } => {
+                self.change_stream(at, place.resource, |cx, stream| {
+                    stream.cleaned(cx, place.partition, Cleaned { upto, tombstone });
+                });
+            }
             Fact::RecordsProduced { at: place, base, count, producer, records } => {
                 self.change_stream(at, place.resource, |cx, stream| {
                     let partition = stream.appended(cx, place.partition, base, count, &records);
@@ -339,6 +356,7 @@ impl Machine {
     fn hold(&mut self, id: ResourceId, path: ResourcePath) {
         let mut held = Held::new(Home::new(id, path), self.sip);
         held.set_info(self.snapshot.as_ref().and_then(|catalog| catalog.get(id)).cloned());
+        list_compacted(&mut self.compacted, &held);
         if self.seals.touch(&mut held.mark) != Touch::Known {
             self.checkpoint.list(id);
         }
@@ -354,6 +372,7 @@ impl Machine {
     fn drop_resource(&mut self, id: ResourceId) {
         self.drops.remove(&id);
         self.groups.remove(&id);
+        self.compacted.remove(&id);
         let Some(mut held) = self.held.remove(&id) else {
             panic!("a resource was dropped that was not held: {id}")
         };
@@ -465,6 +484,15 @@ impl Machine {
     #[inline]
     pub fn memory_bytes(&self) -> u64 {
         self.memory_bytes + self.catalog.memory_bytes()
+    }
+}
+
+/// Lists a held stream if its settings ask for compaction.
+fn list_compacted(compacted: &mut BTreeSet<ResourceId>, held: &Held) {
+    if held.info.is_some() && matches!(&held.parts, Parts::Stream(stream) if stream.is_compacted()) {
+        compacted.insert(held.home.id);
+    } else {
+        compacted.remove(&held.home.id);
     }
 }
 

@@ -14,11 +14,12 @@ impl Machine {
     }
 
     /// Every partition that the shard holds records of, and the offset its next record gets. In no order.
-    pub fn each_partition(&self, each: &mut dyn FnMut(PartitionRef, Offset)) {
+    pub fn each_partition(&self, each: &mut dyn FnMut(PartitionRef, Offset, u64)) {
         for (resource, held) in self.named() {
             if let Parts::Stream(stream) = &held.parts {
                 for (partition, held) in stream.partitions() {
-                    each(PartitionRef { resource, partition }, held.next);
+                    let dirty_bytes = if stream.is_compacted() { held.dirty_bytes() } else { 0 };
+                    each(PartitionRef { resource, partition }, held.next, dirty_bytes);
                 }
             }
         }

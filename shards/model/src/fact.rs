@@ -17,6 +17,8 @@
 //! | 19 | `ProducerForgotten` | stream, partition, producer |
 //! | 20 | `SegmentRolled` | stream, partition, base offset |
 //! | 21 | `RecordsTrimmed` | stream, partition, earliest offset |
+//! | 22 | `SegmentsCompacted` | stream, partition, base offset, end offset, bytes, first time, last time |
+//! | 23 | `PartitionCleaned` | stream, partition, offset up to which it is clean, first tombstone + 1 (0 = none) |
 //! | 32 | `JobEnqueued` | queue, job, ready at, max attempts, priority, headers, payload |
 //! | 33 | `JobLeased` | queue, job, token, until, worker |
 //! | 34 | `LeaseExtended` | queue, job, until |
@@ -142,6 +144,30 @@ pub enum Fact {
         /// The first record there is, or the next one to come if there is none.
         earliest: Offset,
     },
+    /// Segment files have one closed segment in place of those that made up `base..end`, with what compaction left of them.
+    SegmentsCompacted {
+        /// Where.
+        at: PartitionRef,
+        /// Where it begins.
+        base: Offset,
+        /// Where it ends.
+        end: Offset,
+        /// Packed bytes of its records.
+        bytes: u64,
+        /// When its first record was appended.
+        first_time: Millis,
+        /// When its last record was appended.
+        last_time: Millis,
+    },
+    /// Of the records before an offset each key has only one in segment files.
+    PartitionCleaned {
+        /// Where.
+        at: PartitionRef,
+        /// The offset.
+        upto: Offset,
+        /// The first tombstone before it.
+        tombstone: Option<Offset>,
+    },
     /// The job exists: delayed until `ready_at`, then ready.
     JobEnqueued {
         /// Where.
@@ -252,6 +278,8 @@ const PRODUCER_INITIALISED: u8 = 18;
 const PRODUCER_FORGOTTEN: u8 = 19;
 const SEGMENT_ROLLED: u8 = 20;
 const RECORDS_TRIMMED: u8 = 21;
+const SEGMENTS_COMPACTED: u8 = 22;
+const PARTITION_CLEANED: u8 = 23;
 const JOB_ENQUEUED: u8 = 32;
 const JOB_LEASED: u8 = 33;
 const LEASE_EXTENDED: u8 = 34;
@@ -320,6 +348,19 @@ impl Fact {
                 put_varint(out, u64::from(at.partition));
                 put_varint(out, earliest.0);
             }
+            Self::SegmentsCompacted { at, base, end, bytes, first_time, last_time } => {
+                put_head(out, SEGMENTS_COMPACTED, at.resource);
+                put_varint(out, u64::from(at.partition));
+                for number in [base.0, end.0, *bytes, first_time.0, last_time.0] {
+                    put_varint(out, number);
+                }
+            }
+            Self::PartitionCleaned { at, upto, tombstone } => {
+                put_head(out, PARTITION_CLEANED, at.resource);
+                put_varint(out, u64::from(at.partition));
+                put_varint(out, upto.0);
+                put_varint(out, tombstone.map_or(0, |offset| offset.0.saturating_add(1)));
+            }
             Self::JobEnqueued { queue, job, ready_at, max_attempts, priority, headers, payload } => {
                 put_head(out, JOB_ENQUEUED, *queue);
                 put_varint(out, job.0);
@@ -386,6 +427,8 @@ impl Fact {
         const FIXED: usize = 1 + 5 * 10 + 1 + 10;
         /// Producer, epoch and sequence.
         const STAMP: usize = 10 + 5 + 10;
+        /// More than four integers.
+        const RANGE: usize = 2 * 10;
         FIXED
             + match self {
                 Self::ResourceCreated { path, settings, .. } => {
@@ -396,6 +439,7 @@ impl Fact {
                 Self::RecordsAppended { records, .. } => records.len(),
                 Self::RecordsProduced { records, .. } => STAMP + records.len(),
                 Self::ProducerInitialised { name, .. } => name.len(),
+                Self::SegmentsCompacted { .. } => RANGE,
                 Self::JobEnqueued { headers, payload, .. } => headers.len() + payload.len(),
                 Self::JobLeased { worker, .. } => worker.len(),
                 Self::JobReturned { error, .. } | Self::JobDied { error, .. } => error.len(),
@@ -407,6 +451,7 @@ impl Fact {
                 | Self::ProducerForgotten { .. }
                 | Self::SegmentRolled { .. }
                 | Self::RecordsTrimmed { .. }
+                | Self::PartitionCleaned { .. }
                 | Self::LeaseExtended { .. }
                 | Self::JobDone { .. } => 0,
             }
@@ -462,6 +507,19 @@ impl Fact {
             RECORDS_TRIMMED => Self::RecordsTrimmed {
                 at: PartitionRef { resource: id, partition: reader.varint_u32()? },
                 earliest: Offset(reader.varint()?),
+            },
+            SEGMENTS_COMPACTED => Self::SegmentsCompacted {
+                at: PartitionRef { resource: id, partition: reader.varint_u32()? },
+                base: Offset(reader.varint()?),
+                end: Offset(reader.varint()?),
+                bytes: reader.varint()?,
+                first_time: Millis(reader.varint()?),
+                last_time: Millis(reader.varint()?),
+            },
+            PARTITION_CLEANED => Self::PartitionCleaned {
+                at: PartitionRef { resource: id, partition: reader.varint_u32()? },
+                upto: Offset(reader.varint()?),
+                tombstone: reader.varint()?.checked_sub(1).map(Offset),
             },
             JOB_ENQUEUED => Self::JobEnqueued {
                 queue: id,
@@ -646,6 +704,27 @@ mod tests {
                 at: PartitionRef { resource, partition },
                 earliest: Offset(offset)
             }),
+            (ids(), ids(), any::<u32>()).prop_map(
+                |((resource, base, end, first_time), (_, _, bytes, last_time), partition)| {
+                    Fact::SegmentsCompacted {
+                        at: PartitionRef { resource, partition },
+                        base: Offset(base.0),
+                        end: Offset(end),
+                        bytes,
+                        first_time,
+                        last_time,
+                    }
+                }
+            ),
+            (ids(), any::<u32>(), prop::option::of(0..u64::MAX)).prop_map(
+                |((resource, _, upto, _), partition, tombstone)| {
+                    Fact::PartitionCleaned {
+                        at: PartitionRef { resource, partition },
+                        upto: Offset(upto),
+                        tombstone: tombstone.map(Offset),
+                    }
+                }
+            ),
             (ids(), any::<u32>(), any::<u8>(), bytes(), bytes()).prop_map(
                 |((queue, job, _, ready_at), max_attempts, priority, headers, payload)| Fact::JobEnqueued {
                     queue,
@@ -703,6 +782,31 @@ mod tests {
         #[test]
         fn noise_never_makes_the_decoder_panic(noise: Vec<u8>) {
             let _ = decode_all(noise.into());
+        }
+    }
+
+    #[test]
+    fn facts_of_compaction_have_these_bytes_for_ever() {
+        let at = PartitionRef { resource: ResourceId(17), partition: 2 };
+        let compacted = Fact::SegmentsCompacted {
+            at,
+            base: Offset(40),
+            end: Offset(300),
+            bytes: 1_000,
+            first_time: Millis(7),
+            last_time: Millis(9),
+        };
+        let cleaned = |tombstone| Fact::PartitionCleaned { at, upto: Offset(300), tombstone };
+        let rows: [(Fact, &[u8]); 3] = [
+            (compacted, &[22, 17, 2, 40, 0xAC, 2, 0xE8, 7, 7, 9]),
+            (cleaned(None), &[23, 17, 2, 0xAC, 2, 0]),
+            (cleaned(Some(Offset(0))), &[23, 17, 2, 0xAC, 2, 1]),
+        ];
+        for (fact, bytes) in rows {
+            let mut out = Vec::new();
+            fact.encode(&mut out);
+            assert_eq!(out, bytes);
+            assert_eq!(decode_all(out.into()).unwrap().to_vec(), [fact]);
         }
     }
 }

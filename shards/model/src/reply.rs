@@ -136,6 +136,10 @@ pub enum Reply {
         oldest: Option<Millis>,
         /// When the last record was appended, if there is one.
         newest: Option<Millis>,
+        /// Of the records before each key has one, if it was ever compacted.
+        clean_upto: Option<Offset>,
+        /// With compaction: packed bytes of closed segments that were not compacted yet.
+        dirty_bytes: u64,
     },
     /// The record that a start stands for.
     OffsetFound {

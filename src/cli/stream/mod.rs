@@ -66,6 +66,15 @@ struct PartitionJson {
     oldest_appended_at_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     newest_appended_at_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clean_upto_offset: Option<u64>,
+    #[serde(skip_serializing_if = "is_zero")]
+    dirty_bytes: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 impl StreamCommand {
@@ -100,10 +109,13 @@ impl StatusArgs {
                         segments: p.segments,
                         oldest_appended_at_ms: p.oldest_appended_at_ms,
                         newest_appended_at_ms: p.newest_appended_at_ms,
+                        clean_upto_offset: p.clean_upto_offset,
+                        dirty_bytes: p.dirty_bytes,
                     })?;
                 }
             }
             Format::Table => {
+                let is_compacted = partitions.iter().any(|p| p.clean_upto_offset.is_some());
                 let row = |p: &v1::PartitionStatus| {
                     let numbers = [
                         u64::from(p.partition),
@@ -115,10 +127,14 @@ impl StatusArgs {
                     ];
                     let times = [p.oldest_appended_at_ms, p.newest_appended_at_ms];
                     let times = times.map(|ms| ms.map_or_else(|| "-".to_owned(), time));
-                    numbers.map(|n| n.to_string()).into_iter().chain(times).collect()
+                    let clean =
+                        p.clean_upto_offset.map_or_else(|| "-".to_owned(), |offset| offset.to_string());
+                    let clean = is_compacted.then_some(clean);
+                    numbers.map(|n| n.to_string()).into_iter().chain(times).chain(clean).collect()
                 };
-                let names =
-                    ["PARTITION", "EARLIEST", "NEXT", "RECORDS", "BYTES", "SEGMENTS", "OLDEST", "NEWEST"];
+                let mut names =
+                    vec!["PARTITION", "EARLIEST", "NEXT", "RECORDS", "BYTES", "SEGMENTS", "OLDEST", "NEWEST"];
+                names.extend(is_compacted.then_some("CLEAN TO"));
                 out.table(&names, partitions.iter().map(row).collect())?;
             }
         }

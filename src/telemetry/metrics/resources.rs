@@ -54,8 +54,10 @@ const QUEUE_DURATIONS: &[Durations<Queue>] = &[
     }),
 ];
 
-const PARTITION_GAUGES: &[Numbers<Partition>] =
-    &[("flowmesh_stream_offset", "The offset the next record gets", |p| p.holds.next.0)];
+const PARTITION_GAUGES: &[Numbers<Partition>] = &[
+    ("flowmesh_stream_offset", "The offset the next record gets", |p| p.holds.next.0),
+    ("flowmesh_stream_dirty_bytes", "Closed segments that were not compacted yet", |p| p.holds.dirty_bytes),
+];
 
 const PARTITION_COUNTERS: &[Numbers<Partition>] = &[
     ("flowmesh_stream_events", "Records appended", |p| p.counts.records),

@@ -57,6 +57,8 @@ pub struct OffsetCounts {
 pub struct PartitionHolds {
     /// The offset the next record gets.
     pub next: Offset,
+    /// With compaction: packed bytes of closed segments that were not compacted yet.
+    pub dirty_bytes: u64,
 }
 
 /// What a queue holds now.
@@ -322,7 +324,11 @@ impl Resources {
         let known = |id| machine.is_known(id);
         let partitions = self.partitions.rows(
             |at| known(at.resource),
-            |row| machine.each_partition(&mut |at, next| row(at, PartitionHolds { next })),
+            |row| {
+                machine.each_partition(&mut |at, next, dirty_bytes| {
+                    row(at, PartitionHolds { next, dirty_bytes })
+                })
+            },
         );
         let queues = self.queues.rows(known, |row| {
             machine.each_queue(now, &mut |id, status| {

@@ -103,6 +103,8 @@ impl Rig {
             log_bytes_max: 64 << 20,
             checkpoint_log_bytes: 256 << 10,
             checkpoint_interval_ms: 50,
+            compaction_bytes_per_second: 1 << 30,
+            compaction_memory_bytes: 1 << 20,
             metric_resources_max: 4,
             hash_seed: 7,
             on_thread_start: None,
@@ -123,6 +125,7 @@ impl Rig {
         spawner.spawn_local(shard.clone().run_segments()).unwrap();
         spawner.spawn_local(shard.clone().run_fetches()).unwrap();
         spawner.spawn_local(shard.clone().run_checkpoints()).unwrap();
+        spawner.spawn_local(shard.clone().run_compactions()).unwrap();
         shard.set_catalog(shard.catalog_snapshot());
         Self { pool, timer, disk, shard }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::compaction::CLEAN_BYTES;
 use super::segments::SEGMENT_BYTES;
 use super::{PARTITION_BYTES, Stream};
 use crate::changes::Seals;
@@ -30,6 +31,10 @@ impl Stream {
                 tail_bytes += run.memory_bytes();
             }
             assert_eq!(end, partition.next, "the tail ends where the partition does");
+            if let Some(clean) = &partition.clean {
+                clean.check(partition.next);
+                memory_bytes += CLEAN_BYTES;
+            }
             memory_bytes += PARTITION_BYTES + partition.segments.closed_count() as u64 * SEGMENT_BYTES;
             if seals.are_made() {
                 assert_eq!(seals.is_listed(partition.mark), self.dirty.contains(&number));
@@ -50,6 +55,9 @@ impl Stream {
                 "  partition {number} {}..{} bytes {} lsn {} time {}",
                 p.earliest, p.next, p.bytes, p.last_lsn, p.last_time
             );
+            if let Some(clean) = &p.clean {
+                let _ = writeln!(out, "    {}", clean.dump());
+            }
             for segment in p.segments.iter() {
                 let _ = writeln!(
                     out,

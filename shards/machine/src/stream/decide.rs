@@ -81,6 +81,7 @@ impl Asked<'_> {
         let Partition { earliest, next, bytes, .. } = *self.partition;
         let segments = self.partition.segments.count(next);
         let oldest = self.partition.segments.oldest().first_time;
+        let clean_upto = self.partition.clean_upto();
         Decision::Answer {
             reply: Reply::StreamStatus {
                 earliest,
@@ -89,6 +90,12 @@ impl Asked<'_> {
                 segments,
                 oldest: (segments > 0 && oldest.0 > 0).then_some(oldest),
                 newest: (segments > 0).then_some(self.partition.last_time),
+                clean_upto: (clean_upto.0 > 0).then_some(clean_upto),
+                dirty_bytes: if self.producers.settings.compaction {
+                    self.partition.dirty_bytes()
+                } else {
+                    0
+                },
             },
             seen: self.partition.last_lsn,
         }
@@ -162,7 +169,7 @@ impl Asked<'_> {
         if from == self.partition.next {
             return Ok(self.records(Vec::new(), from));
         }
-        if !self.partition.tail.has(from) {
+        if !self.partition.tail.has(from) || from < self.partition.gaps_upto() {
             return Ok(Decision::Fetch(ColdRead {
                 at: self.at,
                 from,

@@ -36,8 +36,9 @@ impl Partition {
         if self.earliest == self.next || self.last_time < since {
             return Start::At(self.next);
         }
+        let gaps_upto = self.gaps_upto();
         match self.tail.reaching(since) {
-            Some((place, run)) if place > 0 || run.base <= self.earliest => {
+            Some((place, run)) if run.base >= gaps_upto && (place > 0 || run.base <= self.earliest) => {
                 return Start::At(run.base.max(self.earliest));
             }
             // What lies before the tail may be as young.
@@ -45,8 +46,13 @@ impl Partition {
         }
         let segment = self.segments.reaching(since);
         let from = segment.base.max(self.earliest);
-        let all_are = segment.first_time >= since && segment.first_time.0 > 0;
-        if all_are || self.tail.has(from) { Start::At(from) } else { Start::Cold { from, since } }
+        // Where there may be gaps only files know what is there.
+        let all_are = segment.first_time >= since && segment.first_time.0 > 0 && from >= gaps_upto;
+        if all_are || (self.tail.has(from) && from >= gaps_upto) {
+            Start::At(from)
+        } else {
+            Start::Cold { from, since }
+        }
     }
 
     /// Which record a start stands for, with its append time.
@@ -69,6 +75,9 @@ impl Partition {
 
     /// When a record that there is was appended, if that is known without its file.
     fn time_of(&self, offset: Offset) -> Option<Millis> {
+        if offset < self.gaps_upto() {
+            return None;
+        }
         if let Some(run) = self.tail.holding(offset) {
             return Some(run.appended_at);
         }

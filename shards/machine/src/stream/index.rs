@@ -5,6 +5,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, Reader, put_varint};
 use flowmesh_model::{IndexWrite, Lsn, Millis, Offset, PartitionRef, ResourceId, Space};
 
+use super::compaction::{CLEAN_BYTES, Clean};
 use super::segments::SEGMENT_BYTES;
 use super::{Partition, Stream};
 use crate::changes::{Mark, Seals, Touch, image};
@@ -15,23 +16,28 @@ use crate::keys::{self, Home};
 ///
 /// | field | size |
 /// |---|---|
-/// | format | 2 |
+/// | format | 2; 3 if it was ever compacted |
 /// | earliest, next, bytes, last LSN, last time | varint each |
 /// | segments | see `Segments::encode_counters`; format 1 has none |
+/// | compaction | see `Clean::encode`; only format 3 |
 fn encode(partition: &Partition) -> Bytes {
     let mut out = BytesMut::with_capacity(64);
-    out.put_u8(PARTITION_FORMAT);
+    out.put_u8(if partition.clean.is_some() { COMPACTED_FORMAT } else { PARTITION_FORMAT });
     for number in
         [partition.earliest.0, partition.next.0, partition.bytes, partition.last_lsn.0, partition.last_time.0]
     {
         put_varint(&mut out, number);
     }
     partition.segments.encode_counters(&mut out);
+    if let Some(clean) = &partition.clean {
+        clean.encode(&mut out);
+    }
     out.freeze()
 }
 
 /// The format byte of a partition.
 const PARTITION_FORMAT: u8 = 2;
+const COMPACTED_FORMAT: u8 = 3;
 
 impl Partition {
     /// Appends which records segment files have not, each segment by itself.
@@ -133,12 +139,18 @@ impl Stream {
         partition.last_time = Millis(reader.varint()?);
         match format {
             1 => partition.segments.restore_one(partition.bytes, partition.last_time),
-            PARTITION_FORMAT => partition.segments.restore_counters(&mut reader, partition.last_time)?,
+            PARTITION_FORMAT | COMPACTED_FORMAT => {
+                partition.segments.restore_counters(&mut reader, partition.last_time)?;
+            }
             _ => return Err(Malformed("a partition of an unknown format")),
         }
         partition.flushed = partition.next;
         partition.sealed_next = partition.next;
         partition.mark = Mark::IN_INDEX;
+        if format == COMPACTED_FORMAT {
+            partition.clean = Some(Box::new(Clean::restore(&mut reader)?));
+            self.memory_bytes += CLEAN_BYTES;
+        }
         keys::close(&reader)
     }
 

@@ -9,9 +9,10 @@
 //!
 //! [`tail`] is the part in memory, [`segments`] what can be deleted at once, [`producers`] are those whose batches are
 //! appended once however often they come, [`decide`] says what can be asked, [`find`] where a read starts, [`retention`]
-//! what goes by itself; [`index`] is the part in checkpoints.
+//! what goes by itself, [`compaction`] what a later record of its key replaces; [`index`] is the part in checkpoints.
 
 mod check;
+pub(crate) mod compaction;
 pub(crate) mod decide;
 pub(crate) mod find;
 mod index;
@@ -21,6 +22,7 @@ mod segments;
 pub(crate) mod tail;
 
 use bytes::Bytes;
+use compaction::{Clean, CompactionRules};
 use flowmesh_model::limits::PRODUCER_RETENTION_MS;
 use flowmesh_model::{Fact, Lsn, Millis, Offset, ResourceId, StreamSettings};
 
@@ -47,6 +49,8 @@ pub(crate) struct Stream {
     tail_bytes: u64,
     /// What retention goes by.
     rules: Rules,
+    /// What compaction goes by; `None` without it.
+    compaction: Option<Box<CompactionRules>>,
     /// When retention may have something to do; never later than that is so.
     due: Option<Millis>,
     /// `None`: there never was one.
@@ -73,6 +77,8 @@ pub(crate) struct Partition {
     /// Segment files will have the records before, once the sealed state is written.
     sealed_next: Offset,
     pub tail: Tail,
+    /// `None`: it was never compacted.
+    clean: Option<Box<Clean>>,
     mark: Mark,
     /// When it was last put on the list of what woke (see [`crate::woken`]).
     pub woken: u64,
@@ -117,6 +123,7 @@ impl Partition {
             flushed: Offset(0),
             sealed_next: Offset(0),
             tail: Tail::new(),
+            clean: None,
             mark: Mark::NEW,
             woken: 0,
         }
@@ -152,7 +159,13 @@ impl Stream {
     /// Takes over what the settings say.
     pub fn configure(&mut self, settings: &StreamSettings) {
         self.producer_retention_ms = settings.producer_retention_ms();
+        self.compaction = CompactionRules::of(settings).map(Box::new);
         self.set_rules(Rules::of(settings));
+    }
+
+    /// Whether the settings ask for compaction.
+    pub fn is_compacted(&self) -> bool {
+        self.compaction.is_some()
     }
 
     fn producer_retention_ms(&self) -> u64 {

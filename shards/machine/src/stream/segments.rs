@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, put_varint};
-use flowmesh_model::{Millis, Offset};
+use flowmesh_model::{CompactedSegment, Millis, Offset};
 
 use crate::keys;
 
@@ -46,6 +46,9 @@ pub(crate) struct Segments {
     /// The numbers of those that the index has, and will have once the sealed state is written.
     written: Range<u64>,
     sealed: Range<u64>,
+    /// From this number on they are others than the index has, and, once the sealed state is written, will have.
+    changed_from: u64,
+    sealed_changed_from: u64,
     /// Files with records before are gone, or are about to be deleted.
     files_from: Offset,
     sealed_base: Offset,
@@ -60,6 +63,8 @@ impl Segments {
             active: zero,
             written: 0..0,
             sealed: 0..0,
+            changed_from: u64::MAX,
+            sealed_changed_from: u64::MAX,
             files_from: Offset(0),
             sealed_base: Offset(0),
         }
@@ -145,16 +150,55 @@ impl Segments {
         (count, bytes)
     }
 
+    /// All closed segments that begin at `base` or behind and end at `end` or before, as one; `None` if none begins or ends
+    /// there.
+    pub fn between(&self, base: Offset, end: Offset) -> Option<Segment> {
+        let (from, upto) = self.places(base, end)?;
+        let mut replaced = self.closed.range(from..upto);
+        let first = *replaced.next()?;
+        let join =
+            |a: Segment, b: &Segment| Segment { bytes: a.bytes + b.bytes, last_time: b.last_time, ..a };
+        Some(replaced.fold(first, join))
+    }
+
+    /// The places of closed segments that make up `base..end`.
+    fn places(&self, base: Offset, end: Offset) -> Option<(usize, usize)> {
+        let from = self.closed.binary_search_by_key(&base, |segment| segment.base).ok()?;
+        let upto = self.closed.partition_point(|segment| segment.base < end);
+        let ends = self.closed.get(upto).map_or(self.active.base, |next| next.base);
+        (ends == end && from < upto).then_some((from, upto))
+    }
+
+    /// `SegmentsCompacted`: one closed segment in place of some. Returns by how many, and by how many bytes, there are fewer.
+    pub fn compacted(&mut self, segment: &CompactedSegment) -> (u64, u64) {
+        let (places, replaced) =
+            (self.places(segment.base, segment.end), self.between(segment.base, segment.end));
+        let (Some((from, upto)), Some(replaced)) = (places, replaced) else {
+            panic!("segments are compacted that there are not: {segment:?}")
+        };
+        assert!(segment.bytes <= replaced.bytes, "compaction makes nothing larger");
+        let (first_time, last_time) = segment.times.unwrap_or((replaced.last_time, replaced.last_time));
+        self.closed.drain(from + 1..upto);
+        if let Some(place) = self.closed.get_mut(from) {
+            *place = Segment { base: segment.base, bytes: segment.bytes, first_time, last_time };
+        }
+        self.changed_from = self.changed_from.min(self.first + from as u64);
+        ((upto - from - 1) as u64, replaced.bytes - segment.bytes)
+    }
+
     /// Takes a new state into the sealed one: `put` gets each chunk that must be written, or removed.
     pub fn seal(&mut self, mut put: impl FnMut(u64, Option<Bytes>)) {
         self.sealed = self.numbers();
+        let changed_from = std::mem::replace(&mut self.changed_from, u64::MAX);
+        self.sealed_changed_from = self.sealed_changed_from.min(changed_from);
         self.sealed_base = self.oldest().base;
         let chunks = chunks(&self.sealed);
         self::chunks(&self.written)
             .filter(|chunk| !chunks.contains(chunk))
             .for_each(|chunk| put(chunk, None));
         for chunk in chunks {
-            if part(chunk, &self.written) != part(chunk, &self.sealed) {
+            let (before, after) = (part(chunk, &self.written), part(chunk, &self.sealed));
+            if before != after || after.end > self.sealed_changed_from {
                 put(chunk, Some(self.encode_chunk(chunk)));
             }
         }
@@ -168,6 +212,7 @@ impl Segments {
     /// The sealed state is in the index. Returns where the files' first record is now, if files can go.
     pub fn sealed_written(&mut self) -> Option<Offset> {
         self.written = self.sealed.clone();
+        self.sealed_changed_from = u64::MAX;
         self.take_files_before(self.sealed_base)
     }
 
@@ -286,7 +331,8 @@ impl Segments {
         if self.active.base < next {
             assert_eq!(self.active.last_time, last_time);
         }
-        assert!(self.numbers().end >= self.written.end.max(self.sealed.end));
+        let is_shorter = self.numbers().end < self.written.end.max(self.sealed.end);
+        assert!(!is_shorter || self.changed_from.min(self.sealed_changed_from) < u64::MAX);
     }
 }
 

@@ -40,6 +40,13 @@ pub fn fact(fact: &Fact) -> String {
         }
         Fact::ProducerForgotten { at, id } => format!("ProducerForgotten {at} producer {id}"),
         Fact::SegmentRolled { at, base } => format!("SegmentRolled {at} base {base}"),
+        Fact::SegmentsCompacted { at, base, end, bytes, first_time, last_time } => {
+            format!("SegmentsCompacted {at} {base}..{end} bytes {bytes} times {first_time}..{last_time}")
+        }
+        Fact::PartitionCleaned { at, upto, tombstone } => {
+            let tombstone = tombstone.map_or_else(|| "none".to_owned(), |offset| offset.to_string());
+            format!("PartitionCleaned {at} upto {upto} tombstone {tombstone}")
+        }
         Fact::RecordsTrimmed { at, earliest } => format!("RecordsTrimmed {at} earliest {earliest}"),
         Fact::JobEnqueued { queue, job, ready_at, max_attempts, priority, payload, .. } => format!(
             "JobEnqueued {queue} job {job} ready at {ready_at} attempts {max_attempts} priority {priority} {}",
@@ -93,7 +100,7 @@ pub fn reply(reply: &Reply) -> String {
                 format!("{} at {}: {}", run.base, run.appended_at, values.join(" "))
             })
         }
-        Reply::StreamStatus { earliest, next, bytes, segments, oldest, newest } => {
+        Reply::StreamStatus { earliest, next, bytes, segments, oldest, newest, .. } => {
             let time = |time: &Option<Millis>| time.map_or_else(|| "-".to_owned(), |at| at.to_string());
             format!(
                 "stream {earliest}..{next} bytes {bytes} segments {segments} times {}..{}",

@@ -335,7 +335,7 @@ impl Driver {
     /// Counters are those of the model.
     fn compare(&mut self) {
         for partition in 0..2 {
-            let Reply::StreamStatus { earliest, next, bytes, segments, oldest, newest } =
+            let Reply::StreamStatus { earliest, next, bytes, segments, oldest, newest, .. } =
                 self.ask(partition, StreamCommand::Status).reply()
             else {
                 panic!()

@@ -125,15 +125,19 @@ pub async fn partition_status<B: Backend>(
     let to = edge.backend.shard_of_partition(info, partition);
     let target = PartitionRef { resource: info.id, partition };
     match edge.backend.call(to, Command::Stream(target, StreamCommand::Status)).await? {
-        Reply::StreamStatus { earliest, next, bytes, segments, oldest, newest } => Ok(v1::PartitionStatus {
-            partition,
-            earliest_offset: earliest.get(),
-            next_offset: next.get(),
-            bytes,
-            segments,
-            oldest_appended_at_ms: oldest.map(Millis::get),
-            newest_appended_at_ms: newest.map(Millis::get),
-        }),
+        Reply::StreamStatus { earliest, next, bytes, segments, oldest, newest, clean_upto, dirty_bytes } => {
+            Ok(v1::PartitionStatus {
+                partition,
+                earliest_offset: earliest.get(),
+                next_offset: next.get(),
+                bytes,
+                segments,
+                oldest_appended_at_ms: oldest.map(Millis::get),
+                newest_appended_at_ms: newest.map(Millis::get),
+                clean_upto_offset: clean_upto.map(Offset::get),
+                dirty_bytes,
+            })
+        }
         _ => Err(wrong_reply()),
     }
 }

@@ -224,6 +224,8 @@ impl Fake {
                     segments: u64::from(!runs.is_empty()),
                     oldest: oldest.map(|run| run.appended_at),
                     newest: newest.map(|run| run.appended_at),
+                    clean_upto: None,
+                    dirty_bytes: 0,
                 })
             }
         })
