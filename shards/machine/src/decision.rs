@@ -149,6 +149,8 @@ pub struct MachineStats {
     pub groups: u64,
     /// Members of consumer groups.
     pub members: u64,
+    /// Replay sessions, by the place of their state in [`flowmesh_model::replay::ReplayState::ALL`].
+    pub replays: [u64; 6],
     /// What the machine keeps in memory, as [`crate::Machine::memory_bytes`].
     pub memory_bytes: u64,
 }

@@ -30,6 +30,10 @@ impl Machine {
                 Parts::Group(group) => {
                     stats.groups += 1;
                     stats.members += group.members() as u64;
+                    let state = group.replay().map(|session| session.state as usize);
+                    if let Some(count) = state.and_then(|state| stats.replays.get_mut(state)) {
+                        *count += 1;
+                    }
                 }
                 Parts::Kv(store) => {
                     stats.stores += 1;
