@@ -38,6 +38,8 @@ mod e2e {
     mod partitions;
     mod producers;
     mod queues;
+    mod replay_shell;
+    mod replays;
     mod restart;
     mod shards;
     mod shell;

@@ -1,0 +1,1 @@
+//! Replay sessions from a shell.
