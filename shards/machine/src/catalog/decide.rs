@@ -11,6 +11,9 @@ use flowmesh_model::{
 use super::CatalogState;
 use crate::decision::Decision;
 
+/// How long a silent consumer of a replay session keeps its partitions: people wait for it. Can be changed.
+const SANDBOX_SESSION_MS: u64 = 10_000;
+
 impl CatalogState {
     pub fn decide(&self, now: Millis, command: &CatalogCommand) -> Result<Decision, Reject> {
         match command {
@@ -76,7 +79,11 @@ impl CatalogState {
             return Err(Reject::TooLarge { what: "catalog", size, max: RESOURCES_MAX as u64 });
         }
         let durability = replay.durability;
-        Ok((path, GroupSettings { sandbox: true, durability, ..GroupSettings::default() }))
+        let session_timeout_ms = SANDBOX_SESSION_MS;
+        Ok((
+            path,
+            GroupSettings { sandbox: true, session_timeout_ms, durability, ..GroupSettings::default() },
+        ))
     }
 
     fn update(&self, path: &ResourcePath, settings: &Settings) -> Result<Decision, Reject> {
