@@ -17,6 +17,7 @@ mod common;
 mod e2e {
     mod admin;
     mod append_stream;
+    mod as_of;
     mod bad_input;
     mod bad_wire;
     mod connections;

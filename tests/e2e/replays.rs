@@ -123,7 +123,7 @@ async fn work(member: &mut Member, got: &mut Got) {
 #[tokio::test]
 async fn a_session_replays_what_there_was_and_touches_no_other_group() {
     let home = Home::new().shards(2);
-    let (_server, mut client) = start(&home, 3).await;
+    let (server, mut client) = start(&home, 3).await;
     append_all(&mut client, 3, 10).await;
     // A group of production, somewhere in the middle.
     let commits = v1::CommitOffsetsRequest {
@@ -168,6 +168,10 @@ async fn a_session_replays_what_there_was_and_touches_no_other_group() {
     assert_eq!(client.group.fetch_offsets(fetch()).await.unwrap().into_inner(), before);
     // The stream itself has no such headers.
     assert!(client.read_from("logs", 0, 0).await.iter().all(|(_, record)| record.headers.is_empty()));
+
+    let metric = |name: &str, labels: &str| server.metric(name, labels);
+    assert_eq!(metric("flowmesh_replay_sessions", "state=\"completed\""), Some(1.0));
+    assert_eq!(metric("flowmesh_replay_session_records", ""), Some(30.0));
 
     // Who comes when it is over is told so.
     let mut member = Member::open_replay(&mut client, "late", 100).await.unwrap();

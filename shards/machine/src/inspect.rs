@@ -30,9 +30,11 @@ impl Machine {
                 Parts::Group(group) => {
                     stats.groups += 1;
                     stats.members += group.members() as u64;
-                    let state = group.replay().map(|session| session.state as usize);
-                    if let Some(count) = state.and_then(|state| stats.replays.get_mut(state)) {
-                        *count += 1;
+                    if let Some(session) = group.replay() {
+                        stats.replay_records += session.records_total;
+                        if let Some(count) = stats.replays.get_mut(session.state as usize) {
+                            *count += 1;
+                        }
                     }
                 }
                 Parts::Kv(store) => {

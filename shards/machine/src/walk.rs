@@ -44,17 +44,6 @@ impl Machine {
         }
     }
 
-    /// Every sandbox and the records that its replay session has gone past. In no order.
-    pub fn each_replay(&self, each: &mut dyn FnMut(ResourceId, u64)) {
-        for (id, held) in self.named() {
-            if let Parts::Group(group) = &held.parts
-                && let Some(session) = group.replay()
-            {
-                each(id, session.records_total);
-            }
-        }
-    }
-
     /// The offset that the next record of a partition gets, if the shard holds records of it.
     pub fn next_offset(&self, at: PartitionRef) -> Option<Offset> {
         match &self.held.get(&at.resource)?.parts {

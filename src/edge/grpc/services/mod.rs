@@ -7,6 +7,7 @@ mod admin;
 mod admin_settings;
 mod append;
 mod append_stream;
+mod as_of;
 mod filter;
 mod gather;
 mod group;
