@@ -18,7 +18,7 @@ use flowmesh_model::command::ReadFrom;
 use flowmesh_model::filter::RecordFilter;
 use flowmesh_model::limits::BATCH_ITEMS_MAX;
 use flowmesh_model::record::prefix_len;
-use flowmesh_model::replay::Pace;
+use flowmesh_model::replay::{Pace, Speed};
 use flowmesh_model::reply::{RecordRun, RecordRuns};
 use flowmesh_model::{Command, Millis, Offset, PartitionRef, Reject, Reply, ResourceInfo, StreamCommand};
 use futures::StreamExt;
@@ -340,20 +340,19 @@ impl<B: Backend> Flows<B> {
 
     /// What comes next, of at most so many records.
     fn next_run(&mut self, records_max: u32) -> Option<(Rc<str>, PartitionRef, PickedRun)> {
-        let now = self.replay.as_ref().map(|replay| (replay.pace, self.edge.backend.now()));
-        for _ in 0..self.full.len() {
-            let at = self.full.pop_front()?;
+        if let Some(pace) = self.replay.as_ref().map(|replay| replay.pace)
+            && pace.speed != Speed::MAX
+        {
+            let (place, due) = self.first_due(pace)?;
+            if due > self.edge.backend.now() {
+                self.due = Some(due);
+                return None;
+            }
+            self.full.rotate_left(place);
+        }
+        while let Some(at) = self.full.pop_front() {
             let Some(flow) = self.all.get_mut(&at) else { continue };
             let Some(run) = flow.ready.pop_front() else { continue };
-            if let Some((pace, now)) = now
-                && let due = pace.due(run.appended_at)
-                && due > now
-            {
-                self.due = Some(self.due.map_or(due, |first| first.min(due)));
-                flow.ready.push_front(run);
-                self.full.push_back(at);
-                continue;
-            }
             let (now, later) = if run.count > records_max { split(run, records_max) } else { (run, None) };
             if let Some(later) = later {
                 flow.ready.push_front(later);
@@ -366,6 +365,14 @@ impl<B: Backend> Flows<B> {
             return Some((Rc::clone(&flow.stream), at, now));
         }
         None
+    }
+
+    /// Which turn has the record that is due first, and when: that with the smallest time.
+    fn first_due(&self, pace: Pace) -> Option<(usize, Millis)> {
+        let head = |at: &PartitionRef| self.all.get(at)?.ready.front();
+        let times =
+            self.full.iter().enumerate().filter_map(|(place, at)| Some((head(at)?.appended_at, place)));
+        times.min().map(|(appended_at, place)| (place, pace.due(appended_at)))
     }
 }
 

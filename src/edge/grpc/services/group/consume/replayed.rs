@@ -8,7 +8,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use flowmesh_engine::SinkFn;
 use flowmesh_model::group::{MemberRef, NewOffset};
+use flowmesh_model::limits::REPLAY_ERROR_BYTES_MAX;
 use flowmesh_model::replay::{ReplayRef, ReplayState, ReplayStatus};
 use flowmesh_model::{
     Batch, Command, GroupCommand, Lsn, Millis, Offset, PartitionRef, Reject, ReplayCommand, Reply,
@@ -62,10 +64,20 @@ struct Track {
 pub struct Tracks(Rc<RefCell<BTreeMap<PartitionRef, Track>>>);
 
 impl Tracks {
-    /// A partition begins where that is committed.
-    pub fn begin(&self, at: PartitionRef, committed: Offset) {
+    /// A partition begins where that is committed; or goes on, if it was begun and is not to begin anew.
+    pub fn begin(&self, at: PartitionRef, committed: Offset, anew: bool) {
         let track = Track { committed, pushed: committed, asked: committed };
-        self.0.borrow_mut().insert(at, track);
+        let mut tracks = self.0.borrow_mut();
+        if anew || !tracks.contains_key(&at) {
+            tracks.insert(at, track);
+        }
+    }
+
+    /// The consumer itself goes elsewhere: what it passes over so is not for the server to commit.
+    pub fn sought(&self, at: PartitionRef, offset: Offset) {
+        if let Some(track) = self.0.borrow_mut().get_mut(&at) {
+            track.pushed = track.pushed.max(offset);
+        }
     }
 
     /// Records up to there were pushed.
@@ -146,6 +158,15 @@ impl<B: Backend> Replayed<B> {
     pub fn commit(&self, member: MemberRef, generation: Option<u64>, offsets: Batch<NewOffset>) -> Command {
         let generation = generation.unwrap_or(self.generation);
         Command::Replay(self.session.at(), ReplayCommand::Commit { generation, member, offsets })
+    }
+
+    /// The session's records cannot be read: that is kept with it, for whoever looks. If it does not get there, the
+    /// consumer still knows.
+    pub fn report(&self, at: PartitionRef, reject: &Reject) {
+        let error = format!("partition {} cannot be read: {reject}", at.partition);
+        let error = error.chars().take(REPLAY_ERROR_BYTES_MAX / 4).collect::<String>().into();
+        let command = Command::Replay(self.session.at(), ReplayCommand::Fail { error });
+        self.edge.backend.dispatch(self.shard, command, Box::new(SinkFn(|_| {})));
     }
 
     /// The session, whenever it has changed.
@@ -234,7 +255,7 @@ mod tests {
         let at = PartitionRef { resource: ResourceId(1), partition: 0 };
         let tracks = Tracks::default();
         assert_eq!(tracks.passed(at, Offset(9)), None);
-        tracks.begin(at, Offset(2));
+        tracks.begin(at, Offset(2), true);
         assert_eq!(tracks.passed(at, Offset(2)), None);
         // Records 2 and 3 nobody wants.
         assert_eq!(tracks.passed(at, Offset(4)), Some(Offset(4)));
@@ -246,6 +267,23 @@ mod tests {
         tracks.pushed(at, Offset(5));
         assert_eq!(tracks.passed(at, Offset(9)), None);
         tracks.committed(at, Offset(5));
+        assert_eq!(tracks.passed(at, Offset(9)), Some(Offset(9)));
+    }
+
+    #[test]
+    fn what_a_consumer_has_and_has_not_committed_is_never_committed_for_it() {
+        let at = PartitionRef { resource: ResourceId(1), partition: 0 };
+        let tracks = Tracks::default();
+        tracks.begin(at, Offset(2), true);
+        tracks.pushed(at, Offset(5));
+        // It is read on after something that passes.
+        tracks.begin(at, Offset(2), false);
+        assert_eq!(tracks.passed(at, Offset(9)), None);
+        // It begins anew where it is committed: after a seek of the session.
+        tracks.begin(at, Offset(2), true);
+        tracks.sought(at, Offset(7));
+        assert_eq!(tracks.passed(at, Offset(9)), None);
+        tracks.committed(at, Offset(8));
         assert_eq!(tracks.passed(at, Offset(9)), Some(Offset(9)));
     }
 }

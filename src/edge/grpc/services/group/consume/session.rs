@@ -191,6 +191,7 @@ impl<B: Backend> Session<B> {
             self.take_read_error(at, reject)?;
         }
         self.commit_passed();
+        let _ = self.poll_checks(cx);
         Ok(())
     }
 
@@ -241,18 +242,24 @@ impl<B: Backend> Session<B> {
         };
         let offsets = passed.iter().map(new).collect();
         let command = replay.commit(self.membership.member(), None, offsets);
-        let (tracks, ticket) = (tracks.clone(), self.outbox.expect(0));
-        let sink = SinkFn(move |outcome| {
-            let outcomes = committed(outcome).unwrap_or_default();
-            for (place, (at, offset)) in passed.into_iter().enumerate() {
-                match outcomes.get(place) {
-                    Some(Ok(_)) => tracks.committed(at, offset),
-                    _ => tracks.not_passed(at),
-                }
+        let call = self.edge.backend.call(self.membership.shard(), command);
+        let (edge, tracks, ticket) = (Rc::clone(&self.edge), tracks.clone(), self.outbox.expect(0));
+        self.checks.push(Box::pin(async move {
+            let outcomes = committed(call.await).unwrap_or_default();
+            let kept = |place| matches!(outcomes.get(place), Some(Ok(_)));
+            let (kept, left): (Vec<_>, Vec<_>) =
+                passed.into_iter().enumerate().partition(|(place, _)| kept(*place));
+            for (_, (at, offset)) in kept {
+                tracks.committed(at, offset);
             }
             drop(ticket);
-        });
-        self.edge.backend.dispatch(self.membership.shard(), command, Box::new(sink));
+            if !left.is_empty() {
+                edge.backend.sleep(RETRY).await;
+                for (_, (at, _)) in left {
+                    tracks.not_passed(at);
+                }
+            }
+        }));
     }
 
     /// Commits of a replay session: its shard knows where it begins and ends.
@@ -439,6 +446,9 @@ impl<B: Backend> Session<B> {
     }
 
     fn seek(&mut self, at: PartitionRef, offset: Offset) {
+        if let Some(replay) = &self.replay {
+            replay.tracks.sought(at, offset);
+        }
         if let Some(place) = self.place(at) {
             self.start(Wanted::At(place, offset), None);
         }
@@ -500,7 +510,7 @@ impl<B: Backend> Session<B> {
                 self.outbox.push(ASSIGNED, &assigned);
             }
             if let Some(replay) = &self.replay {
-                replay.tracks.begin(start.at, committed);
+                replay.tracks.begin(start.at, committed, matches!(wanted, Wanted::Committed(_)));
             }
             self.flows.start(start);
         }
@@ -522,7 +532,12 @@ impl<B: Backend> Session<B> {
                 }
                 Ok(())
             }
-            reject => Err(reject),
+            reject => {
+                if let Some(replay) = &self.replay {
+                    replay.report(at, &reject);
+                }
+                Err(reject)
+            }
         }
     }
 }
