@@ -4,12 +4,13 @@
 use std::path::PathBuf;
 use std::{env, fs};
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "flowmesh/v1/common.proto",
     "flowmesh/v1/stream.proto",
     "flowmesh/v1/queue.proto",
     "flowmesh/v1/kv.proto",
     "flowmesh/v1/group.proto",
+    "flowmesh/v1/replay.proto",
     "flowmesh/v1/admin.proto",
     "grpc/health/v1/health.proto",
     "grpc/reflection/v1/reflection.proto",

@@ -17,6 +17,7 @@ mod common;
 mod e2e {
     mod admin;
     mod append_stream;
+    mod as_of;
     mod bad_input;
     mod bad_wire;
     mod compaction;
@@ -40,6 +41,8 @@ mod e2e {
     mod partitions;
     mod producers;
     mod queues;
+    mod replay_shell;
+    mod replays;
     mod restart;
     mod shards;
     mod shell;

@@ -92,6 +92,8 @@ pub enum KindWord {
     Kv,
     /// A consumer group
     Group,
+    /// A replay session
+    Replay,
 }
 
 impl KindWord {
@@ -102,6 +104,7 @@ impl KindWord {
             Self::Queue => v1::Kind::Queue,
             Self::Kv => v1::Kind::Kv,
             Self::Group => v1::Kind::Group,
+            Self::Replay => v1::Kind::Replay,
         }
     }
 
@@ -112,6 +115,7 @@ impl KindWord {
             v1::Kind::Queue => "queue",
             v1::Kind::Kv => "kv",
             v1::Kind::Group => "group",
+            v1::Kind::Replay => "replay",
             v1::Kind::Unspecified => "unknown",
         }
     }
@@ -120,7 +124,7 @@ impl KindWord {
 /// Which resource: `KIND NAME`, or one full path.
 #[derive(Args, Clone, Debug)]
 pub struct Target {
-    /// stream, queue, kv or group; or a full path: TENANT/NAMESPACE/KIND/NAME
+    /// stream, queue, kv, group or replay; or a full path: TENANT/NAMESPACE/KIND/NAME
     #[arg(value_name = "KIND|PATH")]
     pub kind_or_path: String,
 

@@ -1,8 +1,8 @@
-//! The command line: `flowmesh serve | dev | stream | group | queue | kv | resources | topology | bench | completions`.
+//! The command line: `flowmesh serve | dev | stream | group | replay | queue | kv | resources | topology | bench | completions`.
 //!
 //! [`args`] has what commands share, [`settings`] makes the server's flags out of the table of settings, [`serve`] starts it.
 //! The client commands go through [`connection`] (tonic, an implementation of gRPC that is not ours) to [`stream`],
-//! [`group`], [`queue`], [`kv`], [`resources`] and [`topology`]; `bench` hands over to the crate `flowmesh-perf`. They read [`input`] (plain or [`json_lines`]) and write [`output`];
+//! [`group`], [`replay`], [`queue`], [`kv`], [`resources`] and [`topology`]; `bench` hands over to the crate `flowmesh-perf`. They read [`input`] (plain or [`json_lines`]) and write [`output`];
 //! what goes wrong is a [`failure`], with its exit code. `docs/cli.md` is the reference.
 
 mod args;
@@ -16,6 +16,7 @@ mod json_lines;
 mod kv;
 mod output;
 mod queue;
+mod replay;
 mod resources;
 mod serve;
 mod settings;
@@ -58,6 +59,9 @@ enum Command {
     /// Show and manage consumer groups: members, offsets, lag
     #[command(subcommand)]
     Group(group::GroupCommand),
+    /// Replay streams: as fast as possible, at their own pace, or record by record
+    #[command(subcommand)]
+    Replay(replay::ReplayCommand),
     /// Enqueue, work and settle jobs
     #[command(subcommand)]
     Queue(queue::QueueCommand),
@@ -106,6 +110,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Dev(args) => args.run(flowmesh::config::Mode::Dev),
         Command::Stream(command) => client(command.run()),
         Command::Group(command) => client(command.run()),
+        Command::Replay(command) => client(command.run()),
         Command::Queue(command) => client(command.run()),
         Command::Kv(command) => client(command.run()),
         Command::Resources(command) => client(command.run()),

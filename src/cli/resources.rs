@@ -343,6 +343,9 @@ fn settings_map(settings: Option<&v1::Settings>) -> Map<String, Value> {
             put("sandbox", s.sandbox.filter(|sandbox| *sandbox).map(Value::from));
             put("durability", durability(s.durability));
         }
+        Some(settings::Kind::Replay(s)) => {
+            put("partitions", Some(Value::from(s.partitions)));
+        }
         None => {}
     }
     map
@@ -411,9 +414,6 @@ fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, Stri
                 group.assignor = Some(parse_assignor(text).map_err(wrong)?.into());
             }
             (v1::Kind::Group, "offsets_retention_ms") => group.offsets_retention_ms = time()?,
-            (v1::Kind::Group, "sandbox") => {
-                group.sandbox = Some(text.parse().map_err(|_| wrong("true, false".to_owned()))?);
-            }
             (v1::Kind::Group, "durability") => group.durability = durability()?,
             _ => {
                 return Err(format!(
@@ -429,7 +429,7 @@ fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, Stri
         v1::Kind::Queue => Some(settings::Kind::Queue(queue)),
         v1::Kind::Kv => Some(settings::Kind::Kv(kv)),
         v1::Kind::Group => Some(settings::Kind::Group(group)),
-        v1::Kind::Unspecified => None,
+        v1::Kind::Replay | v1::Kind::Unspecified => None,
     };
     Ok(v1::Settings { kind })
 }
@@ -467,8 +467,9 @@ fn setting_names(kind: v1::Kind) -> &'static str {
         }
         v1::Kind::Kv => "default_ttl_ms, durability",
         v1::Kind::Group => {
-            "session_timeout_ms, rebalance_timeout_ms, assignor, offsets_retention_ms, sandbox, durability"
+            "session_timeout_ms, rebalance_timeout_ms, assignor, offsets_retention_ms, durability"
         }
+        v1::Kind::Replay => "none: see `flowmesh replay`",
         v1::Kind::Unspecified => "none",
     }
 }

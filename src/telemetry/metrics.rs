@@ -10,6 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use flowmesh_engine::metrics::{Histogram, Operation, OperationStats, Spans};
+use flowmesh_model::replay::ReplayState;
 use flowmesh_model::{Catalog, Offset, PartitionRef};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -108,6 +109,9 @@ const GAUGES: &[(&str, &str, Number)] = &[
     ("flowmesh_queues", "Queues with jobs ever", |c| c.shard.state.queues),
     ("flowmesh_stores", "Key-value stores with keys ever", |c| c.shard.state.stores),
     ("flowmesh_keys", "Keys of key-value stores", |c| c.shard.state.keys),
+    ("flowmesh_replay_session_records", "Records that the replay sessions there are have gone past", |c| {
+        c.shard.state.replay_records
+    }),
 ];
 
 /// A number of one operation.
@@ -152,6 +156,7 @@ impl Collector for Scrape {
             self.each(|label, core| put_sizes(family.encode_family(label)?, sizes(core)))?;
         }
         self.jobs(&mut encoder)?;
+        self.replays(&mut encoder)?;
         self.operations(&mut encoder)?;
         self.calls(&mut encoder)?;
         server::encode(self, &mut encoder)?;
@@ -176,6 +181,18 @@ impl Scrape {
                 ("dead", state.jobs_dead),
             ] {
                 let labels = [("shard", shard.to_string()), ("state", name.to_owned())];
+                family.encode_family(&labels)?.encode_gauge(&i64::try_from(count).unwrap_or(i64::MAX))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn replays(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (name, help) = ("flowmesh_replay_sessions", "Replay sessions by state");
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (shard, core) in self.cores.iter().enumerate() {
+            for (state, count) in ReplayState::ALL.iter().zip(core.shard.state.replays) {
+                let labels = [("shard", shard.to_string()), ("state", state.as_str().to_owned())];
                 family.encode_family(&labels)?.encode_gauge(&i64::try_from(count).unwrap_or(i64::MAX))?;
             }
         }

@@ -8,6 +8,7 @@ use flowmesh_proto::v1::admin_client::AdminClient;
 use flowmesh_proto::v1::group_client::GroupClient;
 use flowmesh_proto::v1::kv_client::KvClient;
 use flowmesh_proto::v1::queue_client::QueueClient;
+use flowmesh_proto::v1::replay_client::ReplayClient;
 use flowmesh_proto::v1::stream_client::StreamClient;
 use flowmesh_proto::{rpc, v1};
 use prost::Message;
@@ -28,6 +29,7 @@ pub struct Client {
     pub kv: KvClient<Channel>,
     pub admin: AdminClient<Channel>,
     pub group: GroupClient<Channel>,
+    pub replay: ReplayClient<Channel>,
 }
 
 impl Server {
@@ -65,6 +67,7 @@ impl Client {
             kv: KvClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
             admin: AdminClient::new(channel.clone()),
             group: GroupClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
+            replay: ReplayClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
             channel,
         }
     }

@@ -32,6 +32,16 @@ pub struct Member {
 }
 
 impl Member {
+    /// Opens a call of `Replay.Consume`.
+    pub async fn open_replay(client: &mut Client, session: &str, credit: u32) -> Result<Self, Status> {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let hello = Some(hello(session, &[]));
+        sender.send(v1::ConsumeRequest { hello, credit, ..v1::ConsumeRequest::default() }).unwrap();
+        let requests = futures::stream::poll_fn(move |context| receiver.poll_recv(context));
+        let answers = within("the call opens", client.replay.consume(requests)).await?.into_inner();
+        Ok(Self { sender, answers })
+    }
+
     /// Opens the call.
     pub async fn open(client: &mut Client, hello: v1::ConsumeHello, credit: u32) -> Result<Self, Status> {
         let (sender, mut receiver) = mpsc::unbounded_channel();

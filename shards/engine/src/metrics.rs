@@ -4,7 +4,7 @@ pub mod resources;
 mod spans;
 
 use flowmesh_machine::MachineStats;
-use flowmesh_model::{Command, GroupCommand, KvCommand, QueueCommand, StreamCommand};
+use flowmesh_model::{Command, GroupCommand, KvCommand, QueueCommand, ReplayCommand, StreamCommand};
 
 pub use resources::{OffsetRows, PartitionRows, QueueRows};
 pub use spans::Spans;
@@ -50,11 +50,13 @@ pub enum Operation {
     Status,
     /// Catalog changes.
     Catalog,
+    /// Replay sessions started, paused, moved, ended.
+    Replay,
 }
 
 impl Operation {
     /// All operations, in the order of their counters.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::StreamAppend,
         Self::StreamRead,
         Self::StreamTrim,
@@ -74,6 +76,7 @@ impl Operation {
         Self::GroupFetch,
         Self::Status,
         Self::Catalog,
+        Self::Replay,
     ];
 
     /// The operation's label.
@@ -98,6 +101,7 @@ impl Operation {
             Self::GroupFetch => "group_fetch",
             Self::Status => "status",
             Self::Catalog => "catalog",
+            Self::Replay => "replay",
         }
     }
 
@@ -128,11 +132,21 @@ impl Operation {
             Command::Kv(_, KvCommand::Scan { .. }) => (Self::KvScan, 0),
             Command::Group(_, command) => Self::of_group(command),
             Command::Catalog(_) => (Self::Catalog, 1),
+            Command::Replay(_, command) => Self::of_replay(command),
         }
     }
 }
 
 impl Operation {
+    fn of_replay(command: &ReplayCommand) -> (Self, u64) {
+        match command {
+            ReplayCommand::Member(command) => Self::of_group(command),
+            ReplayCommand::Commit { offsets, .. } => (Self::GroupCommit, offsets.len() as u64),
+            ReplayCommand::Status { .. } => (Self::Status, 1),
+            _ => (Self::Replay, 1),
+        }
+    }
+
     fn of_group(command: &GroupCommand) -> (Self, u64) {
         match command {
             GroupCommand::Heartbeat(_) | GroupCommand::Leave { .. } | GroupCommand::Remove { .. } => {

@@ -15,7 +15,7 @@ use flowmesh_machine::{Decision, EntryContext, WaitKey};
 use flowmesh_model::limits::ENTRY_BYTES_MAX;
 use flowmesh_model::{
     Batch, Code, Command, Durability, Fact, GroupCommand, KvCommand, Lsn, Millis, QueueCommand, Reject,
-    Reply, ResourceId, StreamCommand,
+    ReplayCommand, Reply, ResourceId, StreamCommand,
 };
 use flowmesh_store::disk::Disk;
 use flowmesh_store::log::LogFull;
@@ -396,6 +396,7 @@ impl<D: Disk> State<D> {
             Command::Catalog(_) | Command::Stream(_, StreamCommand::InitProducer { .. }) => None,
             Command::Stream(at, _) => Some(at.resource),
             Command::Queue(id, _) | Command::Kv(id, _) | Command::Group(id, _) => Some(*id),
+            Command::Replay(at, _) => Some(at.group),
         };
         resource.map_or(Need::Synced, |id| self.need_of(id))
     }
@@ -414,8 +415,12 @@ impl<D: Disk> State<D> {
 fn command_wait(command: &Command) -> Option<Millis> {
     match command {
         Command::Stream(_, StreamCommand::Read { wait_until, .. })
-        | Command::Queue(_, QueueCommand::Reserve { wait_until, .. }) => *wait_until,
-        Command::Group(_, GroupCommand::Heartbeat(heartbeat)) => heartbeat.wait_until,
+        | Command::Queue(_, QueueCommand::Reserve { wait_until, .. })
+        | Command::Replay(_, ReplayCommand::Status { wait_until, .. }) => *wait_until,
+        Command::Group(_, GroupCommand::Heartbeat(heartbeat))
+        | Command::Replay(_, ReplayCommand::Member(GroupCommand::Heartbeat(heartbeat))) => {
+            heartbeat.wait_until
+        }
         _ => None,
     }
 }

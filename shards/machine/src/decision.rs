@@ -151,6 +151,10 @@ pub struct MachineStats {
     pub groups: u64,
     /// Members of consumer groups.
     pub members: u64,
+    /// Replay sessions, by the place of their state in [`flowmesh_model::replay::ReplayState::ALL`].
+    pub replays: [u64; 6],
+    /// Records that these have gone past.
+    pub replay_records: u64,
     /// What the machine keeps in memory, as [`crate::Machine::memory_bytes`].
     pub memory_bytes: u64,
 }

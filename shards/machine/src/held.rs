@@ -60,7 +60,8 @@ impl Parts {
             Kind::Stream => Self::Stream(Stream::default()),
             Kind::Queue => Self::Queue(Box::default()),
             Kind::Kv => Self::Kv(Box::new(Store::new(sip))),
-            Kind::Group => Self::Group(Box::default()),
+            // All that a replay session holds is held as its sandbox; nothing ever says that it holds anything itself.
+            Kind::Group | Kind::Replay => Self::Group(Box::default()),
         }
     }
 

@@ -34,6 +34,12 @@ impl Machine {
                 Parts::Group(group) => {
                     stats.groups += 1;
                     stats.members += group.members() as u64;
+                    if let Some(session) = group.replay() {
+                        stats.replay_records += session.records_total;
+                        if let Some(count) = stats.replays.get_mut(session.state as usize) {
+                            *count += 1;
+                        }
+                    }
                 }
                 Parts::Kv(store) => {
                     stats.stores += 1;

@@ -10,6 +10,7 @@
 //! | `machine` | which part of the state a command or fact is for |
 //! | `held` | a resource that the shard holds something of |
 //! | `stream`, `queue`, `kv`, `group`, `catalog` | the five kinds of state: `decide`, `apply`, their form in the index, their checks |
+//! | `replay` | what a consumer group is for that is the sandbox of a replay session |
 //! | `ticks` | what is due |
 //! | `woken` | for what something became available |
 //! | `changes`, `checkpoint`, `restore`, `keys` | writing the state to the index while it changes, and reading it back |
@@ -29,6 +30,7 @@ mod kv;
 mod limit;
 mod machine;
 mod queue;
+mod replay;
 mod restore;
 mod siphash;
 mod stream;

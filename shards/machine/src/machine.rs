@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use flowmesh_model::command::ReadFrom;
+use flowmesh_model::replay::ReplayRef;
 use flowmesh_model::{
-    Catalog, Cleaned, Command, CompactedSegment, Fact, GroupSettings, Kind, KvSettings, Lsn, Millis,
-    PartitionRef, QueueSettings, Reject, ResourceId, ResourceInfo, ResourcePath, Settings, StreamCommand,
-    StreamSettings,
+    Catalog, Cleaned, Command, CompactedSegment, Fact, GroupCommand, GroupSettings, Kind, KvSettings, Lsn,
+    Millis, PartitionRef, QueueSettings, Reject, ReplaySettings, ResourceId, ResourceInfo, ResourcePath,
+    Settings, StreamCommand, StreamSettings,
 };
 use rustc_hash::FxBuildHasher;
 
@@ -25,7 +26,7 @@ use crate::siphash::SipKey;
 use crate::stream::producers::decide as producers;
 use crate::stream::tail::Arena;
 use crate::woken::Woken;
-use crate::{group, kv, queue, stream};
+use crate::{group, kv, queue, replay, stream};
 
 /// The state of one shard.
 #[derive(Debug)]
@@ -202,7 +203,22 @@ impl Machine {
                     _ => &self.blank_group,
                 };
                 let (settings, catalog) = (info.settings.group()?, self.snapshot.as_deref());
+                if settings.sandbox && !is_look(command) {
+                    return Err(Reject::SandboxGroup { path: info.path.to_string() });
+                }
                 let asked = group::decide::Asked { group, id: *id, settings, catalog, now, lsn };
+                Ok(introduce(asked.decide(command)?, held, info))
+            }
+            Command::Replay(ReplayRef { session, group: id }, command) => {
+                let (held, info) = self.find(*id, Kind::Group)?;
+                let group = match held {
+                    Some(Held { parts: Parts::Group(group), .. }) => group.as_ref(),
+                    _ => &self.blank_group,
+                };
+                let replayed = self.replay_of(*session, info)?;
+                let (settings, catalog) = (info.settings.group()?, self.snapshot.as_deref());
+                let group = group::decide::Asked { group, id: *id, settings, catalog, now, lsn };
+                let asked = replay::decide::Asked { settings: replayed, group };
                 Ok(introduce(asked.decide(command)?, held, info))
             }
             Command::Catalog(command) if self.config.catalog_owner => self.catalog.decide(now, command),
@@ -227,6 +243,19 @@ impl Machine {
                 Err(Reject::WrongKind { path, expected: kind, actual })
             }
             None => Err(not_found(id, held)),
+        }
+    }
+
+    /// The settings of a session whose sandbox this group is.
+    fn replay_of(&self, session: ResourceId, group: &ResourceInfo) -> Result<&ReplaySettings, Reject> {
+        let path = group.path.to_string();
+        if !group.settings.group()?.sandbox {
+            return Err(Reject::GroupNotSandbox { path });
+        }
+        let info = self.snapshot.as_ref().and_then(|catalog| catalog.get(session));
+        match info.map(|info| &info.settings) {
+            Some(Settings::Replay(settings)) if settings.group == path => Ok(settings),
+            _ => Err(not_found(session, None)),
         }
     }
 
@@ -348,6 +377,11 @@ impl Machine {
                 if group.apply(cx, fact) {
                     cx.woken.wake(&mut group.woken, WaitKey::Group(id));
                 }
+            }),
+            Fact::Replay(id, fact) => self.change(at, id, |cx, parts| {
+                let Parts::Group(group) = parts else { wrong_kind(cx) };
+                group.apply_replay(cx, fact);
+                cx.woken.wake(&mut group.woken, WaitKey::Group(id));
             }),
         }
     }
@@ -527,6 +561,14 @@ fn introduce(decision: Decision, held: Option<&Held>, info: &ResourceInfo) -> De
         }
         other => other,
     }
+}
+
+/// Whether a command only looks at a group: that may be done to a sandbox, too.
+fn is_look(command: &GroupCommand) -> bool {
+    matches!(
+        command,
+        GroupCommand::FetchOffsets { member: None, .. } | GroupCommand::Status | GroupCommand::Describe
+    )
 }
 
 #[cold]

@@ -24,9 +24,11 @@ use std::path::Path;
 use bytes::Bytes;
 use common::{World, pack, text};
 use flowmesh_model::command::{LeaseRef, Nack, NewJob, ReadFrom, SetEntry, SetIf, SetTtl};
+use flowmesh_model::replay::{ReplayRef, Speed, StepMove};
 use flowmesh_model::{
     Batch, CatalogCommand, Command, JobId, Kind, KvCommand, LeaseToken, Lsn, Millis, Offset, PartitionRef,
-    ProducerId, ProducerStamp, QueueCommand, ResourceId, ResourcePath, Settings, StreamCommand,
+    ProducerId, ProducerStamp, QueueCommand, ReplayCommand, ResourceId, ResourcePath, Settings,
+    StreamCommand,
 };
 
 /// The words of a command: plain ones in order, and options.
@@ -80,6 +82,15 @@ impl Script {
         catalog.find(kind, name).unwrap_or_else(|| panic!("no {kind} {name}")).id
     }
 
+    fn replay(&self, name: &str) -> ReplayRef {
+        let session = self.id(Kind::Replay, name);
+        let catalog = self.world.machine.catalog_snapshot();
+        let Some(Settings::Replay(settings)) = catalog.get(session).map(|info| &info.settings) else {
+            panic!("no replay {name}")
+        };
+        ReplayRef { session, group: self.id(Kind::Group, &settings.group) }
+    }
+
     fn partition(&self, word: &str) -> PartitionRef {
         let (name, partition) = word.split_once('/').unwrap();
         PartitionRef { resource: self.id(Kind::Stream, name), partition: partition.parse().unwrap() }
@@ -128,7 +139,7 @@ impl Script {
         match plain {
             [
                 verb @ ("create" | "update" | "delete"),
-                kind @ ("stream" | "queue" | "kv"),
+                kind @ ("stream" | "queue" | "kv" | "group" | "replay"),
                 name,
                 flags @ ..,
             ] => {
@@ -150,6 +161,9 @@ impl Script {
             ] => {
                 Command::Stream(self.partition(place), stream_command(plain[0], rest, &words, self.world.now))
             }
+            ["replay", session, verb, rest @ ..] => {
+                Command::Replay(self.replay(session), replay_command(verb, rest, &words, self.world.now))
+            }
             ["set" | "get" | "del" | "exists" | "scan", store, rest @ ..] => {
                 Command::Kv(self.id(Kind::Kv, store), kv_command(plain[0], rest, &words, line))
             }
@@ -166,9 +180,41 @@ fn settings(kind: &str, words: &Words<'_>) -> Settings {
     let mut json = serde_json::Map::new();
     json.insert("kind".into(), words.option("settings").unwrap_or(kind).into());
     for (name, value) in words.options.iter().filter(|(name, _)| *name != "settings") {
-        json.insert((*name).into(), value.parse::<u64>().map_or_else(|_| (*value).into(), Into::into));
+        json.insert((*name).into(), serde_json::from_str(value).unwrap_or_else(|_| (*value).into()));
     }
     serde_json::from_value(json.into()).unwrap()
+}
+
+/// Places are `partition:offset`; a step's are `partition:from:to`.
+fn replay_command(verb: &str, rest: &[&str], words: &Words<'_>, now: Millis) -> ReplayCommand {
+    let numbers = |word: &str| word.split(':').map(|n| n.parse::<u64>().unwrap()).collect::<Vec<_>>();
+    let record_time = words.number("time").map(Millis);
+    match verb {
+        "begin" => ReplayCommand::Begin,
+        "start" => ReplayCommand::Start { record_time },
+        "pause" => ReplayCommand::Pause,
+        "resume" => ReplayCommand::Resume { record_time },
+        "stop" => ReplayCommand::Stop,
+        "speed" => ReplayCommand::SetSpeed { speed: Speed(rest[0].parse().unwrap()), record_time },
+        "fail" => ReplayCommand::Fail { error: rest.join(" ").into() },
+        "seek" => {
+            let place = |word: &&str| (numbers(word)[0] as u32, Offset(numbers(word)[1]));
+            ReplayCommand::Seek { to: rest.iter().map(place).collect(), record_time }
+        }
+        "step" => {
+            let step = |word: &&str| {
+                let numbers = numbers(word);
+                let (from, to) = (Offset(numbers[1]), Offset(numbers[2]));
+                StepMove { partition: numbers[0] as u32, from, to }
+            };
+            ReplayCommand::Step { moves: rest.iter().map(step).collect() }
+        }
+        "status" => ReplayCommand::Status {
+            known: words.number("known").map(Lsn),
+            wait_until: words.number("wait").map(|ms| now.plus(ms)),
+        },
+        _ => panic!("what is `{verb}`?"),
+    }
 }
 
 fn stream_command(verb: &str, rest: &[&str], words: &Words<'_>, now: Millis) -> StreamCommand {
@@ -361,4 +407,9 @@ fn catalog() {
 #[test]
 fn segments() {
     check("segments.script");
+}
+
+#[test]
+fn replay() {
+    check("replay.script");
 }

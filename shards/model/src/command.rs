@@ -10,6 +10,7 @@ use crate::group::GroupCommand;
 use crate::ids::{JobId, LeaseToken, Lsn, Millis, Offset, PartitionRef, ProducerId, ResourceId};
 use crate::path::ResourcePath;
 use crate::record::PackedRecords;
+use crate::replay::{ReplayCommand, ReplayRef};
 use crate::settings::Settings;
 
 /// One command to one shard.
@@ -25,6 +26,8 @@ pub enum Command {
     Group(ResourceId, GroupCommand),
     /// On the catalog; only shard 0 answers.
     Catalog(CatalogCommand),
+    /// On a replay session.
+    Replay(ReplayRef, ReplayCommand),
 }
 
 /// Where a read starts.
@@ -307,6 +310,7 @@ impl Command {
                 GroupCommand::FetchOffsets { .. } | GroupCommand::Status | GroupCommand::Describe
             ),
             Self::Catalog(_) => true,
+            Self::Replay(_, command) => !matches!(command, ReplayCommand::Status { .. }),
         }
     }
 
@@ -314,8 +318,12 @@ impl Command {
     pub fn wait_until_mut(&mut self) -> Option<&mut Option<Millis>> {
         match self {
             Self::Stream(_, StreamCommand::Read { wait_until, .. })
-            | Self::Queue(_, QueueCommand::Reserve { wait_until, .. }) => Some(wait_until),
-            Self::Group(_, GroupCommand::Heartbeat(heartbeat)) => Some(&mut heartbeat.wait_until),
+            | Self::Queue(_, QueueCommand::Reserve { wait_until, .. })
+            | Self::Replay(_, ReplayCommand::Status { wait_until, .. }) => Some(wait_until),
+            Self::Group(_, GroupCommand::Heartbeat(heartbeat))
+            | Self::Replay(_, ReplayCommand::Member(GroupCommand::Heartbeat(heartbeat))) => {
+                Some(&mut heartbeat.wait_until)
+            }
             _ => None,
         }
     }

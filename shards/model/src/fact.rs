@@ -29,6 +29,7 @@
 //! | 49 | `KeyDeleted` | store, key |
 //! | 50 | `KeyExpired` | store, key |
 //! | 64–79 | `Group` | group, then as [`crate::group::fact`] says |
+//! | 80–95 | `Replay` | group, then as [`crate::replay::fact`] says |
 //!
 //! The time of a fact and its LSN are its entry's.
 
@@ -39,6 +40,7 @@ use crate::command::ProducerStamp;
 use crate::group::fact::{self as group, GroupFact};
 use crate::ids::{JobId, LeaseToken, Millis, Offset, PartitionRef, ProducerId, ResourceId};
 use crate::path::{Kind, ResourcePath};
+use crate::replay::fact::{self as replay, ReplayFact};
 use crate::settings::Settings;
 
 /// Why a lease ended without success.
@@ -265,6 +267,8 @@ pub enum Fact {
     },
     /// Something became true of a consumer group.
     Group(ResourceId, GroupFact),
+    /// Something became true of the replay session whose sandbox this group is.
+    Replay(ResourceId, ReplayFact),
 }
 
 const RESOURCE_CREATED: u8 = 1;
@@ -417,6 +421,10 @@ impl Fact {
                 put_head(out, fact.tag(), *id);
                 fact.encode(out);
             }
+            Self::Replay(id, fact) => {
+                put_head(out, fact.tag(), *id);
+                fact.encode(out);
+            }
         }
     }
 
@@ -446,6 +454,7 @@ impl Fact {
                 Self::KeySet { key, value, .. } => key.len() + value.len(),
                 Self::KeyDeleted { key, .. } | Self::KeyExpired { key, .. } => key.len(),
                 Self::Group(_, fact) => fact.encoded_len_max(),
+                Self::Replay(_, fact) => fact.encoded_len_max(),
                 Self::ResourceDeleted { .. }
                 | Self::ResourceDropped { .. }
                 | Self::ProducerForgotten { .. }
@@ -564,6 +573,7 @@ impl Fact {
             KEY_DELETED => Self::KeyDeleted { store: id, key: reader.bytes()? },
             KEY_EXPIRED => Self::KeyExpired { store: id, key: reader.bytes()? },
             tag if group::TAGS.contains(&tag) => Self::Group(id, GroupFact::decode(tag, reader)?),
+            tag if replay::TAGS.contains(&tag) => Self::Replay(id, ReplayFact::decode(tag, reader)?),
             _ => return Err(Malformed("unknown fact; a newer version wrote it")),
         })
     }

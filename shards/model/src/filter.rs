@@ -4,12 +4,14 @@
 //! from left to right, without building it ([`json`]); [`path`] says which paths there are. What is not well-formed does not
 //! match: not JSON, no such member, another type.
 
+mod hex;
 mod json;
 mod path;
 #[cfg(test)]
 mod tests;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::limits::{
     FILTER_CONDITIONS_MAX, HEADER_NAME_BYTES_MAX, HEADER_VALUE_BYTES_MAX, JSON_SCALAR_BYTES_MAX,
@@ -22,22 +24,26 @@ use json::Scalar;
 pub use path::{JsonPath, Segment};
 
 /// One condition on a record, as a client writes it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Condition {
     /// The record has this key.
-    KeyEquals(Bytes),
+    KeyEquals(#[serde(with = "hex")] Bytes),
     /// The record has a key that starts with this; empty: any key.
-    KeyPrefix(Bytes),
+    KeyPrefix(#[serde(with = "hex")] Bytes),
     /// One of the headers has this name and this value.
     HeaderEquals {
         /// The header's name.
+        #[serde(with = "hex")]
         name: Bytes,
         /// Its value.
+        #[serde(with = "hex")]
         value: Bytes,
     },
     /// One of the headers has this name.
     HeaderExists {
         /// The header's name.
+        #[serde(with = "hex")]
         name: Bytes,
     },
     /// The value is JSON and has this scalar at this place. Integers of 64 bits are compared exactly, other numbers as

@@ -21,6 +21,7 @@ pub mod path;
 pub mod placement;
 pub mod record;
 pub mod reject;
+pub mod replay;
 pub mod reply;
 pub mod settings;
 
@@ -36,6 +37,7 @@ pub use ids::{
 pub use index::{IndexWrite, Space};
 pub use path::{Kind, ResourcePath};
 pub use reject::{Code, Reject};
+pub use replay::{ReplayCommand, ReplaySettings};
 pub use reply::Reply;
 pub use settings::{
     Assignor, Durability, GroupSettings, KvSettings, QueueSettings, Settings, StreamSettings,

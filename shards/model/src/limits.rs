@@ -165,3 +165,16 @@ pub const SESSION_MS_MAX: u64 = 30 * 60 * 1000;
 
 /// The longest time between heartbeats: a member learns of changes no later.
 pub const HEARTBEAT_MS_MAX: u64 = 5_000;
+
+/// The speed of a replay session, in thousandths of real time: a million times as fast, beyond which there is "as fast as
+/// possible".
+pub const REPLAY_SPEED_MAX: u64 = 1_000_000_000;
+
+/// What a replay session says went wrong.
+pub const REPLAY_ERROR_BYTES_MAX: usize = 1024;
+
+/// Records of one step of a replay session: for people.
+pub const REPLAY_STEP_RECORDS_MAX: u32 = 1_000;
+
+/// What a step looks at, with a filter, before it answers with what it has found.
+pub const REPLAY_STEP_LOOKED_BYTES_MAX: usize = 64 * 1024 * 1024;

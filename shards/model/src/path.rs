@@ -27,11 +27,13 @@ pub enum Kind {
     Kv,
     /// Consumers that share the partitions of streams, and their offsets.
     Group,
+    /// A stream that is replayed.
+    Replay,
 }
 
 impl Kind {
     /// All kinds, in their order on disk.
-    pub const ALL: [Self; 4] = [Self::Stream, Self::Queue, Self::Kv, Self::Group];
+    pub const ALL: [Self; 5] = [Self::Stream, Self::Queue, Self::Kv, Self::Group, Self::Replay];
 
     /// The word in a path.
     #[must_use]
@@ -41,6 +43,7 @@ impl Kind {
             Self::Queue => "queue",
             Self::Kv => "kv",
             Self::Group => "group",
+            Self::Replay => "replay",
         }
     }
 
@@ -104,7 +107,7 @@ impl ResourcePath {
                 let named = Kind::parse(word).ok_or_else(|| {
                     Reject::invalid(
                         "path",
-                        format!("`{word}` is no kind; use stream, queue, kv or group in `{text}`"),
+                        format!("`{word}` is no kind; use stream, queue, kv, group or replay in `{text}`"),
                     )
                 })?;
                 (*tenant, *namespace, named, *name)

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::ids::{CatalogVersion, GroupEpoch, JobId, Lsn, Offset, ProducerId};
 use crate::path::Kind;
+use crate::replay::{ReplayAction, ReplayState};
 
 /// Why a lease no longer counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -265,6 +266,37 @@ pub enum Reject {
         /// The partition.
         partition: u32,
     },
+    /// A replay session is to work with a group that is not its sandbox: one that consumers work with.
+    #[error(
+        "{path} is no sandbox of a replay session: a replay never touches a group that consumers work with"
+    )]
+    GroupNotSandbox {
+        /// The group.
+        path: String,
+    },
+    /// The group is the sandbox of a replay session, for that one's members alone.
+    #[error("{path} is the sandbox of a replay session: only the session works with it")]
+    SandboxGroup {
+        /// The group.
+        path: String,
+    },
+    /// The state of a replay session does not allow it.
+    #[error(
+        "a replay session that is {} cannot be {}; possible now: {}",
+        .state.as_str(), .action.as_str(), .state.allowed()
+    )]
+    ReplayState {
+        /// What was to be done.
+        action: ReplayAction,
+        /// The state it is in.
+        state: ReplayState,
+    },
+    /// A replay session was moved meanwhile: what rests on where it was does not count.
+    #[error("the replay session was moved meanwhile: it is at generation {generation}")]
+    ReplayMoved {
+        /// Its generation.
+        generation: u64,
+    },
     /// The command was checked against a newer catalog than this shard has; the edge tries again.
     #[error("the shard's catalog is at version {known}, the command's at {wanted}")]
     CatalogBehind {
@@ -354,7 +386,11 @@ impl Reject {
             | Self::SequenceGap { .. }
             | Self::ProducerFenced { .. }
             | Self::UnknownProducer { .. }
-            | Self::PartitionsLowered { .. } => Code::FailedPrecondition,
+            | Self::PartitionsLowered { .. }
+            | Self::GroupNotSandbox { .. }
+            | Self::SandboxGroup { .. }
+            | Self::ReplayState { .. }
+            | Self::ReplayMoved { .. } => Code::FailedPrecondition,
             Self::Overloaded { .. } | Self::DiskFull => Code::ResourceExhausted,
             Self::CatalogBehind { .. } | Self::Fenced { .. } | Self::ShuttingDown => Code::Unavailable,
             Self::Damaged { .. } => Code::DataLoss,
@@ -396,6 +432,10 @@ impl Reject {
             Self::PartitionInUse { .. } => "PARTITION_IN_USE",
             Self::GroupNotEmpty { .. } => "GROUP_NOT_EMPTY",
             Self::OffsetNotCommitted { .. } => "OFFSET_NOT_COMMITTED",
+            Self::GroupNotSandbox { .. } => "GROUP_NOT_SANDBOX",
+            Self::SandboxGroup { .. } => "SANDBOX_GROUP",
+            Self::ReplayState { .. } => "REPLAY_STATE",
+            Self::ReplayMoved { .. } => "REPLAY_MOVED",
             Self::CatalogBehind { .. } => "CATALOG_BEHIND",
             Self::Overloaded { .. } => "OVERLOADED",
             Self::DiskFull => "DISK_FULL",

@@ -9,6 +9,7 @@ use crate::compression;
 use crate::group::GroupReply;
 use crate::ids::{CatalogVersion, JobId, LeaseToken, Lsn, Millis, Offset, ProducerId};
 use crate::reject::Reject;
+use crate::replay::ReplayStatus;
 
 use std::sync::Arc;
 
@@ -189,4 +190,6 @@ pub enum Reply {
         /// The catalog with the change.
         version: CatalogVersion,
     },
+    /// A replay session, as it is once the command is carried out.
+    Replay(Box<ReplayStatus>),
 }

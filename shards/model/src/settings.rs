@@ -6,6 +6,7 @@ use crate::compression::Codec;
 use crate::limits;
 use crate::path::Kind;
 use crate::reject::Reject;
+use crate::replay::ReplaySettings;
 
 /// When a write is acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -257,7 +258,7 @@ pub struct GroupSettings {
     pub assignor: Assignor,
     /// Offsets are kept for so long after the group lost its last member, and after they were committed.
     pub offsets_retention_ms: u64,
-    /// For replay sessions: nothing that such a group commits counts for another. Fixed at creation.
+    /// It belongs to a replay session, with which it is created and deleted, and is for that one's members alone.
     #[serde(skip_serializing_if = "is_false")]
     pub sandbox: bool,
     /// Overrides the server's durability.
@@ -303,6 +304,8 @@ pub enum Settings {
     Kv(KvSettings),
     /// Of a consumer group.
     Group(GroupSettings),
+    /// Of a replay session.
+    Replay(ReplaySettings),
 }
 
 impl Settings {
@@ -314,6 +317,7 @@ impl Settings {
             Kind::Queue => Self::Queue(QueueSettings::default()),
             Kind::Kv => Self::Kv(KvSettings::default()),
             Kind::Group => Self::Group(GroupSettings::default()),
+            Kind::Replay => Self::Replay(ReplaySettings::default()),
         }
     }
 
@@ -325,6 +329,7 @@ impl Settings {
             Self::Queue(_) => Kind::Queue,
             Self::Kv(_) => Kind::Kv,
             Self::Group(_) => Kind::Group,
+            Self::Replay(_) => Kind::Replay,
         }
     }
 
@@ -336,6 +341,7 @@ impl Settings {
             Self::Queue(s) => s.durability,
             Self::Kv(s) => s.durability,
             Self::Group(s) => s.durability,
+            Self::Replay(s) => s.durability,
         }
     }
 
@@ -344,7 +350,7 @@ impl Settings {
     pub fn partitions(&self) -> u32 {
         match self {
             Self::Stream(s) => s.partitions,
-            Self::Queue(_) | Self::Kv(_) | Self::Group(_) => 1,
+            Self::Queue(_) | Self::Kv(_) | Self::Group(_) | Self::Replay(_) => 1,
         }
     }
 
@@ -393,6 +399,7 @@ impl Settings {
                 within("rebalance_timeout_ms", s.rebalance_timeout_ms, min, max)?;
                 within("offsets_retention_ms", s.offsets_retention_ms, 1_000, limits::DELAY_MS_MAX)
             }
+            Self::Replay(s) => s.validate(),
         }
     }
 }

@@ -147,7 +147,7 @@ fn state_word(state: v1::GroupState) -> &'static str {
 }
 
 /// The name alone where tenant and namespace are the defaults.
-fn short_name<'a>(kind: &str, path: &'a str) -> &'a str {
+pub fn short_name<'a>(kind: &str, path: &'a str) -> &'a str {
     let in_defaults = path.strip_prefix("default/default/").and_then(|rest| rest.split_once('/'));
     in_defaults.filter(|(word, _)| *word == kind).map_or(path, |(_, name)| name)
 }

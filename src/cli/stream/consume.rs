@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use flowmesh_proto::v1::{self, group_client::GroupClient};
+use flowmesh_proto::v1;
 use futures::{Stream, StreamExt, TryFutureExt, TryStreamExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
@@ -71,6 +71,10 @@ pub struct ConsumeArgs {
 
     #[command(flatten)]
     pub server: Server,
+
+    /// Whether `group` is a replay session, whose stream need not be named.
+    #[arg(skip)]
+    replay: bool,
 }
 
 /// Where a member starts if its group has not been there yet.
@@ -108,14 +112,41 @@ enum CallEnd {
 }
 
 impl ConsumeArgs {
+    /// A consumer of a replay session.
+    pub fn of_replay(
+        session: String,
+        member_name: Option<String>,
+        exec: Option<String>,
+        max: Option<u64>,
+        give_up_after: Option<Duration>,
+        output: ValueFormat,
+        server: Server,
+    ) -> Self {
+        Self {
+            streams: Vec::new(),
+            group: session,
+            member_name,
+            instance_id: None,
+            from: From::Earliest,
+            commit: Commit::EveryBatch,
+            commit_interval: Duration::from_secs(5),
+            exec,
+            max,
+            give_up_after,
+            output,
+            server,
+            replay: true,
+        }
+    }
+
     /// Runs it.
     pub async fn run(self) -> Result<(), Failure> {
         let mut signals = Signals::new()?;
-        let client = client!(group_client::GroupClient, self.server.connect().await?);
+        let channel = self.server.connect().await?;
         let mut backoff = Backoff::new(self.give_up_after);
         let mut consumer = Consumer::new(&self);
         while !consumer.is_done() {
-            match self.call(client.clone(), &mut consumer, &mut signals, &mut backoff).await? {
+            match self.call(channel.clone(), &mut consumer, &mut signals, &mut backoff).await? {
                 CallEnd::Finished => return consumer.flush(),
                 CallEnd::Lost(refusal) => {
                     consumer.lost();
@@ -149,14 +180,14 @@ impl ConsumeArgs {
     /// One Consume call.
     async fn call(
         &self,
-        client: GroupClient<Channel>,
+        channel: Channel,
         consumer: &mut Consumer,
         signals: &mut Signals,
         backoff: &mut Backoff,
     ) -> Result<CallEnd, Failure> {
         // Not more than this side's commits and credit: bounded by the credit.
         let (sender, receiver) = mpsc::unbounded_channel();
-        let mut pushed = open(client, receiver);
+        let mut pushed = self.open(channel, receiver);
         let credit = consumer.first_credit();
         let _ = sender.send(v1::ConsumeRequest {
             hello: Some(self.hello(consumer)),
@@ -179,6 +210,7 @@ impl ConsumeArgs {
                 message = pushed.next() => match message {
                     Some(Ok(message)) => { backoff.succeeded(); consumer.take(message)?; }
                     Some(Err(status)) => return Ok(CallEnd::Lost(Refusal::of_status(&status))),
+                    None if consumer.is_over() => break,
                     None => {
                         let status = Status::unavailable("the server ended the call");
                         return Ok(CallEnd::Lost(Refusal::of_status(&status)));
@@ -197,6 +229,20 @@ impl ConsumeArgs {
         }
         close(consumer, sender, pushed).await?;
         Ok(CallEnd::Finished)
+    }
+
+    fn open(&self, channel: Channel, receiver: mpsc::UnboundedReceiver<v1::ConsumeRequest>) -> Pushed {
+        let outgoing = futures::stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|message| (message, receiver))
+        });
+        if self.replay {
+            let mut client = client!(replay_client::ReplayClient, channel);
+            let call = async move { client.consume(outgoing).await };
+            return Box::pin(call.map_ok(tonic::Response::into_inner).try_flatten_stream().into_stream());
+        }
+        let mut client = client!(group_client::GroupClient, channel);
+        let call = async move { client.consume(outgoing).await };
+        Box::pin(call.map_ok(tonic::Response::into_inner).try_flatten_stream().into_stream())
     }
 
     fn commit_tick(&self) -> Interval {
@@ -263,14 +309,6 @@ async fn finished(running: &mut Option<Running>) -> Result<(), String> {
         Some(running) => running.await,
         None => std::future::pending().await,
     }
-}
-
-fn open(mut client: GroupClient<Channel>, receiver: mpsc::UnboundedReceiver<v1::ConsumeRequest>) -> Pushed {
-    let outgoing = futures::stream::unfold(receiver, |mut receiver| async move {
-        receiver.recv().await.map(|message| (message, receiver))
-    });
-    let call = async move { client.consume(outgoing).await };
-    Box::pin(call.map_ok(tonic::Response::into_inner).try_flatten_stream().into_stream())
 }
 
 fn process_name() -> String {

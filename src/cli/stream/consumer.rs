@@ -7,6 +7,7 @@ use flowmesh_proto::v1;
 
 use super::compression::unpack;
 use super::consume::{Commit, ConsumeArgs};
+use super::filter::offsets;
 use super::read::{json_of, row_of};
 use crate::cli::args::ValueFormat;
 use crate::cli::failure::{Failure, Refusal};
@@ -62,6 +63,9 @@ pub struct Consumer {
     outstanding: u64,
     /// Records that are to be asked for at most at a time.
     credit: u64,
+    /// Of a replay session: how often it was moved, and whether no more records come.
+    generation: u64,
+    is_over: bool,
 }
 
 impl Consumer {
@@ -84,12 +88,19 @@ impl Consumer {
             left,
             outstanding: 0,
             credit: if args.exec.is_some() { CREDIT_EXEC } else { CREDIT },
+            generation: 0,
+            is_over: false,
         }
     }
 
     /// Whether all records that were asked for are done.
     pub fn is_done(&self) -> bool {
         self.left == 0
+    }
+
+    /// Whether the replay session has no more records.
+    pub fn is_over(&self) -> bool {
+        self.is_over
     }
 
     /// Who this was in the call before, if there was one.
@@ -117,12 +128,16 @@ impl Consumer {
         if let Some(membership) = message.membership {
             self.member_id = membership.member_id;
         }
+        for update in &message.replay {
+            self.take_update(update);
+        }
         for batch in message.batches {
             let stream = batch.stream;
             let mut batch = batch.batch.unwrap_or_default();
             unpack(&mut batch)?;
             let count = batch.records.len();
-            let records = (batch.base_offset..).zip(batch.records).enumerate();
+            let offsets: Vec<u64> = offsets(&batch).collect();
+            let records = offsets.into_iter().zip(batch.records).enumerate();
             self.waiting.extend(records.map(|(index, (offset, body))| Record {
                 at: (stream.clone(), batch.partition),
                 offset,
@@ -136,6 +151,25 @@ impl Consumer {
         }
         self.settle(&message.outcomes);
         Ok(())
+    }
+
+    /// A replay session has changed. If it was moved, what is there of it counts no more.
+    fn take_update(&mut self, update: &v1::ReplayUpdate) {
+        if update.generation != self.generation {
+            self.spend(self.waiting.len() as u64);
+            self.waiting.clear();
+            self.done.clear();
+            self.due.clear();
+            self.generation = update.generation;
+        }
+        self.is_over = matches!(update.state(), v1::ReplayState::Completed | v1::ReplayState::Stopped);
+        let why = match update.state() {
+            v1::ReplayState::Paused => "paused".to_owned(),
+            v1::ReplayState::Stopped => "stopped".to_owned(),
+            v1::ReplayState::Error => format!("in error: {}", update.error),
+            _ => return,
+        };
+        note(format_args!("flowmesh: {} is {why}", self.group));
     }
 
     /// Says which commits were refused.
@@ -258,7 +292,14 @@ impl Consumer {
         if commits.is_empty() && released.is_empty() && credit == 0 {
             return None;
         }
-        Some(v1::ConsumeRequest { credit: to_u32(credit), commits, released, ..Default::default() })
+        let generation = self.generation;
+        Some(v1::ConsumeRequest {
+            credit: to_u32(credit),
+            commits,
+            released,
+            generation,
+            ..Default::default()
+        })
     }
 
     fn write(&mut self, record: &Record) -> Result<(), Failure> {

@@ -21,6 +21,11 @@ use super::connection::client;
 use super::failure::Failure;
 use super::output::{Out, time};
 
+pub use consume::ConsumeArgs;
+pub use filter::Filters;
+pub use read::{json_of, row_of};
+pub use start::StartAt;
+
 /// Commands on streams.
 #[derive(Subcommand, Debug)]
 pub enum StreamCommand {

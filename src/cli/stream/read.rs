@@ -35,6 +35,10 @@ pub struct ReadArgs {
     #[command(flatten)]
     filters: Filters,
 
+    /// Read the stream as it was at a time: 2026-11-21T12:00:00Z, -1h, @MS. What retention has taken since is gone
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, conflicts_with = "follow", value_parser = past)]
+    as_of: Option<u64>,
+
     /// Stop after so many records
     #[arg(short = 'n', long)]
     limit: Option<u64>,
@@ -57,6 +61,14 @@ pub struct ReadArgs {
 
 /// How long a read that is to end looks for a server that went away.
 const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A time, as starts have it.
+fn past(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(StartAt::Time(ms)) => Ok(ms),
+        _ => Err("allowed: a time (2026-11-21T12:00:00Z, 2026-11-21), so long ago (-1h), or @MS".to_owned()),
+    }
+}
 
 /// A record as one JSON object.
 #[derive(Serialize)]
@@ -118,7 +130,13 @@ impl Reader {
     /// Turns `latest` and times into offsets, so that nothing is passed over if the connection is lost before the first
     /// record.
     async fn pin(&mut self, mut client: StreamClient<Channel>) -> Result<(), Failure> {
-        let ReadArgs { stream, partitions, server, from, .. } = &self.args;
+        let ReadArgs { stream, partitions, server, from, as_of, .. } = &self.args;
+        // Where it ended then is where what came later starts.
+        let from = match (from, as_of) {
+            (StartAt::Latest, Some(at)) => &StartAt::Time(at + 1),
+            (StartAt::Time(from), Some(at)) => &StartAt::Time((*from).min(at + 1)),
+            (from, _) => from,
+        };
         if matches!(from, StartAt::Latest | StartAt::Time(_)) {
             let found = find(&mut client, server, stream, partitions, *from).await?;
             self.next = found.iter().map(|found| (found.partition, found.offset)).collect();
@@ -140,6 +158,7 @@ impl Reader {
             stop_at_end: !self.args.follow,
             filter: self.args.filters.message(),
             accept_compression: accepted(),
+            as_of_ms: self.args.as_of,
         }
     }
 

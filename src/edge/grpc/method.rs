@@ -60,6 +60,19 @@ methods! {
     GroupDeleteOffsets = "flowmesh.v1.Group/DeleteOffsets",
     GroupRemoveMember = "flowmesh.v1.Group/RemoveMember",
     GroupDelete = "flowmesh.v1.Group/Delete",
+    ReplayConsume = "flowmesh.v1.Replay/Consume",
+    ReplayCreate = "flowmesh.v1.Replay/Create",
+    ReplayStart = "flowmesh.v1.Replay/Start",
+    ReplayPause = "flowmesh.v1.Replay/Pause",
+    ReplayResume = "flowmesh.v1.Replay/Resume",
+    ReplaySeek = "flowmesh.v1.Replay/Seek",
+    ReplayStop = "flowmesh.v1.Replay/Stop",
+    ReplayStep = "flowmesh.v1.Replay/Step",
+    ReplaySetSpeed = "flowmesh.v1.Replay/SetSpeed",
+    ReplayFail = "flowmesh.v1.Replay/Fail",
+    ReplayDescribe = "flowmesh.v1.Replay/Describe",
+    ReplayList = "flowmesh.v1.Replay/List",
+    ReplayDelete = "flowmesh.v1.Replay/Delete",
     AdminCreateResource = "flowmesh.v1.Admin/CreateResource",
     AdminUpdateResource = "flowmesh.v1.Admin/UpdateResource",
     AdminDescribeResource = "flowmesh.v1.Admin/DescribeResource",
@@ -81,6 +94,7 @@ impl Method {
                 | Self::StreamSubscribe
                 | Self::QueueWork
                 | Self::GroupConsume
+                | Self::ReplayConsume
                 | Self::HealthWatch
                 | Self::ReflectionInfo
         )

@@ -219,6 +219,7 @@ fn reply_bytes(reply: &Reply) -> usize {
             | Reply::OffsetFound { .. }
             | Reply::Trimmed { .. }
             | Reply::Group(_)
+            | Reply::Replay(_)
             | Reply::QueueStatus(_)
             | Reply::Resource { .. } => 0,
         }

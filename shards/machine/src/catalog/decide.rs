@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use flowmesh_model::limits::RESOURCES_MAX;
 use flowmesh_model::{
-    CatalogCommand, CatalogVersion, Fact, Millis, Reject, Reply, ResourceId, ResourceInfo, ResourcePath,
-    Settings,
+    Batch, CatalogCommand, CatalogVersion, Fact, GroupSettings, Millis, Reject, ReplaySettings, Reply,
+    ResourceId, ResourceInfo, ResourcePath, Settings,
 };
-use smallvec::smallvec;
 
 use super::CatalogState;
 use crate::decision::Decision;
+
+/// How long a silent consumer of a replay session keeps its partitions: people wait for it. Can be changed.
+const SANDBOX_SESSION_MS: u64 = 10_000;
 
 impl CatalogState {
     pub fn decide(&self, now: Millis, command: &CatalogCommand) -> Result<Decision, Reject> {
@@ -42,10 +44,46 @@ impl CatalogState {
             let size = self.catalog.len() as u64 + 1;
             return Err(Reject::TooLarge { what: "catalog", size, max: RESOURCES_MAX as u64 });
         }
+        let sandbox = match settings {
+            Settings::Replay(replay) => Some(self.sandbox(replay)?),
+            Settings::Group(group) if group.sandbox => {
+                return Err(Reject::invalid(
+                    "sandbox",
+                    "is for groups of replay sessions, which come with them",
+                ));
+            }
+            _ => None,
+        };
         let id = ResourceId(self.catalog.last_id().0 + 1);
         let info = ResourceInfo::new(id, path.clone(), settings.clone(), now);
         let fact = Fact::ResourceCreated { id, path: path.clone(), settings: settings.clone() };
-        Ok(self.change(fact, Arc::new(info)))
+        let sandbox = sandbox.map(|(path, settings)| {
+            let id = ResourceId(id.0 + 1);
+            Fact::ResourceCreated { id, path, settings: Settings::Group(settings) }
+        });
+        Ok(self.change([fact].into_iter().chain(sandbox), Arc::new(info)))
+    }
+
+    /// The group that comes with a replay session. A group that is there is never taken over.
+    fn sandbox(&self, replay: &ReplaySettings) -> Result<(ResourcePath, GroupSettings), Reject> {
+        let path = replay.group_path()?;
+        match self.catalog.find_path(&path).map(|info| &info.settings) {
+            None => {}
+            Some(Settings::Group(group)) if group.sandbox => {
+                return Err(Reject::ResourceExists { path: path.to_string() });
+            }
+            Some(_) => return Err(Reject::GroupNotSandbox { path: path.to_string() }),
+        }
+        if self.catalog.len() + 1 >= RESOURCES_MAX {
+            let size = self.catalog.len() as u64 + 2;
+            return Err(Reject::TooLarge { what: "catalog", size, max: RESOURCES_MAX as u64 });
+        }
+        let durability = replay.durability;
+        let session_timeout_ms = SANDBOX_SESSION_MS;
+        Ok((
+            path,
+            GroupSettings { sandbox: true, session_timeout_ms, durability, ..GroupSettings::default() },
+        ))
     }
 
     fn update(&self, path: &ResourcePath, settings: &Settings) -> Result<Decision, Reject> {
@@ -64,29 +102,58 @@ impl CatalogState {
         if info.settings == *settings {
             return Ok(self.unchanged(info));
         }
+        if let Settings::Replay(_) = &info.settings {
+            return Err(Reject::invalid(
+                "settings",
+                "of a replay session are fixed; it has calls of its own",
+            ));
+        }
         let fact = Fact::ResourceUpdated { id: info.id, settings: settings.clone() };
-        Ok(self
-            .change(fact, Arc::new(ResourceInfo { settings: settings.clone(), ..ResourceInfo::clone(info) })))
+        let info = ResourceInfo { settings: settings.clone(), ..ResourceInfo::clone(info) };
+        Ok(self.change([fact], Arc::new(info)))
     }
 
     fn delete(&self, path: &ResourcePath) -> Result<Decision, Reject> {
         let info = self.get(path)?;
-        Ok(self.change(Fact::ResourceDeleted { id: info.id }, Arc::clone(info)))
+        let sandbox = match &info.settings {
+            Settings::Replay(replay) => {
+                let path = replay.group_path().ok();
+                path.and_then(|path| self.catalog.find_path(&path)).filter(|group| is_sandbox(group))
+            }
+            Settings::Group(_) if is_sandbox(info) && self.is_in_use(info) => {
+                return Err(Reject::SandboxGroup { path: info.path.to_string() });
+            }
+            _ => None,
+        };
+        let gone = [Some(info), sandbox].into_iter().flatten();
+        Ok(self.change(gone.map(|info| Fact::ResourceDeleted { id: info.id }), Arc::clone(info)))
+    }
+
+    /// Whether there is a replay session whose sandbox it is. Looks at every resource; sandboxes are rarely deleted so.
+    fn is_in_use(&self, sandbox: &ResourceInfo) -> bool {
+        let path = sandbox.path.to_string();
+        self.catalog.iter().any(|info| matches!(&info.settings, Settings::Replay(of) if of.group == path))
     }
 
     fn get(&self, path: &ResourcePath) -> Result<&Arc<ResourceInfo>, Reject> {
         self.catalog.find_path(path).ok_or_else(|| Reject::ResourceNotFound { path: path.to_string() })
     }
 
-    fn change(&self, fact: Fact, info: Arc<ResourceInfo>) -> Decision {
-        let version = CatalogVersion(self.catalog.version().0 + 1);
-        Decision::Change { facts: smallvec![fact], reply: Reply::Resource { info, changed: true, version } }
+    /// Each fact is a version of the catalog.
+    fn change(&self, facts: impl IntoIterator<Item = Fact>, info: Arc<ResourceInfo>) -> Decision {
+        let facts: Batch<Fact> = facts.into_iter().collect();
+        let version = CatalogVersion(self.catalog.version().0 + facts.len() as u64);
+        Decision::Change { facts, reply: Reply::Resource { info, changed: true, version } }
     }
 
     fn unchanged(&self, info: &Arc<ResourceInfo>) -> Decision {
         let (info, version) = (Arc::clone(info), self.catalog.version());
         Decision::Answer { reply: Reply::Resource { info, changed: false, version }, seen: self.last_lsn }
     }
+}
+
+fn is_sandbox(info: &ResourceInfo) -> bool {
+    matches!(&info.settings, Settings::Group(group) if group.sandbox)
 }
 
 fn check(path: &ResourcePath, settings: &Settings) -> Result<(), Reject> {

@@ -1,15 +1,18 @@
 //! How facts change a group. Whatever contradicts the state is a bug, or another machine's log.
 
+use bytes::Bytes;
 use flowmesh_model::codec::detached;
 use flowmesh_model::group::fact::{GroupFact, Move, NewMember};
 use flowmesh_model::group::{CommittedOffset, NewOffset, PartitionRange};
-use flowmesh_model::{GroupEpoch, Lsn, MemberNumber, Millis, PartitionRef, ResourceId, Space};
+use flowmesh_model::replay::fact::ReplayFact;
+use flowmesh_model::{GroupEpoch, Lsn, MemberNumber, Millis, Offset, PartitionRef, ResourceId, Space};
 
 use super::member::{self, Member};
 use super::place::{self, Place};
 use super::{Group, Item, NOBODY, WATCHED_BYTES, Watched};
 use crate::changes::{Mark, Touch, image};
 use crate::held::Apply;
+use crate::replay::Session;
 
 impl Group {
     /// Makes a fact true. Returns whether it may be news to a member that waits for some.
@@ -48,7 +51,10 @@ impl Group {
                 return true;
             }
             GroupFact::MemberEpoch { member, epoch, oldest } => self.moved_up(cx, member, epoch, oldest),
-            GroupFact::OffsetsCommitted(offsets) => self.committed(cx, offsets),
+            GroupFact::OffsetsCommitted(offsets) => {
+                self.count_passed(&offsets);
+                self.commit(cx, offsets);
+            }
             GroupFact::OffsetsForgotten(ranges) => {
                 for at in ranges.iter().flat_map(|range| range.iter()) {
                     self.change_place(cx, at, |place| place.committed = None);
@@ -56,6 +62,50 @@ impl Group {
             }
         }
         false
+    }
+
+    /// Makes a fact of its replay session true.
+    pub fn apply_replay(&mut self, cx: &mut Apply<'_>, fact: ReplayFact) {
+        if self.members.is_empty() && self.empty_since.is_none() {
+            self.empty_since = Some(cx.at.time);
+        }
+        self.last_lsn = cx.at.lsn;
+        self.memory_bytes -= self.replay.as_ref().map_or(0, |session| session.memory_bytes());
+        if let ReplayFact::Begun { speed, .. } = &fact {
+            assert!(self.replay.is_none(), "a replay session begins once");
+            self.replay = Some(Box::new(Session::begun(cx.at, *speed)));
+        } else if let Some(session) = &mut self.replay {
+            session.take(cx.at, &fact);
+        } else {
+            panic!("a fact about a replay session that has not begun");
+        }
+        self.memory_bytes += self.replay.as_ref().map_or(0, |session| session.memory_bytes());
+        match fact {
+            ReplayFact::Begun { positions, .. } | ReplayFact::Sought { positions, .. } => {
+                self.commit(cx, at_positions(positions));
+            }
+            ReplayFact::Stepped { positions } => {
+                let offsets = at_positions(positions);
+                self.count_passed(&offsets);
+                self.commit(cx, offsets);
+            }
+            ReplayFact::Started { .. }
+            | ReplayFact::Paused
+            | ReplayFact::Resumed { .. }
+            | ReplayFact::Stopped
+            | ReplayFact::SpeedSet { .. }
+            | ReplayFact::Failed { .. }
+            | ReplayFact::Completed => {}
+        }
+    }
+
+    /// A replay session counts the records that it goes past.
+    fn count_passed(&mut self, offsets: &[NewOffset]) {
+        let Some(mut session) = self.replay.take() else { return };
+        let before = |new: &NewOffset| self.places.get(&new.at)?.committed.as_ref().map(|is| is.offset);
+        let passed = |new: &NewOffset| new.offset.0.saturating_sub(before(new).unwrap_or(new.offset).0);
+        session.records_total += offsets.iter().map(passed).sum::<u64>();
+        self.replay = Some(session);
     }
 
     /// Something may be due now that was not: the next tick looks.
@@ -290,7 +340,7 @@ impl Group {
         self.current = self.current + usize::from(epoch == self.epoch) - usize::from(was_current);
     }
 
-    fn committed(&mut self, cx: &mut Apply<'_>, offsets: Vec<NewOffset>) {
+    fn commit(&mut self, cx: &mut Apply<'_>, offsets: Vec<NewOffset>) {
         let committed_at = cx.at.time;
         for NewOffset { at, offset, metadata } in offsets {
             let metadata = detached(&metadata);
@@ -357,4 +407,9 @@ impl Group {
             });
         }
     }
+}
+
+fn at_positions(positions: Vec<(PartitionRef, Offset)>) -> Vec<NewOffset> {
+    let offset = |(at, offset)| NewOffset { at, offset, metadata: Bytes::new() };
+    positions.into_iter().map(offset).collect()
 }

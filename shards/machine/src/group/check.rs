@@ -15,6 +15,11 @@ impl Group {
     /// Checks every invariant.
     pub fn check(&self, seals: &Seals) {
         let mut memory_bytes = WATCHED_BYTES * self.watched.len() as u64;
+        if let Some(session) = &self.replay {
+            memory_bytes += session.memory_bytes();
+            session.check();
+            assert!(session.version <= self.last_lsn);
+        }
         for (number, member) in &self.members {
             assert!(*number > NOBODY && *number <= self.last_member);
             memory_bytes += member.memory_bytes();
@@ -103,6 +108,9 @@ impl Group {
             "  epoch {} last member {} empty since {:?} lsn {}",
             self.epoch, self.last_member, self.empty_since, self.last_lsn
         );
+        if let Some(session) = &self.replay {
+            let _ = writeln!(out, "  {session:?}");
+        }
         for (stream, watched) in &self.watched {
             let _ = writeln!(out, "  stream {stream} partitions {}", watched.partitions);
         }

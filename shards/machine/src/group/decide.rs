@@ -56,6 +56,11 @@ impl Asked<'_> {
         }
     }
 
+    /// The entry that changed the group last.
+    pub fn seen(&self) -> Lsn {
+        self.group.last_lsn
+    }
+
     fn answer(&self, reply: GroupReply) -> Decision {
         Decision::Answer { reply: Reply::Group(Box::new(reply)), seen: self.group.last_lsn }
     }
@@ -90,7 +95,7 @@ impl Asked<'_> {
         Ok(self.change(GroupFact::MemberLeft(number, LeaveCause::Removed), reply))
     }
 
-    fn commit(&self, who: Option<&MemberRef>, offsets: &[NewOffset]) -> Result<Decision, Reject> {
+    pub fn commit(&self, who: Option<&MemberRef>, offsets: &[NewOffset]) -> Result<Decision, Reject> {
         items("offsets", offsets.len())?;
         let speaker = who.map(|who| self.fenced(who).map(|(number, _)| (number, who.epoch))).transpose()?;
         let mut tally = Tally {

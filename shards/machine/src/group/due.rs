@@ -123,7 +123,9 @@ impl Group {
     /// When each committed offset is forgotten, if nothing happens.
     fn offset_ends(&self, settings: &GroupSettings) -> impl Iterator<Item = (PartitionRef, Millis)> {
         let kept_ms = settings.offsets_retention_ms;
-        let places = self.empty_since.map(|since| (since, &self.places));
+        // How far a replay session is, is kept as long as it is.
+        let empty_since = self.empty_since.filter(|_| self.replay.is_none());
+        let places = empty_since.map(|since| (since, &self.places));
         places.into_iter().flat_map(move |(since, places)| {
             places.iter().filter_map(move |(at, place)| {
                 let committed_at = place.committed.as_ref()?.committed_at;

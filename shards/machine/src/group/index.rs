@@ -7,6 +7,7 @@ use flowmesh_model::{GroupEpoch, IndexWrite, Lsn, MemberNumber, Millis, Resource
 use super::{Group, Item, NOBODY, WATCHED_BYTES, Watched, member, place};
 use crate::changes::{Change, Mark, Seals, Touch, image, removal};
 use crate::keys::{GroupKey, Home};
+use crate::replay::Session;
 
 impl Group {
     /// Appends what the group counts and which streams it shares, in their form in the index.
@@ -16,6 +17,7 @@ impl Group {
     /// | epoch, last member, last LSN | varint each | |
     /// | empty since | varint | ms + 1; 0: it has members |
     /// | streams | varint, then that many times: stream, partitions | those that members share |
+    /// | session | the rest | of the replay session that it is the sandbox of, if it is |
     pub fn encode_counters(&self, out: &mut BytesMut) {
         put_varint(out, self.epoch.0);
         put_varint(out, u64::from(self.last_member.0));
@@ -25,6 +27,9 @@ impl Group {
         for (stream, watched) in &self.watched {
             put_varint(out, stream.0);
             put_varint(out, u64::from(watched.partitions));
+        }
+        if let Some(session) = &self.replay {
+            session.encode(out);
         }
     }
 
@@ -39,6 +44,11 @@ impl Group {
             self.watched.insert(stream, Watched { partitions, subscribers: 0 });
         }
         self.memory_bytes = WATCHED_BYTES * self.watched.len() as u64;
+        if !reader.is_empty() {
+            let session = Session::decode(reader)?;
+            self.memory_bytes += session.memory_bytes();
+            self.replay = Some(Box::new(session));
+        }
         Ok(())
     }
 

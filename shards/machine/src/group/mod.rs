@@ -33,6 +33,7 @@ use flowmesh_model::group::{GroupState, GroupStatus, Name};
 use flowmesh_model::{GroupEpoch, Lsn, MemberNumber, Millis, Offset, PartitionRef, ResourceId};
 
 use crate::changes::Changes;
+use crate::replay::Session;
 use member::Member;
 use place::Place;
 
@@ -73,6 +74,8 @@ pub(crate) struct Group {
     by_instance: BTreeMap<Name, MemberNumber>,
     watched: BTreeMap<ResourceId, Watched>,
     places: BTreeMap<PartitionRef, Place>,
+    /// What it is for, if it is a sandbox.
+    replay: Option<Box<Session>>,
     /// Places with a committed offset, and the bytes of what was committed with them.
     offsets: usize,
     metadata_bytes: usize,
@@ -99,6 +102,16 @@ impl Group {
     /// Committed offsets, by stream and partition.
     pub fn committed_offsets(&self) -> impl Iterator<Item = (PartitionRef, Offset)> {
         self.places.iter().filter_map(|(at, place)| Some((*at, place.committed.as_ref()?.offset)))
+    }
+
+    /// The replay session that it is the sandbox of, once that has begun.
+    pub fn replay(&self) -> Option<&Session> {
+        self.replay.as_deref()
+    }
+
+    /// What is committed for a partition.
+    pub fn committed(&self, at: PartitionRef) -> Option<Offset> {
+        self.places.get(&at)?.committed.as_ref().map(|committed| committed.offset)
     }
 
     /// How many members it has.

@@ -1,6 +1,7 @@
 //! Facts, replies and rejections as one line of text each, for golden scripts.
 
 use bytes::Bytes;
+use flowmesh_model::replay::{Pace, ReplayProgress, ReplayStatus};
 use flowmesh_model::reply::EntryValue;
 use flowmesh_model::{Fact, Millis, Reply};
 
@@ -69,6 +70,7 @@ pub fn fact(fact: &Fact) -> String {
         Fact::KeyDeleted { store, key } => format!("KeyDeleted {store} {}", text(key)),
         Fact::KeyExpired { store, key } => format!("KeyExpired {store} {}", text(key)),
         Fact::Group(id, fact) => format!("Group {id} {fact:?}"),
+        Fact::Replay(id, fact) => format!("Replay {id} {fact:?}"),
     }
 }
 
@@ -158,7 +160,27 @@ pub fn reply(reply: &Reply) -> String {
             "resource {} {} created {} changed {changed} version {version}",
             info.id, info.path, info.created_at
         ),
+        Reply::Replay(status) => replay(status),
     }
+}
+
+/// A session, with how far it is in each partition.
+fn replay(status: &ReplayStatus) -> String {
+    let Pace { speed, wall, record } = status.pace;
+    let head = format!(
+        "replay {} since {} generation {} version {} speed {} from {record} at {wall} records {}{}",
+        status.state.as_str(),
+        status.since,
+        status.generation,
+        status.version,
+        speed.0,
+        status.records_total,
+        status.error.as_ref().map_or_else(String::new, |error| format!(" error {error}")),
+    );
+    lines(&head, &status.partitions, |ReplayProgress { range, position }| {
+        let until = range.until.map_or_else(|| "follows".to_owned(), |until| format!("until {until}"));
+        format!("{} at {position} from {} {until}", range.partition, range.from)
+    })
 }
 
 /// One line each.

@@ -32,6 +32,10 @@ const CATALOG_SHARD: ShardId = ShardId(0);
 pub fn create<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder) -> Option<CallFuture> {
     let request: v1::CreateResourceRequest = attempt!(responder, decode(message));
     let path = attempt!(responder, path_of(request.kind, &request.name, request.settings.as_ref()));
+    if path.kind() == Kind::Replay {
+        responder.fail(Reject::invalid("kind", "is replay: sessions are created by Replay.Create"));
+        return None;
+    }
     let settings = attempt!(responder, merged(Settings::default_for(path.kind()), request.settings));
     attempt!(responder, settings.validate());
     let create = CatalogCommand::Create { path, settings, or_existing: request.or_existing };

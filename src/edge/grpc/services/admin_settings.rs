@@ -26,6 +26,7 @@ pub fn kind_number(kind: Kind) -> i32 {
         Kind::Queue => v1::Kind::Queue.into(),
         Kind::Kv => v1::Kind::Kv.into(),
         Kind::Group => v1::Kind::Group.into(),
+        Kind::Replay => v1::Kind::Replay.into(),
     }
 }
 
@@ -37,9 +38,11 @@ pub fn kind_of(number: i32) -> Result<Option<Kind>, Reject> {
         Ok(v1::Kind::Queue) => Ok(Some(Kind::Queue)),
         Ok(v1::Kind::Kv) => Ok(Some(Kind::Kv)),
         Ok(v1::Kind::Group) => Ok(Some(Kind::Group)),
-        Err(_) => {
-            Err(Reject::invalid("kind", format!("{number} is no kind; use stream, queue, kv or group")))
-        }
+        Ok(v1::Kind::Replay) => Ok(Some(Kind::Replay)),
+        Err(_) => Err(Reject::invalid(
+            "kind",
+            format!("{number} is no kind; use stream, queue, kv, group or replay"),
+        )),
     }
 }
 
@@ -50,6 +53,7 @@ pub fn path_of(kind: i32, name: &str, settings: Option<&v1::Settings>) -> Result
         Message::Queue(_) => Kind::Queue,
         Message::Kv(_) => Kind::Kv,
         Message::Group(_) => Kind::Group,
+        Message::Replay(_) => Kind::Replay,
     });
     let by_name = || name.split('/').nth(2).filter(|_| name.split('/').count() == 4).and_then(Kind::parse);
     let kind = kind_of(kind)?.or(by_settings).or_else(by_name).ok_or_else(|| {
@@ -103,6 +107,9 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
             sandbox: changes.sandbox.unwrap_or(base.sandbox),
             durability: durability(changes.durability, base.durability)?,
         })),
+        (Settings::Replay(_), Some(Message::Replay(_))) => {
+            Err(Reject::invalid("settings", "of a replay session are fixed; it has calls of its own"))
+        }
         (base, Some(_)) => {
             Err(Reject::invalid("settings", format!("are of another kind; this is a {}", base.kind())))
         }
@@ -201,6 +208,9 @@ fn to_message(settings: &Settings) -> v1::Settings {
             sandbox: Some(group.sandbox),
             durability,
         }),
+        Settings::Replay(replay) => {
+            Message::Replay(v1::ReplaySettings { partitions: replay.partitions.len() as u32 })
+        }
     };
     v1::Settings { kind: Some(kind) }
 }
@@ -257,7 +267,7 @@ mod tests {
 
     #[test]
     fn settings_survive_the_way_out_and_in() {
-        for kind in Kind::ALL {
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Replay) {
             let settings = Settings::default_for(kind);
             let back = merged(Settings::default_for(kind), Some(to_message(&settings))).unwrap();
             assert_eq!(back, settings);

@@ -15,13 +15,39 @@ use flowmesh_proto::v1::filter_condition::Condition as Wire;
 /// # Errors
 /// `ILLEGAL_FILTER`.
 pub fn read_filter(filter: Option<v1::Filter>) -> Result<Option<RecordFilter>, Reject> {
-    let conditions = filter.unwrap_or_default().conditions;
+    let conditions = read_conditions(filter)?;
     if conditions.is_empty() {
         return Ok(None);
     }
-    let conditions: Result<Vec<_>, Reject> =
-        (0u32..).zip(conditions).map(|(number, condition)| read_condition(number, condition)).collect();
-    RecordFilter::new(conditions?).map(Some)
+    RecordFilter::new(conditions).map(Some)
+}
+
+/// The conditions of a request's filter, to be kept.
+///
+/// # Errors
+/// `ILLEGAL_FILTER`: one without a kind.
+pub fn read_conditions(filter: Option<v1::Filter>) -> Result<Vec<Condition>, Reject> {
+    let conditions = filter.unwrap_or_default().conditions;
+    (0u32..).zip(conditions).map(|(number, condition)| read_condition(number, condition)).collect()
+}
+
+/// Conditions as a message has them; `None` without any.
+pub fn filter_message(conditions: &[Condition]) -> Option<v1::Filter> {
+    let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+    let condition = |condition: &Condition| match condition {
+        Condition::KeyEquals(key) => Wire::KeyEquals(key.clone()),
+        Condition::KeyPrefix(prefix) => Wire::KeyPrefix(prefix.clone()),
+        Condition::HeaderEquals { name, value } => {
+            Wire::HeaderEquals(v1::Header { name: text(name), value: value.clone() })
+        }
+        Condition::HeaderExists { name } => Wire::HeaderExists(text(name)),
+        Condition::JsonEquals { path, value } => {
+            Wire::JsonEquals(v1::JsonEquals { path: path.clone(), value: value.clone() })
+        }
+    };
+    let conditions: Vec<v1::FilterCondition> =
+        conditions.iter().map(|known| v1::FilterCondition { condition: Some(condition(known)) }).collect();
+    (!conditions.is_empty()).then_some(v1::Filter { conditions })
 }
 
 fn read_condition(number: u32, condition: v1::FilterCondition) -> Result<Condition, Reject> {

@@ -7,6 +7,7 @@ mod admin;
 mod admin_settings;
 mod append;
 mod append_stream;
+mod as_of;
 mod filter;
 mod gather;
 mod group;
@@ -20,6 +21,7 @@ mod queue;
 mod read_filtered;
 mod records;
 mod reflection;
+mod replay;
 mod stream;
 mod subscribe;
 mod unpack;
@@ -78,6 +80,18 @@ pub fn unary<B: Backend>(
         Method::GroupDeleteOffsets => group::delete_offsets(edge, message, responder),
         Method::GroupRemoveMember => group::remove_member(edge, message, responder),
         Method::GroupDelete => group::delete(edge, message, responder),
+        Method::ReplayCreate => replay::create(edge, message, responder),
+        Method::ReplayStart => replay::start(edge, message, responder),
+        Method::ReplayPause => replay::pause(edge, message, responder),
+        Method::ReplayResume => replay::resume(edge, message, responder),
+        Method::ReplaySeek => replay::seek(edge, message, responder),
+        Method::ReplayStop => replay::stop(edge, message, responder),
+        Method::ReplayStep => replay::step(edge, message, responder),
+        Method::ReplaySetSpeed => replay::set_speed(edge, message, responder),
+        Method::ReplayFail => replay::fail(edge, message, responder),
+        Method::ReplayDescribe => replay::describe(edge, message, responder),
+        Method::ReplayList => replay::list(edge, message, responder),
+        Method::ReplayDelete => replay::delete(edge, message, responder),
         Method::AdminCreateResource => admin::create(edge, message, responder),
         Method::AdminUpdateResource => admin::update(edge, message, responder),
         Method::AdminDescribeResource => admin::describe(edge, message, responder),
@@ -90,6 +104,7 @@ pub fn unary<B: Backend>(
         | Method::StreamSubscribe
         | Method::QueueWork
         | Method::GroupConsume
+        | Method::ReplayConsume
         | Method::HealthWatch
         | Method::ReflectionInfo => {
             responder.fail(Reject::Internal("a streaming method was called as a unary one"));
@@ -109,6 +124,7 @@ pub async fn streaming<B: Backend>(
         Method::StreamSubscribe => subscribe::subscribe(edge, call).await,
         Method::QueueWork => work::work(edge, call).await,
         Method::GroupConsume => group::consume(edge, call).await,
+        Method::ReplayConsume => group::consume_replay(edge, call).await,
         Method::HealthWatch => health::watch(edge, call).await,
         Method::ReflectionInfo => reflection::reflect(call).await,
         _ => Err(Reject::Internal("a unary method was called as a streaming one").into()),

@@ -1,6 +1,7 @@
-//! `Stream.Read` with a filter: reads on until enough matches, but never for ever.
+//! `Stream.Read` with a filter, or as of a time: reads on until enough matches, but never for ever.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
 use flowmesh_model::command::ReadFrom;
@@ -8,10 +9,14 @@ use flowmesh_model::compression::Codecs;
 use flowmesh_model::filter::RecordFilter;
 use flowmesh_model::limits::{BATCH_ITEMS_MAX, FILTER_LOOKED_BYTES_MAX};
 use flowmesh_model::reply::RecordRuns;
-use flowmesh_model::{Command, Millis, Offset, PartitionRef, Reject, Reply, ShardId, StreamCommand};
+use flowmesh_model::{
+    Command, Millis, Offset, PartitionRef, Reject, Reply, ResourceInfo, ShardId, StreamCommand,
+};
 
+use super::as_of::{end_as_of, start_as_of};
 use super::filter::{Room, pick};
 use super::records::{picked_len, put_picked, put_read_end};
+use super::stream::partition_status;
 use super::unless_over;
 use super::unpack::readable;
 use crate::edge::backend::Backend;
@@ -28,12 +33,16 @@ const STEP_BYTES: u32 = 256 * 1024;
 pub struct FilteredRead {
     /// Which records.
     pub filter: RecordFilter,
+    /// The stream.
+    pub info: Arc<ResourceInfo>,
     /// The partition.
     pub target: PartitionRef,
     /// Its shard.
     pub to: ShardId,
     /// Where to start.
     pub from: ReadFrom,
+    /// Only what was there at this time.
+    pub as_of: Option<Millis>,
     /// At most so many records.
     pub records_max: u32,
     /// Stop before more packed bytes than this; the first record always comes.
@@ -54,6 +63,8 @@ struct Found {
     next: Offset,
     earliest: Offset,
     high_watermark: Offset,
+    /// Where the partition ends, as it was.
+    end: Offset,
     is_full: bool,
 }
 
@@ -84,7 +95,10 @@ async fn scan<B: Backend>(
         deadline.map_or(until, |deadline| deadline.min(until))
     });
     let mut found = Found::new(read);
-    let mut from = read.from;
+    let mut from = match start(edge, read, &mut found).await {
+        Ok(from) => from,
+        Err(reject) => return Some(Err(reject)),
+    };
     loop {
         let step = StreamCommand::Read {
             from,
@@ -119,6 +133,19 @@ async fn scan<B: Backend>(
     }
 }
 
+/// Where to start. As of a time, `found` ends where the partition did then.
+async fn start<B: Backend>(
+    edge: &Edge<B>,
+    read: &FilteredRead,
+    found: &mut Found,
+) -> Result<ReadFrom, Reject> {
+    let Some(at) = read.as_of else { return Ok(read.from) };
+    let partition = read.target.partition;
+    found.end = end_as_of(edge, &read.info, partition, at).await?;
+    let earliest = Offset(partition_status(edge, &read.info, partition).await?.earliest_offset);
+    start_as_of(read.from, earliest, found.end)
+}
+
 impl Found {
     fn new(read: &FilteredRead) -> Self {
         Self {
@@ -129,13 +156,16 @@ impl Found {
             next: Offset(0),
             earliest: Offset(0),
             high_watermark: Offset(0),
+            end: Offset(u64::MAX),
             is_full: false,
         }
     }
 
     fn look_at(&mut self, read: &FilteredRead, records: &RecordRuns) {
-        (self.earliest, self.high_watermark) = (records.earliest, records.high_watermark);
-        for run in &records.runs {
+        let end = self.end;
+        (self.earliest, self.high_watermark) = (records.earliest, records.high_watermark.min(end));
+        // A run has one time, so that none lies on both sides of a time's end.
+        for run in records.runs.iter().filter(|run| run.base < end) {
             let picked = pick(&read.filter, run, &mut self.room);
             self.looked_bytes += run.records.len();
             self.matched_bytes += picked.records.len();
@@ -149,7 +179,7 @@ impl Found {
                 return;
             }
         }
-        self.next = records.next;
+        self.next = records.next.min(end);
     }
 
     /// Whether there is no reason to wait.

@@ -13,6 +13,7 @@ use flowmesh_proto::v1;
 use futures::future::join_all;
 
 use super::append::{AppendCall, append as append_records};
+use super::as_of::check_as_of;
 use super::filter::read_filter;
 use super::read_filtered::{FilteredRead, read_filtered};
 use super::records::put_read_response;
@@ -48,6 +49,11 @@ pub fn read<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder
     let filter = attempt!(responder, read_filter(request.filter.take()));
     let accepts = attempt!(responder, read_codecs(&request.accept_compression));
     let bytes_max = or_default(request.max_bytes, READ_BYTES_DEFAULT) as usize;
+    let as_of = attempt!(responder, check_as_of(request.as_of_ms, edge.backend.now()));
+    if as_of.is_some() && request.wait_ms > 0 {
+        responder.fail(Reject::invalid("wait_ms", "is not for a time that is past"));
+        return None;
+    }
     let Some(info) = edge.backend.find(Kind::Stream, &request.stream) else {
         responder.fail(missing(Kind::Stream, &request.stream));
         return None;
@@ -56,11 +62,22 @@ pub fn read<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder
     let to = edge.backend.shard_of_partition(&info, request.partition);
     let target = PartitionRef { resource: info.id, partition: request.partition };
     let partition = request.partition;
-    if let Some(filter) = filter
+    if (filter.is_some() || as_of.is_some())
         && let StreamCommand::Read { from, records_max, bytes_max, bytes_min, .. } = read
     {
-        let wait_ms = request.wait_ms;
-        let read = FilteredRead { filter, target, to, from, records_max, bytes_max, bytes_min, wait_ms };
+        let (filter, wait_ms) = (filter.unwrap_or_default(), request.wait_ms);
+        let read = FilteredRead {
+            filter,
+            info,
+            target,
+            to,
+            from,
+            as_of,
+            records_max,
+            bytes_max,
+            bytes_min,
+            wait_ms,
+        };
         return Some(read_filtered(edge, read, responder));
     }
     dispatch_waiting(

@@ -24,6 +24,7 @@ use futures::StreamExt;
 use futures::future::{LocalBoxFuture, join_all};
 use futures::stream::FuturesUnordered;
 
+use super::as_of::{check_as_of, end_as_of, start_as_of};
 use super::filter::{Room, pick, read_filter};
 use super::offsets::find_offset;
 use super::records::{batch_len, picked_len, put_batch, put_picked, put_progress};
@@ -108,8 +109,9 @@ pub async fn subscribe<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) ->
         .find(Kind::Stream, &request.stream)
         .ok_or_else(|| missing(Kind::Stream, &request.stream))?;
     let mut cursors = cursors(&info, &request, edge.backend.now())?;
-    if request.stop_at_end {
-        set_ends(edge, &info, &mut cursors).await?;
+    let as_of = check_as_of(request.as_of_ms, edge.backend.now())?;
+    if request.stop_at_end || as_of.is_some() {
+        set_ends(edge, &info, &mut cursors, as_of).await?;
     }
     let wanted = or_default(request.max_batch_bytes, BATCH_BYTES_DEFAULT);
     let share = (READS_BYTES_MAX / cursors.len().max(1)).max(16 * 1024) as u32;
@@ -125,10 +127,10 @@ pub async fn subscribe<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) ->
         let mut out = BytesMut::new();
         let (mut next, mut passed_bytes) = (Some(first), 0);
         while let Some((cursor, outcome)) = next {
-            let records = outcome?;
             // What rests compressed is read as much as fits, and sent as much as that.
+            let records = outcome?;
             let cursor = cursor.behind(&records, wanted, behind);
-            let records = readable(records, accepts, cursor.bytes as usize)?;
+            let records = until(readable(records, accepts, cursor.bytes as usize)?, cursor.end);
             let mut cursor = Cursor { from: ReadFrom::Offset(records.next), ..cursor };
             match &filter {
                 None => put_runs(&mut out, cursor.partition, &records),
@@ -186,6 +188,15 @@ fn start_read<B: Backend>(edge: &Rc<Edge<B>>, info: &Arc<ResourceInfo>, cursor: 
         });
         (cursor, outcome)
     }));
+}
+
+/// Only what lies before the end.
+fn until(mut records: RecordRuns, end: Option<Offset>) -> RecordRuns {
+    if let Some(end) = end {
+        records.runs.retain(|run| run.base < end);
+        records.next = records.next.min(end);
+    }
+    records
 }
 
 fn put_runs(out: &mut BytesMut, partition: u32, records: &RecordRuns) {
@@ -250,15 +261,21 @@ fn cursors(info: &ResourceInfo, request: &v1::SubscribeRequest, now: Millis) -> 
     Ok(cursors)
 }
 
-/// Asks where each partition ends now, and fixes where those start that start there.
+/// Asks where each partition ends now, or ended at a time, and fixes where those start that start there.
 async fn set_ends<B: Backend>(
     edge: &Rc<Edge<B>>,
     info: &ResourceInfo,
     cursors: &mut [Cursor],
+    as_of: Option<Millis>,
 ) -> Result<(), Reject> {
     let states = join_all(cursors.iter().map(|cursor| partition_status(edge, info, cursor.partition))).await;
     for (cursor, state) in cursors.iter_mut().zip(states) {
-        let state = state?;
+        let mut state = state?;
+        if let Some(at) = as_of {
+            let end = end_as_of(edge, info, cursor.partition, at).await?;
+            (state.next_offset, cursor.end) = (end.get(), Some(end));
+            cursor.from = start_as_of(cursor.from, Offset(state.earliest_offset), end)?;
+        }
         cursor.end = Some(Offset(state.next_offset));
         cursor.from = match cursor.from {
             ReadFrom::Earliest => ReadFrom::Offset(Offset(state.earliest_offset)),

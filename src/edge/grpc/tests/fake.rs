@@ -157,7 +157,9 @@ impl Fake {
             Command::Stream(target, command) => self.stream(*target, command),
             Command::Queue(queue, command) => self.queue(*queue, command),
             Command::Kv(store, command) => Some(Ok(self.kv(*store, command))),
-            Command::Group(..) => Some(Err(Reject::Internal("there are no groups here"))),
+            Command::Group(..) | Command::Replay(..) => {
+                Some(Err(Reject::Internal("there are no groups here")))
+            }
             Command::Catalog(command) => Some(self.change(command)),
         }
     }

@@ -5,7 +5,7 @@
 mod consume;
 mod describe;
 mod names;
-mod offsets;
+pub mod offsets;
 mod reset;
 
 use std::rc::Rc;
@@ -24,7 +24,7 @@ use crate::edge::grpc::Edge;
 use crate::edge::grpc::respond::{Responder, wrong_reply};
 use crate::edge::grpc::shared::CallFuture;
 
-pub use consume::consume;
+pub use consume::{consume, consume_replay};
 pub use describe::{describe, list};
 pub use offsets::{commit, delete_offsets, fetch_offsets};
 pub use reset::reset;
@@ -32,7 +32,7 @@ pub use reset::reset;
 use names::{client_name, member_ref, owned_ranges, some_name, stream, stream_partitions};
 
 /// Where a group is: all of it is its partition 0.
-fn group_shard<B: Backend>(edge: &Edge<B>, info: &ResourceInfo) -> ShardId {
+pub fn group_shard<B: Backend>(edge: &Edge<B>, info: &ResourceInfo) -> ShardId {
     edge.backend.shard_of_partition(info, 0)
 }
 
@@ -54,7 +54,7 @@ async fn ask<B: Backend>(
 }
 
 /// Answers with what the future comes to.
-fn answer_later<M: prost::Message>(
+pub fn answer_later<M: prost::Message>(
     responder: Responder,
     outcome: impl Future<Output = Result<M, Reject>> + 'static,
 ) -> CallFuture {

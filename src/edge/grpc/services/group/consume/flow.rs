@@ -4,6 +4,9 @@
 //! ```text
 //! idle ── credit ─► reading ── records ─► full ── credit, its turn ─► pushed; idle again once nothing is left
 //! ```
+//!
+//! Of a replay session, what is read is first cut at the session's end, filtered and marked, and records have their turn
+//! only once they are due. A session that is not active gives no turns and starts no reads.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -12,11 +15,13 @@ use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use flowmesh_model::command::ReadFrom;
-use flowmesh_model::compression::Codecs;
+use flowmesh_model::compression::{Codecs, plain};
+use flowmesh_model::filter::RecordFilter;
 use flowmesh_model::limits::BATCH_ITEMS_MAX;
 use flowmesh_model::record::prefix_len;
+use flowmesh_model::replay::{Pace, Speed};
 use flowmesh_model::reply::{RecordRun, RecordRuns};
-use flowmesh_model::{Command, Offset, PartitionRef, Reject, Reply, ResourceInfo, StreamCommand};
+use flowmesh_model::{Command, Millis, Offset, PartitionRef, Reject, Reply, ResourceInfo, StreamCommand};
 use futures::StreamExt;
 use futures::future::{AbortHandle, Abortable, LocalBoxFuture};
 use futures::stream::FuturesUnordered;
@@ -25,8 +30,10 @@ use crate::edge::backend::Backend;
 use crate::edge::grpc::Edge;
 use crate::edge::grpc::message::{PREFIX_BYTES, put_message};
 use crate::edge::grpc::respond::wrong_reply;
+use crate::edge::grpc::services::filter::{PickedRun, Room, pick};
 use crate::edge::grpc::services::next_round;
-use crate::edge::grpc::services::records::{batch_len, put_batch};
+use crate::edge::grpc::services::records::{picked_len, put_picked};
+use crate::edge::grpc::services::replay::marked::Mark;
 use crate::edge::grpc::services::unpack::readable;
 use crate::edge::grpc::wire::{bytes_field_len, put_bytes_field, put_length};
 
@@ -39,6 +46,9 @@ const READS_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// The least bytes of a read, however many there are.
 const READ_BYTES_MIN: usize = 16 * 1024;
 
+/// Reads taken in before others on the core have a turn: of a search in which little matches.
+const READS_TURN_MAX: usize = 32;
+
 /// Records of one message, and of what is sent in one go.
 const MESSAGE_BYTES: usize = 512 * 1024;
 
@@ -50,10 +60,61 @@ struct Flow {
     next: Offset,
     /// Where the partition ended when that was last seen.
     end: Offset,
+    /// Where it ends for good.
+    until: Option<Offset>,
     /// What was read and not pushed.
-    ready: VecDeque<RecordRun>,
+    ready: VecDeque<PickedRun>,
     reading: Option<AbortHandle>,
     paused: bool,
+}
+
+impl Flow {
+    /// Whether nothing is left to read.
+    fn is_through(&self) -> bool {
+        self.until.is_some_and(|until| self.next >= until)
+    }
+
+    /// Takes in what a read brought.
+    fn take(&mut self, records: RecordRuns, replay: Option<&Replay>) {
+        let until = self.until.unwrap_or(Offset(u64::MAX));
+        self.next = records.next.min(until);
+        self.end = records.high_watermark;
+        let runs = records.runs.into_iter().filter(|run| run.base < until).map(|run| {
+            let left = u32::try_from(until.get() - run.base.get()).unwrap_or(u32::MAX);
+            if run.count > left { split(whole(run), left).0 } else { whole(run) }
+        });
+        match replay {
+            None => self.ready.extend(runs),
+            Some(replay) => self.ready.extend(runs.filter_map(|run| replay.shape(run))),
+        }
+    }
+}
+
+/// What a replay session makes of records.
+#[derive(Debug)]
+pub struct Replay {
+    /// Which are wanted.
+    pub filter: RecordFilter,
+    /// What they all have.
+    pub mark: Mark,
+    /// Whether records flow.
+    pub is_active: bool,
+    /// When they are due.
+    pub pace: Pace,
+}
+
+impl Replay {
+    /// What is wanted of a run, marked.
+    fn shape(&self, run: PickedRun) -> Option<PickedRun> {
+        let picked = if self.filter.is_empty() {
+            run
+        } else {
+            let PickedRun { base, count, appended_at, records, .. } = run;
+            pick(&self.filter, &RecordRun { base, count, appended_at, records }, &mut Room::UNBOUNDED.clone())
+        };
+        let records = self.mark.mark(&picked.records, picked.count);
+        (picked.count > 0).then_some(PickedRun { records, ..picked })
+    }
 }
 
 type ReadOutcome = (PartitionRef, Result<RecordRuns, Reject>);
@@ -69,6 +130,12 @@ pub struct Flows<B: Backend> {
     /// Those that have something to push, in the order of their turns.
     full: VecDeque<PartitionRef>,
     reads: FuturesUnordered<Abortable<LocalBoxFuture<'static, ReadOutcome>>>,
+    /// What makes them those of a replay session.
+    replay: Option<Replay>,
+    /// When the first records are due that were not yet.
+    due: Option<Millis>,
+    /// What was pushed last of partitions of a replay session: up to where.
+    pushed: Vec<(PartitionRef, Offset)>,
 }
 
 /// Where a partition's records start.
@@ -84,6 +151,8 @@ pub struct FlowStart {
     pub offset: Offset,
     /// Where it ends now.
     pub end: Offset,
+    /// Where it ends for good, if it does.
+    pub until: Option<Offset>,
 }
 
 impl<B: Backend> Flows<B> {
@@ -97,7 +166,42 @@ impl<B: Backend> Flows<B> {
             idle: BTreeSet::new(),
             full: VecDeque::new(),
             reads: FuturesUnordered::new(),
+            replay: None,
+            due: None,
+            pushed: Vec::new(),
         }
+    }
+
+    /// Makes them those of a replay session, or changes what that is.
+    pub fn set_replay(&mut self, replay: Replay) {
+        self.replay = Some(replay);
+    }
+
+    /// Lets records flow at that pace, or not.
+    pub fn set_pace(&mut self, is_active: bool, pace: Pace) {
+        if let Some(replay) = &mut self.replay {
+            (replay.is_active, replay.pace) = (is_active, pace);
+        }
+    }
+
+    /// Whether records flow.
+    fn is_active(&self) -> bool {
+        self.replay.as_ref().is_none_or(|replay| replay.is_active)
+    }
+
+    /// When the first records are due that were not at the last push.
+    pub fn due(&self) -> Option<Millis> {
+        self.due.filter(|_| self.is_active())
+    }
+
+    /// What was pushed of partitions of a replay session since this was last asked.
+    pub fn take_pushed(&mut self) -> Vec<(PartitionRef, Offset)> {
+        std::mem::take(&mut self.pushed)
+    }
+
+    /// Partitions with nothing left to push, and up to where they were looked at.
+    pub fn looked(&self) -> impl Iterator<Item = (PartitionRef, Offset)> {
+        self.all.iter().filter(|(_, flow)| flow.ready.is_empty()).map(|(at, flow)| (*at, flow.next))
     }
 
     /// Whether the consumer has that partition.
@@ -117,10 +221,11 @@ impl<B: Backend> Flows<B> {
 
     /// Starts a partition, or starts it anew; if it was paused it still is.
     pub fn start(&mut self, start: FlowStart) {
-        let FlowStart { stream, info, at, offset, end } = start;
+        let FlowStart { stream, info, at, offset, end, until } = start;
         let paused = self.all.get(&at).is_some_and(|flow| flow.paused);
         self.stop(at);
-        let flow = Flow { stream, info, next: offset, end, ready: VecDeque::new(), reading: None, paused };
+        let ready = VecDeque::new();
+        let flow = Flow { stream, info, next: offset, end, until, ready, reading: None, paused };
         self.all.insert(at, flow);
         self.idle.insert(at);
     }
@@ -148,6 +253,7 @@ impl<B: Backend> Flows<B> {
     /// Starts reads where there is nothing to push, and takes in what they bring. A partition whose next record is
     /// gone, or cannot be read for another reason, is an error.
     pub fn poll_reads(&mut self, cx: &mut Context<'_>, credit: u32) -> Result<(), ReadError> {
+        let mut turns = 0;
         if credit > 0 {
             self.start_reads();
         }
@@ -157,13 +263,16 @@ impl<B: Backend> Flows<B> {
             flow.reading = None;
             let readable = |records| readable(records, self.accepts, self.batch_bytes as usize);
             let records = outcome.and_then(readable).map_err(|reject| ReadError { at, reject })?;
-            flow.next = records.next;
-            flow.end = records.high_watermark;
-            flow.ready.extend(records.runs);
+            flow.take(records, self.replay.as_ref());
             if flow.ready.is_empty() {
                 self.idle.insert(at);
             } else if !flow.paused {
                 self.full.push_back(at);
+            }
+            turns += 1;
+            if turns == READS_TURN_MAX {
+                cx.waker().wake_by_ref();
+                break;
             }
             if credit > 0 {
                 self.start_reads();
@@ -173,12 +282,18 @@ impl<B: Backend> Flows<B> {
     }
 
     fn start_reads(&mut self) {
+        if !self.is_active() {
+            return;
+        }
         let share = (READS_BYTES_MAX / self.all.len().max(1)).max(READ_BYTES_MIN) as u32;
         let bytes_max = self.batch_bytes.min(share);
         let wait_until = Some(next_round(self.edge.backend.now()));
         let mut paused = BTreeSet::new();
         for at in std::mem::take(&mut self.idle) {
             let Some(flow) = self.all.get_mut(&at) else { continue };
+            if flow.is_through() {
+                continue;
+            }
             if flow.paused {
                 paused.insert(at);
                 continue;
@@ -213,22 +328,37 @@ impl<B: Backend> Flows<B> {
 
     /// Records as messages, partitions in turn, as many as there is credit for and room in one go; takes the credit.
     pub fn push(&mut self, credit: &mut u32) -> Option<Bytes> {
+        if !self.is_active() {
+            return None;
+        }
+        self.due = None;
         let mut out = BytesMut::new();
         while *credit > 0 && out.len() < MESSAGE_BYTES {
             let Some((stream, at, run)) = self.next_run(*credit) else { break };
             *credit -= run.count;
-            put_run(&mut out, &stream, at.partition, &run);
+            let next = self.replay.is_some().then_some(run.next);
+            self.pushed.extend(next.map(|next| (at, next)));
+            put_run(&mut out, &stream, at.partition, &run, next);
         }
         (!out.is_empty()).then(|| out.freeze())
     }
 
     /// What comes next, of at most so many records.
-    fn next_run(&mut self, records_max: u32) -> Option<(Rc<str>, PartitionRef, RecordRun)> {
-        loop {
-            let at = self.full.pop_front()?;
+    fn next_run(&mut self, records_max: u32) -> Option<(Rc<str>, PartitionRef, PickedRun)> {
+        if let Some(pace) = self.replay.as_ref().map(|replay| replay.pace)
+            && pace.speed != Speed::MAX
+        {
+            let (place, due) = self.first_due(pace)?;
+            if due > self.edge.backend.now() {
+                self.due = Some(due);
+                return None;
+            }
+            self.full.rotate_left(place);
+        }
+        while let Some(at) = self.full.pop_front() {
             let Some(flow) = self.all.get_mut(&at) else { continue };
             let Some(run) = flow.ready.pop_front() else { continue };
-            let (now, later) = split(run, records_max);
+            let (now, later) = if run.count > records_max { split(run, records_max) } else { (run, None) };
             if let Some(later) = later {
                 flow.ready.push_front(later);
             }
@@ -239,6 +369,15 @@ impl<B: Backend> Flows<B> {
             }
             return Some((Rc::clone(&flow.stream), at, now));
         }
+        None
+    }
+
+    /// Which turn has the record that is due first, and when: that with the smallest time.
+    fn first_due(&self, pace: Pace) -> Option<(usize, Millis)> {
+        let head = |at: &PartitionRef| self.all.get(at)?.ready.front();
+        let times =
+            self.full.iter().enumerate().filter_map(|(place, at)| Some((head(at)?.appended_at, place)));
+        times.min().map(|(appended_at, place)| (place, pace.due(appended_at)))
     }
 }
 
@@ -257,40 +396,48 @@ impl<B: Backend> Drop for Flows<B> {
     }
 }
 
-/// The first records of a run, and the rest if there is one.
-fn split(run: RecordRun, records_max: u32) -> (RecordRun, Option<RecordRun>) {
-    if run.count <= records_max {
-        return (run, None);
-    }
-    let run = run.plain().unwrap_or(run);
-    let RecordRun { base, count, appended_at, mut records } = run;
-    let first = records.split_to(prefix_len(&records, records_max));
-    let rest = RecordRun {
-        base: Offset(base.get() + u64::from(records_max)),
-        count: count - records_max,
-        appended_at,
-        records,
-    };
-    (RecordRun { base, count: records_max, appended_at, records: first }, Some(rest))
+/// A run of which everything is wanted.
+fn whole(run: RecordRun) -> PickedRun {
+    let RecordRun { base, count, appended_at, records } = run;
+    PickedRun { base, count, appended_at, records, deltas: Vec::new(), next: base.plus(u64::from(count)) }
 }
 
-/// Writes a `ConsumeResponse` of one batch, with its prefix.
-fn put_run(out: &mut BytesMut, stream: &str, partition: u32, run: &RecordRun) {
-    let batch = batch_len(partition, run);
+/// The first records of a run that has more, and the rest.
+fn split(mut run: PickedRun, records_max: u32) -> (PickedRun, Option<PickedRun>) {
+    let place = records_max as usize;
+    run.records = plain(&run.records).unwrap_or(run.records);
+    let first = run.records.split_to(prefix_len(&run.records, records_max));
+    let deltas = if run.deltas.is_empty() { Vec::new() } else { run.deltas.split_off(place) };
+    let behind = deltas.first().copied().unwrap_or(u64::from(records_max));
+    let rest = PickedRun {
+        base: run.base.plus(behind),
+        count: run.count - records_max,
+        appended_at: run.appended_at,
+        records: run.records,
+        deltas: deltas.into_iter().map(|delta| delta - behind).collect(),
+        next: run.next,
+    };
+    let last = run.deltas.last().copied().unwrap_or(u64::from(records_max).saturating_sub(1));
+    let next = run.base.plus(last + 1);
+    (PickedRun { count: records_max, records: first, next, ..run }, Some(rest))
+}
+
+/// Writes a `ConsumeResponse` of one batch, with its prefix; with where to go on, if that is given.
+fn put_run(out: &mut BytesMut, stream: &str, partition: u32, run: &PickedRun, next: Option<Offset>) {
+    let batch = picked_len(partition, run, next);
     let group_batch = bytes_field_len(stream.len()) + bytes_field_len(batch);
     out.reserve(PREFIX_BYTES + bytes_field_len(group_batch));
     put_message(out, |out| {
         put_length(out, BATCHES, group_batch);
         put_bytes_field(out, 1, stream.as_bytes());
         put_length(out, 2, batch);
-        put_batch(out, partition, run);
+        put_picked(out, partition, run, next);
     });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flowmesh_model::Millis;
     use flowmesh_model::record::{RecordPacker, RecordView};
     use flowmesh_proto::v1;
     use prost::Message;
@@ -306,22 +453,34 @@ mod tests {
 
     #[test]
     fn a_run_is_split_between_records() {
-        let (first, rest) = split(run(10, 5), 2);
-        assert_eq!((first.base, first.count), (Offset(10), 2));
+        let (first, rest) = split(whole(run(10, 5)), 2);
+        assert_eq!((first.base, first.count, first.next), (Offset(10), 2, Offset(12)));
         assert_eq!(first.records, run(10, 2).records);
-        assert_eq!(rest, Some(run(12, 3)));
-        assert_eq!(split(run(10, 5), 5).1, None);
+        assert_eq!(rest, Some(whole(run(12, 3))));
+    }
+
+    #[test]
+    fn what_a_filter_left_is_split_with_its_offsets() {
+        let gaps = PickedRun { deltas: vec![0, 3, 4, 9], next: Offset(30), ..whole(run(10, 4)) };
+        let (first, rest) = split(gaps, 2);
+        assert_eq!((first.base, first.count, first.next), (Offset(10), 2, Offset(14)));
+        assert_eq!(first.deltas, [0, 3]);
+        let rest = rest.unwrap();
+        assert_eq!((rest.base, rest.count, rest.next), (Offset(14), 2, Offset(30)));
+        assert_eq!((rest.deltas, rest.records), (vec![0, 5], run(12, 2).records));
     }
 
     #[test]
     fn a_client_reads_what_was_written_by_hand() {
-        let mut out = BytesMut::new();
-        put_run(&mut out, "logs", 3, &run(9, 2));
-        let message = out.split_off(PREFIX_BYTES).freeze();
-        let read = v1::ConsumeResponse::decode(message).unwrap();
-        let batch = read.batches[0].batch.as_ref().unwrap();
-        assert_eq!(read.batches[0].stream, "logs");
-        assert_eq!((batch.base_offset, batch.count, batch.partition, batch.appended_at_ms), (9, 2, 3, 7));
-        assert_eq!(batch.records[1].value, "10");
+        for next in [None, Some(Offset(30))] {
+            let mut out = BytesMut::new();
+            put_run(&mut out, "logs", 3, &whole(run(9, 2)), next);
+            let message = out.split_off(PREFIX_BYTES).freeze();
+            let read = v1::ConsumeResponse::decode(message).unwrap();
+            let batch = read.batches[0].batch.as_ref().unwrap();
+            assert_eq!(read.batches[0].stream, "logs");
+            assert_eq!((batch.base_offset, batch.count, batch.partition, batch.appended_at_ms), (9, 2, 3, 7));
+            assert_eq!((&batch.records[1].value[..], batch.next_offset), (&b"10"[..], next.map(Offset::get)));
+        }
     }
 }

@@ -19,6 +19,7 @@ use flowmesh_proto::v1;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 
+use super::replayed::Door;
 use crate::edge::backend::Backend;
 use crate::edge::grpc::Edge;
 use crate::edge::grpc::respond::wrong_reply;
@@ -35,6 +36,7 @@ pub struct Membership<B: Backend> {
     edge: Rc<Edge<B>>,
     group: Arc<ResourceInfo>,
     shard: ShardId,
+    door: Door,
     member: MemberRef,
     client: Name,
     /// Told until the first answer has come.
@@ -62,6 +64,7 @@ impl<B: Backend> Membership<B> {
     pub fn new(
         edge: &Rc<Edge<B>>,
         group: Arc<ResourceInfo>,
+        door: Door,
         hello: &v1::ConsumeHello,
         streams: Vec<ResourceId>,
     ) -> Result<Self, Reject> {
@@ -71,6 +74,7 @@ impl<B: Backend> Membership<B> {
             shard: group_shard(edge, &group),
             edge: Rc::clone(edge),
             group,
+            door,
             member: MemberRef { id, epoch: GroupEpoch(0), instance: some_name(&hello.instance_id) },
             client: client_name(&hello.name)?,
             subscribed: Some(streams),
@@ -163,7 +167,7 @@ impl<B: Backend> Membership<B> {
             owned: self.released.then(owned),
             wait_until: Some(self.edge.backend.now().plus(self.wait_ms())),
         };
-        Command::Group(self.group.id, GroupCommand::Heartbeat(Box::new(heartbeat)))
+        self.door.command(GroupCommand::Heartbeat(Box::new(heartbeat)))
     }
 
     /// How long a heartbeat waits for news: three of them in a session.
@@ -223,7 +227,7 @@ impl<B: Backend> Drop for Membership<B> {
             let leave = GroupCommand::Leave { member: self.member.clone(), keep_place };
             // Nobody is left to tell; if it does not get there, the session runs out.
             let sink = Box::new(SinkFn(|_| {}));
-            self.edge.backend.dispatch(self.shard, Command::Group(self.group.id, leave), sink);
+            self.edge.backend.dispatch(self.shard, self.door.command(leave), sink);
         }
     }
 }

@@ -3,12 +3,14 @@
 //! - [`membership`]: the heartbeat that is always under way, and leaving at the end.
 //! - [`start`]: where a partition starts.
 //! - [`flow`]: records of the partitions, each read for itself, pushed in turn as far as there is credit.
+//! - [`replayed`]: what is different for a consumer of a replay session.
 //! - [`session`]: what the group says and what the consumer says, and what follows from it.
 //!
 //! Here: the call, which sends one thing after the other, at the client's pace.
 
 mod flow;
 mod membership;
+mod replayed;
 mod session;
 mod start;
 
@@ -17,6 +19,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use flowmesh_model::compression::Codecs;
 use flowmesh_model::limits::REPLY_BYTES_MAX;
 use flowmesh_model::settings::within;
 use flowmesh_model::{Kind, Reject};
@@ -26,6 +29,7 @@ use crate::edge::backend::Backend;
 use crate::edge::grpc::Edge;
 use crate::edge::grpc::message::malformed;
 use crate::edge::grpc::outbound::Gone;
+use crate::edge::grpc::services::replay;
 use crate::edge::grpc::services::stream::or_default;
 use crate::edge::grpc::services::unpack::read_codecs;
 use crate::edge::grpc::services::{check_not_empty, decode};
@@ -42,16 +46,46 @@ const TURN_MAX: usize = 64;
 
 /// Serves one consumer.
 pub async fn consume<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) -> Result<(), Ended> {
+    let (hello, first) = hello(call).await?;
+    check_not_empty("streams", hello.streams.len())?;
+    let flows = Flows::new(edge, batch_bytes(&hello)?, read_codecs(&hello.accept_compression)?);
+    let group = edge.backend.resolve(Kind::Group, &hello.group, true).await?;
+    let session = Session::new(edge, group, &hello, flows)?;
+    serve(session, first, call).await
+}
+
+/// Serves one consumer of a replay session.
+pub async fn consume_replay<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) -> Result<(), Ended> {
+    let (hello, first) = hello(call).await?;
+    if !hello.streams.is_empty() {
+        return Err(Reject::invalid("streams", "are those of the session: leave them out").into());
+    }
+    // Every record gets a header more, so none is sent as it rests.
+    let flows = Flows::new(edge, batch_bytes(&hello)?, Codecs::default());
+    let session = replay::Session::find(edge, &hello.group)?;
+    let session = Session::of_replay(edge, session, &hello, flows)?;
+    serve(session, first, call).await
+}
+
+/// The first message, with its hello taken out.
+async fn hello(call: &mut StreamCall) -> Result<(v1::ConsumeHello, v1::ConsumeRequest), Ended> {
     let Some(first) = call.next().await? else { return Err(malformed("the call has no message").into()) };
     let mut first: v1::ConsumeRequest = decode(first)?;
     let hello =
         first.hello.take().ok_or_else(|| Reject::invalid("hello", "is missing in the first message"))?;
-    check_not_empty("streams", hello.streams.len())?;
+    Ok((hello, first))
+}
+
+fn batch_bytes(hello: &v1::ConsumeHello) -> Result<u32, Reject> {
     within("max_batch_bytes", hello.max_batch_bytes.into(), 0, REPLY_BYTES_MAX as u64)?;
-    let group = edge.backend.resolve(Kind::Group, &hello.group, true).await?;
-    let batch_bytes = or_default(hello.max_batch_bytes, BATCH_BYTES_DEFAULT);
-    let flows = Flows::new(edge, batch_bytes, read_codecs(&hello.accept_compression)?);
-    let mut session = Session::new(edge, group, &hello, flows)?;
+    Ok(or_default(hello.max_batch_bytes, BATCH_BYTES_DEFAULT))
+}
+
+async fn serve<B: Backend>(
+    mut session: Session<B>,
+    first: v1::ConsumeRequest,
+    call: &mut StreamCall,
+) -> Result<(), Ended> {
     session.take_request(first, 0)?;
     call.open()?;
     call.reader.release();
@@ -83,6 +117,8 @@ impl<B: Backend> Consumer<B> {
                 let _ = self.session.poll_checks(cx);
             } else if let Err(reject) = self.session.poll(cx) {
                 self.ended = Some(Err(reject.into()));
+            } else if self.session.is_over() {
+                self.ended = Some(Ok(()));
             }
             let Some((_, out)) = call.split() else { return Poll::Ready(Err(Ended::Gone)) };
             match ready!(out.poll_sent(cx)) {
@@ -97,7 +133,7 @@ impl<B: Backend> Consumer<B> {
                 if self.session.outbox.is_idle() {
                     return Poll::Ready(self.ended.take().unwrap_or(Ok(())).map_err(Ended::Status));
                 }
-            } else if let Some(records) = self.session.push() {
+            } else if let Some(records) = self.session.push(cx) {
                 out.queue(records);
                 continue;
             }

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flowmesh_engine::SinkFn;
-use flowmesh_model::group::{GroupReply, HeartbeatReply, NewOffset};
+use flowmesh_model::filter::RecordFilter;
+use flowmesh_model::group::{Committed, GroupReply, HeartbeatReply, NewOffset};
+use flowmesh_model::replay::{Pace, ReplayState, ReplayStatus};
 use flowmesh_model::{
     Batch, Command, GroupCommand, Kind, Offset, PartitionRef, Reject, Reply, ResourceId, ResourceInfo,
 };
@@ -22,15 +24,19 @@ use futures::StreamExt;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
 
-use super::flow::{Flows, ReadError};
+use super::flow::{Flows, ReadError, Replay};
 use super::membership::Membership;
-use super::start::{Found, Place, Wanted, find_starts};
+use super::replayed::{Door, Replayed, update};
+use super::start::{Found, Place, Wanted, find_replay_starts, find_starts};
 use crate::edge::backend::{Backend, missing};
 use crate::edge::grpc::Edge;
 use crate::edge::grpc::respond::wrong_reply;
 use crate::edge::grpc::services::check_items;
+use crate::edge::grpc::services::group::names::stream_name;
 use crate::edge::grpc::services::group::offsets::{commit_checked, commit_outcome};
 use crate::edge::grpc::services::outbox::{Outbox, Ticket};
+use crate::edge::grpc::services::replay;
+use crate::edge::grpc::services::replay::marked::Mark;
 use crate::edge::grpc::services::stream::{check_partition, chosen_partitions};
 
 /// `ConsumeResponse.assigned`
@@ -41,12 +47,16 @@ const REVOKED: u8 = 3;
 const OUTCOMES: u8 = 4;
 /// `ConsumeResponse.membership`
 const MEMBERSHIP: u8 = 5;
+/// `ConsumeResponse.replay`
+const REPLAY: u8 = 6;
 
 /// Records that may be pushed and are not yet, at most.
 const CREDIT_MAX: u64 = 1_000_000;
 
 /// What could not be done for a reason that passes is tried again after so long.
 const RETRY: Duration = Duration::from_millis(50);
+
+type Streams = BTreeMap<ResourceId, (Rc<str>, Arc<ResourceInfo>)>;
 
 type Starting = LocalBoxFuture<'static, (u64, Wanted, Result<Vec<Found>, Reject>)>;
 
@@ -55,7 +65,7 @@ pub struct Session<B: Backend> {
     edge: Rc<Edge<B>>,
     start_at: v1::StartAt,
     /// What the consumer calls its streams.
-    streams: BTreeMap<ResourceId, (Rc<str>, Arc<ResourceInfo>)>,
+    streams: Streams,
     /// Records that may be pushed.
     credit: u32,
     /// What waits to be sent, apart from records.
@@ -72,6 +82,8 @@ pub struct Session<B: Backend> {
     leaving: BTreeSet<PartitionRef>,
     /// Let go of by the consumer, once all commits before that are handed over.
     released: Vec<PartitionRef>,
+    /// What makes it a consumer of a replay session.
+    replay: Option<Replayed<B>>,
     /// Dropped last: leaving comes behind everything else.
     membership: Membership<B>,
 }
@@ -94,8 +106,45 @@ impl<B: Backend> Session<B> {
                 return Err(Reject::invalid("streams", format!("has {name} twice")));
             }
         }
-        let membership = Membership::new(edge, group, hello, streams.keys().copied().collect())?;
-        Ok(Self {
+        let door = Door::Group(group.id);
+        let membership = Membership::new(edge, group, door, hello, streams.keys().copied().collect())?;
+        Ok(Self::with(edge, hello, streams, flows, membership))
+    }
+
+    /// A consumer of a replay session.
+    ///
+    /// # Errors
+    /// The session's stream is no more; a name that is too long.
+    pub fn of_replay(
+        edge: &Rc<Edge<B>>,
+        session: replay::Session,
+        hello: &v1::ConsumeHello,
+        flows: Flows<B>,
+    ) -> Result<Self, Reject> {
+        let info = Arc::clone(session.stream()?);
+        let name = stream_name(&edge.backend.catalog(), info.id);
+        let streams = BTreeMap::from([(info.id, (Rc::from(name), info))]);
+        let (door, group) = (Door::Replay(session.at()), Arc::clone(&session.group));
+        let membership = Membership::new(edge, group, door, hello, streams.keys().copied().collect())?;
+        let mut consumer = Self::with(edge, hello, streams, flows, membership);
+        consumer.flows.set_replay(Replay {
+            filter: RecordFilter::new(session.settings.filter.iter().cloned())?,
+            mark: Mark::of(session.info.path.name()),
+            is_active: false,
+            pace: Pace::default(),
+        });
+        consumer.replay = Some(Replayed::new(edge, session, consumer.membership.shard()));
+        Ok(consumer)
+    }
+
+    fn with(
+        edge: &Rc<Edge<B>>,
+        hello: &v1::ConsumeHello,
+        streams: Streams,
+        flows: Flows<B>,
+        membership: Membership<B>,
+    ) -> Self {
+        Self {
             edge: Rc::clone(edge),
             start_at: hello.start_at(),
             streams,
@@ -108,8 +157,14 @@ impl<B: Backend> Session<B> {
             last_start: 0,
             leaving: BTreeSet::new(),
             released: Vec::new(),
+            replay: None,
             membership,
-        })
+        }
+    }
+
+    /// Whether no more records will ever come: of a replay session that is completed or stopped.
+    pub fn is_over(&self) -> bool {
+        self.replay.as_ref().is_some_and(Replayed::is_over)
     }
 
     /// Does what can be done: commits, releases, news of the group, starts, reads.
@@ -123,6 +178,9 @@ impl<B: Backend> Session<B> {
                 self.release(at);
             }
         }
+        while let Some(Poll::Ready(status)) = self.replay.as_mut().map(|replay| replay.poll_status(cx)) {
+            self.take_status(&status?);
+        }
         while let Poll::Ready(news) = self.membership.poll_news(cx) {
             self.take_news(&news?);
         }
@@ -132,12 +190,107 @@ impl<B: Backend> Session<B> {
         while let Err(ReadError { at, reject }) = self.flows.poll_reads(cx, self.credit) {
             self.take_read_error(at, reject)?;
         }
+        self.commit_passed();
+        let _ = self.poll_checks(cx);
         Ok(())
     }
 
     /// Records to send, as far as there is credit.
-    pub fn push(&mut self) -> Option<Bytes> {
-        self.flows.push(&mut self.credit)
+    pub fn push(&mut self, cx: &mut Context<'_>) -> Option<Bytes> {
+        let messages = self.flows.push(&mut self.credit);
+        if let Some(replay) = &mut self.replay {
+            for (at, next) in self.flows.take_pushed() {
+                replay.tracks.pushed(at, next);
+            }
+            replay.wake_at(cx, self.flows.due());
+        }
+        messages
+    }
+
+    /// A replay session has changed: records flow or not, at its pace. If it was moved, all partitions begin anew.
+    fn take_status(&mut self, status: &ReplayStatus) {
+        let Some(replay) = &mut self.replay else { return };
+        self.outbox.push(REPLAY, &update(status));
+        self.flows.set_pace(status.state == ReplayState::Active, status.pace);
+        if replay.take(status) {
+            let has: BTreeSet<PartitionRef> =
+                self.flows.partitions().chain(self.starting.keys().copied()).collect();
+            for at in &has {
+                self.flows.stop(*at);
+            }
+            self.start_committed(has.into_iter().collect());
+        }
+    }
+
+    /// What nobody wants is committed once the consumer has committed all before it.
+    fn commit_passed(&mut self) {
+        let Some(replay) = &self.replay else { return };
+        let tracks = &replay.tracks;
+        let passed: Vec<(PartitionRef, Offset)> = self
+            .flows
+            .looked()
+            .filter(|(at, _)| !self.leaving.contains(at))
+            .filter_map(|(at, looked)| Some((at, tracks.passed(at, looked)?)))
+            .collect();
+        if passed.is_empty() {
+            return;
+        }
+        let new = |(at, offset): &(PartitionRef, Offset)| NewOffset {
+            at: *at,
+            offset: *offset,
+            metadata: Bytes::new(),
+        };
+        let offsets = passed.iter().map(new).collect();
+        let command = replay.commit(self.membership.member(), None, offsets);
+        let call = self.edge.backend.call(self.membership.shard(), command);
+        let (edge, tracks, ticket) = (Rc::clone(&self.edge), tracks.clone(), self.outbox.expect(0));
+        self.checks.push(Box::pin(async move {
+            let outcomes = committed(call.await).unwrap_or_default();
+            let kept = |place| matches!(outcomes.get(place), Some(Ok(_)));
+            let (kept, left): (Vec<_>, Vec<_>) =
+                passed.into_iter().enumerate().partition(|(place, _)| kept(*place));
+            for (_, (at, offset)) in kept {
+                tracks.committed(at, offset);
+            }
+            drop(ticket);
+            if !left.is_empty() {
+                edge.backend.sleep(RETRY).await;
+                for (_, (at, _)) in left {
+                    tracks.not_passed(at);
+                }
+            }
+        }));
+    }
+
+    /// Commits of a replay session: its shard knows where it begins and ends.
+    fn commit_replayed(
+        &self,
+        replay: &Replayed<B>,
+        commits: Vec<v1::GroupOffset>,
+        generation: u64,
+        ticket: Ticket,
+    ) {
+        let new = |commit: &v1::GroupOffset| {
+            let (_, info) = self.stream(&commit.stream)?;
+            check_partition(info, commit.partition)?;
+            let at = PartitionRef { resource: info.id, partition: commit.partition };
+            Ok(NewOffset { at, offset: Offset(commit.offset), metadata: commit.metadata.clone() })
+        };
+        let offsets: Batch<NewOffset> = match commits.iter().map(new).collect::<Result<_, Reject>>() {
+            Ok(offsets) => offsets,
+            Err(reject) => return push_outcomes(&ticket, &refused(commits, &reject)),
+        };
+        let tracks = replay.tracks.clone();
+        let generation = Some(generation).filter(|generation| *generation > 0);
+        let command = replay.commit(self.membership.member(), generation, offsets.clone());
+        let sink = SinkFn(move |outcome: Result<Reply, Reject>| {
+            let outcomes = committed(outcome.clone()).unwrap_or_default();
+            for (new, _) in offsets.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_ok()) {
+                tracks.committed(new.at, new.offset);
+            }
+            put_outcomes(&ticket, commits, outcome);
+        });
+        self.edge.backend.dispatch(self.membership.shard(), command, Box::new(sink));
     }
 
     /// Goes on with commits that are looked at; ready once there are none.
@@ -158,7 +311,7 @@ impl<B: Backend> Session<B> {
         self.credit = credit as u32;
         if !request.commits.is_empty() {
             check_items("commits", request.commits.len())?;
-            self.commit(request.commits, bytes);
+            self.commit(request.commits, request.generation, bytes);
         }
         for at in self.named(&request.released)? {
             if self.leaving.remove(&at) {
@@ -206,8 +359,11 @@ impl<B: Backend> Session<B> {
     }
 
     /// Hands commits over at once if they lie within what is known to be there, else looks first.
-    fn commit(&mut self, commits: Vec<v1::GroupOffset>, bytes: usize) {
+    fn commit(&mut self, commits: Vec<v1::GroupOffset>, generation: u64, bytes: usize) {
         let ticket = self.outbox.expect(bytes);
+        if let Some(replay) = &self.replay {
+            return self.commit_replayed(replay, commits, generation, ticket);
+        }
         let known: Option<Batch<NewOffset>> =
             commits.iter().map(|commit| self.known_offset(commit)).collect();
         let group = Arc::clone(self.membership.group());
@@ -290,6 +446,9 @@ impl<B: Backend> Session<B> {
     }
 
     fn seek(&mut self, at: PartitionRef, offset: Offset) {
+        if let Some(replay) = &self.replay {
+            replay.tracks.sought(at, offset);
+        }
         if let Some(place) = self.place(at) {
             self.start(Wanted::At(place, offset), None);
         }
@@ -301,11 +460,15 @@ impl<B: Backend> Session<B> {
         self.starting.extend(wanted.places().iter().map(|place| (place.at, number)));
         let (edge, group) = (Rc::clone(&self.edge), Arc::clone(self.membership.group()));
         let (member, end) = (self.membership.member(), self.start_at);
+        let session = self.replay.as_ref().map(|replay| replay.session.clone());
         self.starts.push(Box::pin(async move {
             if let Some(span) = after {
                 edge.backend.sleep(span).await;
             }
-            let found = find_starts(&edge, &group, member, end, &wanted).await;
+            let found = match session {
+                None => find_starts(&edge, &group, member, end, &wanted).await,
+                Some(session) => find_replay_starts(&edge, &session, &wanted).await,
+            };
             (number, wanted, found)
         }));
     }
@@ -331,7 +494,7 @@ impl<B: Backend> Session<B> {
                 return Ok(());
             }
         };
-        for Found { start, metadata } in found {
+        for Found { start, metadata, committed } in found {
             if self.starting.get(&start.at) != Some(&number) {
                 continue;
             }
@@ -345,6 +508,9 @@ impl<B: Backend> Session<B> {
                     metadata,
                 };
                 self.outbox.push(ASSIGNED, &assigned);
+            }
+            if let Some(replay) = &self.replay {
+                replay.tracks.begin(start.at, committed, matches!(wanted, Wanted::Committed(_)));
             }
             self.flows.start(start);
         }
@@ -366,7 +532,12 @@ impl<B: Backend> Session<B> {
                 }
                 Ok(())
             }
-            reject => Err(reject),
+            reject => {
+                if let Some(replay) = &self.replay {
+                    replay.report(at, &reject);
+                }
+                Err(reject)
+            }
         }
     }
 }
@@ -387,15 +558,19 @@ fn refused(commits: Vec<v1::GroupOffset>, reject: &Reject) -> Vec<v1::OffsetOutc
     commits.into_iter().map(outcome).collect()
 }
 
-fn put_outcomes(ticket: &Ticket, commits: Vec<v1::GroupOffset>, outcome: Result<Reply, Reject>) {
-    let committed = outcome.and_then(|reply| match reply {
+/// What became of each offset.
+fn committed(outcome: Result<Reply, Reject>) -> Result<Batch<Result<Committed, Reject>>, Reject> {
+    match outcome? {
         Reply::Group(reply) => match *reply {
             GroupReply::Committed(outcomes) => Ok(outcomes),
             _ => Err(wrong_reply()),
         },
         _ => Err(wrong_reply()),
-    });
-    let outcomes: Vec<v1::OffsetOutcome> = match committed {
+    }
+}
+
+fn put_outcomes(ticket: &Ticket, commits: Vec<v1::GroupOffset>, outcome: Result<Reply, Reject>) {
+    let outcomes: Vec<v1::OffsetOutcome> = match committed(outcome) {
         Ok(outcomes) => commits
             .into_iter()
             .zip(outcomes)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flowmesh_model::group::{GroupReply, MemberRef, ranges};
+use flowmesh_model::replay::ReplayProgress;
 use flowmesh_model::{GroupCommand, Offset, PartitionRef, Reject, ResourceInfo};
 use flowmesh_proto::v1;
 use futures::StreamExt;
@@ -16,6 +17,7 @@ use crate::edge::grpc::Edge;
 use crate::edge::grpc::respond::wrong_reply;
 use crate::edge::grpc::services::group::ask;
 use crate::edge::grpc::services::group::offsets::ASKED_AT_ONCE;
+use crate::edge::grpc::services::replay::Session;
 use crate::edge::grpc::services::stream::partition_status;
 
 /// A partition, and what the consumer calls its stream.
@@ -47,6 +49,8 @@ pub struct Found {
     pub start: FlowStart,
     /// What was committed there.
     pub metadata: Bytes,
+    /// Of a replay session: where it is in that partition.
+    pub committed: Offset,
 }
 
 impl Wanted {
@@ -110,5 +114,51 @@ async fn find_start<B: Backend>(
             (Offset(offset), Bytes::new())
         });
     let Place { stream, info, at } = place.clone();
-    Ok(Found { start: FlowStart { stream, info, at, offset, end: Offset(state.next_offset) }, metadata })
+    let end = Offset(state.next_offset);
+    Ok(Found { start: FlowStart { stream, info, at, offset, end, until: None }, metadata, committed: offset })
+}
+
+/// Finds where partitions start in a replay session; those that are not the session's do not.
+///
+/// # Errors
+/// As of `Replay.Describe`, or that the stream is no more.
+pub async fn find_replay_starts<B: Backend>(
+    edge: &Edge<B>,
+    session: &Session,
+    wanted: &Wanted,
+) -> Result<Vec<Found>, Reject> {
+    let status = session.status(edge).await?;
+    let known = |place: &Place| {
+        let at = place.at.partition;
+        status.partitions.iter().find(|progress| progress.range.partition == at).copied()
+    };
+    let places = wanted.places().iter().filter_map(|place| Some((place, known(place)?)));
+    let found: Vec<_> = futures::stream::iter(places)
+        .map(|(place, progress)| find_replay_start(edge, place, progress, wanted))
+        .buffered(ASKED_AT_ONCE)
+        .collect()
+        .await;
+    found.into_iter().collect()
+}
+
+/// What is gone is passed over, up to the session's end.
+async fn find_replay_start<B: Backend>(
+    edge: &Edge<B>,
+    place: &Place,
+    progress: ReplayProgress,
+    wanted: &Wanted,
+) -> Result<Found, Reject> {
+    let state = partition_status(edge, &place.info, place.at.partition).await?;
+    let (earliest, end) = (Offset(state.earliest_offset), Offset(state.next_offset));
+    let ReplayProgress { range, position } = progress;
+    let offset = match wanted {
+        Wanted::Committed(_) => position,
+        Wanted::At(_, offset) => (*offset).max(range.from),
+        Wanted::AtEnd(_) => position.max(earliest),
+    };
+    let until = range.until;
+    let offset = offset.max(earliest).min(until.unwrap_or(end));
+    let Place { stream, info, at } = place.clone();
+    let start = FlowStart { stream, info, at, offset, end, until };
+    Ok(Found { start, metadata: Bytes::new(), committed: position })
 }
