@@ -3,6 +3,7 @@
 #![allow(
     clippy::pedantic,
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::indexing_slicing,
     reason = "a test: a panic is a failure"
 )]

@@ -2,7 +2,7 @@
 
 use flowmesh_model::Reject;
 use flowmesh_model::codec::Malformed;
-use flowmesh_model::compression::{Codec, Codecs, codec_of};
+use flowmesh_model::compression::{Codec, Codecs, codec_of, is_compressed};
 use flowmesh_model::record::{RecordSlices, prefix_len};
 use flowmesh_model::reply::{RecordRun, RecordRuns};
 
@@ -29,7 +29,8 @@ pub fn read_codecs(numbers: &[i32]) -> Result<Codecs, Reject> {
 /// # Errors
 /// A batch that cannot be decoded; all were when they were appended.
 pub fn readable(records: RecordRuns, accepts: Codecs, bytes_max: usize) -> Result<RecordRuns, Reject> {
-    let needs_decoding = |run: &RecordRun| codec_of(&run.records).is_some_and(|codec| !accepts.has(codec));
+    let is_accepted = |run: &RecordRun| codec_of(&run.records).is_some_and(|codec| accepts.has(codec));
+    let needs_decoding = |run: &RecordRun| is_compressed(&run.records) && !is_accepted(run);
     if !records.runs.iter().any(needs_decoding) {
         return Ok(records);
     }
@@ -146,7 +147,7 @@ mod tests {
                 Err(Reject::InvalidArgument { field: "accept_compression", .. })
             ));
         }
-        let broken = RecordRun { records: Bytes::from_static(&[0x42, 2, 8, 1]), ..plain_run(0) };
+        let broken = RecordRun { records: Bytes::from_static(&[0x42, 2, 8, 9]), ..plain_run(0) };
         assert!(readable(runs(vec![broken]), Codecs::default(), 10).is_err());
     }
 }
