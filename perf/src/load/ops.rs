@@ -36,6 +36,8 @@ pub mod paths {
     pub const DELETE: &str = "/flowmesh.v1.Kv/Delete";
     /// Admin.CreateResource.
     pub const CREATE: &str = "/flowmesh.v1.Admin/CreateResource";
+    /// Admin.UpdateResource.
+    pub const UPDATE: &str = "/flowmesh.v1.Admin/UpdateResource";
     /// Admin.Topology.
     pub const TOPOLOGY: &str = "/flowmesh.v1.Admin/Topology";
     /// What the bare echo server answers; it answers every path alike.

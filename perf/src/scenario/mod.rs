@@ -2,9 +2,10 @@
 //! with it, compare.
 //!
 //! [`lab`] is what a scenario works with and [`row`] what it brings back; [`process`] runs servers, [`fill`] writes what
-//! is read; [`unary`], [`streams`], [`backlog`], [`queues`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
+//! is read; [`unary`], [`streams`], [`backlog`], [`compaction`], [`queues`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
 
 pub mod backlog;
+pub mod compaction;
 pub mod cores;
 pub mod fill;
 pub mod lab;
@@ -28,7 +29,7 @@ struct Scenario {
 }
 
 /// All scenarios, in the order of the targets.
-const SCENARIOS: [Scenario; 16] = [
+const SCENARIOS: [Scenario; 17] = [
     Scenario {
         name: "lone-append",
         what: "one client appends, one record at a time",
@@ -66,6 +67,11 @@ const SCENARIOS: [Scenario; 16] = [
         name: "cold-reader",
         what: "producers beside a consumer that reads segment files",
         run: backlog::cold_reader,
+    },
+    Scenario {
+        name: "compaction",
+        what: "10 M records over 100 k keys in the background, and producers beside it",
+        run: compaction::compaction,
     },
     Scenario { name: "idle-streams", what: "memory of 10 000 streams", run: backlog::idle_streams },
     Scenario { name: "jobs", what: "enqueue, reserve, ack, 64 jobs a call", run: queues::jobs },

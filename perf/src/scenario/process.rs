@@ -184,6 +184,16 @@ impl Server {
         Ok(answer.partitions.first().map_or(0, |partition| partition.next_offset))
     }
 
+    /// The sum of a metric's samples; 0 if there is none.
+    pub fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let (_, body) = http_get(self.http, "/metrics")?;
+        let samples = body
+            .lines()
+            .filter_map(|line| line.strip_prefix(name)?.split_once(' '))
+            .filter(|(labels, _)| labels.is_empty() || labels.starts_with('{'));
+        Ok(samples.filter_map(|(_, value)| value.trim().parse::<f64>().ok()).sum())
+    }
+
     /// Ends it as a crash would.
     pub fn kill(mut self) {
         self.running.kill();

@@ -14,6 +14,7 @@
 mod common;
 
 mod catalog;
+mod compaction;
 mod kv;
 mod producers;
 mod queue;
