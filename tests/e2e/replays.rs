@@ -588,11 +588,8 @@ async fn a_session_whose_stream_is_deleted_says_so() {
     .await;
     assert!(session.error.contains("cannot be read"), "{}", session.error);
     assert!(session.stream.contains("deleted"), "{}", session.stream);
-    refused(
-        Member::open_replay(&mut client, "late", 1).await.unwrap().answers.message().await,
-        Code::NotFound,
-        "RESOURCE_NOT_FOUND",
-    );
+    let again = Member::open_replay(&mut client, "late", 1).await.map(|_| ());
+    refused(again, Code::NotFound, "RESOURCE_NOT_FOUND");
     client.replay.delete(which()).await.unwrap();
 }
 
