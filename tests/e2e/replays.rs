@@ -102,6 +102,12 @@ async fn until(member: &mut Member, got: &mut Got, what: &str, done: impl Fn(&Go
     }
 }
 
+/// How a call ends.
+async fn ended(member: &mut Member) -> Result<(), tonic::Status> {
+    while within("the end", member.answers.message()).await?.is_some() {}
+    Ok(())
+}
+
 /// Works on everything until the session is over: commits each batch.
 async fn work(member: &mut Member, got: &mut Got) {
     while let Some(message) = within("the end", member.answers.message()).await.unwrap() {
@@ -558,6 +564,33 @@ async fn a_session_begins_and_ends_at_offsets_and_times() {
     append(&mut client, 1, record("new")).await;
     until(&mut member, &mut got, "what came", |got| got.records.len() == 7).await;
     assert_eq!(describe(&mut client).await.left, None);
+    // Who consumes a session that is deleted is told so.
+    client.replay.delete(which()).await.unwrap();
+    refused(ended(&mut member).await, Code::NotFound, "RESOURCE_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn a_session_whose_stream_is_deleted_says_so() {
+    let home = Home::new();
+    let (_server, mut client) = start(&home, 1).await;
+    append_all(&mut client, 1, 3).await;
+    create(&mut client, v1::CreateReplayRequest { end: Some(End::Follow(true)), ..late() }).await;
+    client.replay.start(which()).await.unwrap();
+    let mut member = Member::open_replay(&mut client, "late", 100).await.unwrap();
+    until(&mut member, &mut Got::default(), "what there was", |got| got.records.len() == 3).await;
+    let delete = v1::DeleteResourceRequest { kind: v1::Kind::Stream.into(), name: "logs".into() };
+    client.admin.delete_resource(delete).await.unwrap();
+    refused(ended(&mut member).await, Code::NotFound, "RESOURCE_NOT_FOUND");
+    let session = eventually("the error is kept", || {
+        let mut client = client.clone();
+        async move { Some(describe(&mut client).await).filter(|s| s.state() == v1::ReplayState::Error) }
+    })
+    .await;
+    assert!(session.error.contains("cannot be read"), "{}", session.error);
+    assert!(session.stream.contains("deleted"), "{}", session.stream);
+    let again = Member::open_replay(&mut client, "late", 1).await.map(|_| ());
+    refused(again, Code::NotFound, "RESOURCE_NOT_FOUND");
+    client.replay.delete(which()).await.unwrap();
 }
 
 #[tokio::test]

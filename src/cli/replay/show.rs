@@ -23,6 +23,8 @@ pub struct SessionJson<'a> {
     generation: u64,
     members: u32,
     records_total: u64,
+    /// How many conditions a record must meet.
+    conditions: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     left: Option<u64>,
     created_at_ms: u64,
@@ -62,6 +64,7 @@ impl<'a> From<&'a v1::ReplaySession> for SessionJson<'a> {
             generation: session.generation,
             members: session.members,
             records_total: session.records_total,
+            conditions: session.filter.as_ref().map_or(0, |filter| filter.conditions.len()),
             left: session.left,
             created_at_ms: session.created_at_ms,
             partitions: session.partitions.iter().map(partition).collect(),
@@ -131,6 +134,10 @@ fn write_rest(session: &v1::ReplaySession, out: &mut Out) -> Result<(), Failure>
     let (stream, since, members) = (&session.stream, time(session.since_ms), session.members);
     let line = format!("stream {stream}, sandbox {sandbox}, {members} members, since {since}");
     out.line(line.as_bytes())?;
+    let conditions = session.filter.as_ref().map_or(0, |filter| filter.conditions.len());
+    if conditions > 0 {
+        out.line(format!("only records for which {conditions} conditions hold").as_bytes())?;
+    }
     let row = |at: &v1::ReplayPartition| {
         let numbers = [at.from, at.position].map(|number| number.to_string());
         let [from, position] = numbers;

@@ -156,7 +156,9 @@ impl Consumer {
     /// A replay session has changed. If it was moved, what is there of it counts no more.
     fn take_update(&mut self, update: &v1::ReplayUpdate) {
         if update.generation != self.generation {
-            self.spend(self.waiting.len() as u64);
+            // A command that is running ends for nothing: its record comes again.
+            let current = self.current.take().map_or(0, |_| 1);
+            self.spend(self.waiting.len() as u64 + current);
             self.waiting.clear();
             self.done.clear();
             self.due.clear();
@@ -327,4 +329,49 @@ impl Consumer {
 
 fn to_u32(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cli::args::Server;
+
+    fn update(generation: u64) -> v1::ConsumeResponse {
+        let state = v1::ReplayState::Active.into();
+        let update = v1::ReplayUpdate { state, generation, ..Default::default() };
+        v1::ConsumeResponse { replay: vec![update], ..Default::default() }
+    }
+
+    fn batch(base_offset: u64, deltas: &[u64]) -> v1::ConsumeResponse {
+        let records = vec![v1::Record::default(); deltas.len()];
+        let (count, offset_deltas) = (records.len() as u32, deltas.to_vec());
+        let batch = v1::RecordBatch { base_offset, records, count, offset_deltas, ..Default::default() };
+        let batch = v1::GroupBatch { stream: "logs".to_owned(), batch: Some(batch) };
+        v1::ConsumeResponse { batches: vec![batch], ..Default::default() }
+    }
+
+    #[test]
+    fn what_was_worked_on_when_a_replay_session_was_moved_is_not_committed() {
+        let server = Server { addr: String::new(), timeout: Duration::ZERO };
+        let exec = Some("true".to_owned());
+        let format = ValueFormat::Value;
+        let args = ConsumeArgs::of_replay("late".to_owned(), None, exec, None, None, format, server);
+        let mut consumer = Consumer::new(&args);
+        consumer.first_credit();
+        consumer.take(update(1));
+        consumer.take(batch(5, &[0, 7]));
+        assert_eq!(consumer.next().unwrap().unwrap().offset, 5);
+        consumer.take(update(2));
+        consumer.ran(Ok(())).unwrap();
+        assert!(consumer.next().unwrap().is_none() && consumer.request().is_none());
+        consumer.take(batch(2, &[0, 7]));
+        for offset in [2, 9] {
+            assert_eq!(consumer.next().unwrap().unwrap().offset, offset);
+            consumer.ran(Ok(())).unwrap();
+        }
+        let request = consumer.request().unwrap();
+        assert_eq!((request.generation, request.commits[0].offset), (2, 10));
+    }
 }

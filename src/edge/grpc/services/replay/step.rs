@@ -208,3 +208,77 @@ impl Cursor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flowmesh_model::filter::Condition;
+    use flowmesh_model::path::{Kind, ResourcePath};
+    use flowmesh_model::record::{RecordPacker, RecordView};
+    use flowmesh_model::replay::ReplayRange;
+    use flowmesh_model::{ResourceId, Settings};
+
+    fn cursor(partition: u32, from: u64, until: Option<u64>) -> Cursor {
+        let range = ReplayRange { partition, from: Offset(from), until: until.map(Offset) };
+        let began = ReplayProgress { range, position: Offset(from) };
+        Cursor { began, next: Offset(from), found: VecDeque::new(), at_end: began.is_done() }
+    }
+
+    /// Records with these keys from `base` on.
+    fn records(base: u64, at: u64, keys: &[&str], high_watermark: u64) -> RecordRuns {
+        let mut packer = RecordPacker::default();
+        for key in keys {
+            packer.push(&RecordView { key: Some(key.as_bytes()), ..RecordView::default() });
+        }
+        let count = keys.len() as u32;
+        let run = RecordRun { base: Offset(base), count, appended_at: Millis(at), records: packer.finish() };
+        RecordRuns {
+            runs: vec![run],
+            next: Offset(base + u64::from(count)),
+            earliest: Offset(0),
+            high_watermark: Offset(high_watermark),
+        }
+    }
+
+    fn search(cursors: Vec<Cursor>) -> Search {
+        let path = ResourcePath::parse(Kind::Stream, "s").unwrap();
+        let settings = Settings::default_for(Kind::Stream);
+        let stream = Arc::new(ResourceInfo::new(ResourceId(1), path, settings, Millis(0)));
+        let filter = RecordFilter::new([Condition::KeyEquals(Bytes::from_static(b"yes"))]).unwrap();
+        Search { stream, filter, mark: Mark::of("late"), cursors, looked_bytes: 0 }
+    }
+
+    #[test]
+    fn a_partition_is_looked_at_up_to_its_end_and_gives_what_matches() {
+        let mut cursor = cursor(0, 2, Some(6));
+        let filter = search(vec![]).filter;
+        cursor.take(&filter, &records(2, 5, &["no", "yes"], 100));
+        assert_eq!((cursor.next, cursor.found.len(), cursor.at_end), (Offset(4), 1, false));
+        cursor.take(&filter, &records(4, 6, &["yes", "no", "yes", "yes"], 100));
+        assert_eq!((cursor.next, cursor.found.len(), cursor.at_end), (Offset(6), 2, true));
+    }
+
+    #[test]
+    fn nothing_is_shown_before_it_is_known_to_be_the_oldest() {
+        let mut search = search(vec![cursor(0, 0, Some(9)), cursor(1, 0, None), cursor(2, 7, Some(7))]);
+        let filter = search.filter.clone();
+        search.cursors[0].take(&filter, &records(0, 20, &["no", "yes", "yes"], 9));
+        assert_eq!(search.next(), None);
+        search.cursors[1].take(&filter, &records(0, 10, &["yes"], 1));
+        let shown: Vec<_> =
+            std::iter::from_fn(|| search.next()).map(|at| (at.partition, at.offset)).collect();
+        // Then partition 0 has more that was not looked at.
+        assert_eq!(shown, [(1, 0), (0, 1), (0, 2)]);
+        let moves: Vec<_> = search.moves().iter().map(|step| (step.partition, step.to.get())).collect();
+        assert_eq!(moves, [(0, 3), (1, 1)]);
+    }
+
+    #[test]
+    fn a_session_moves_up_to_the_first_record_that_was_not_shown() {
+        let mut search = search(vec![cursor(0, 0, Some(9))]);
+        let filter = search.filter.clone();
+        search.cursors[0].take(&filter, &records(0, 20, &["no", "yes", "no", "no", "yes"], 9));
+        assert!(search.next().is_some());
+        assert_eq!(search.moves()[0].to, Offset(4));
+    }
+}
