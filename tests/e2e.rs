@@ -44,6 +44,7 @@ mod e2e {
     mod replay_shell;
     mod replays;
     mod restart;
+    mod segments;
     mod shards;
     mod shell;
     mod shutdown;

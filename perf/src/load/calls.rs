@@ -96,6 +96,7 @@ impl Workload for Calls {
         (call.op, call.due, call.verdict) = (op, due, None);
         call.deframer.clear();
         call.keys.clear();
+        operation.turn();
         for place in 0..operation.keys() {
             let key = self.keys.pick(io.random);
             operation.set_key(place, key);

@@ -1,6 +1,7 @@
 //! Unary operations: what is asked, and whether the answer is right.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use super::keys::{self, FILLER, KEY_BYTES, STAMP_BYTES};
@@ -34,6 +35,8 @@ pub mod paths {
     pub const SET: &str = "/flowmesh.v1.Kv/Set";
     /// Kv.Delete.
     pub const DELETE: &str = "/flowmesh.v1.Kv/Delete";
+    /// Group.Heartbeat.
+    pub const HEARTBEAT: &str = "/flowmesh.v1.Group/Heartbeat";
     /// Admin.CreateResource.
     pub const CREATE: &str = "/flowmesh.v1.Admin/CreateResource";
     /// Admin.UpdateResource.
@@ -195,14 +198,22 @@ pub struct Operation {
     bytes: Vec<u8>,
     /// Where each key, and the start of its value, stand in `bytes`.
     places: Vec<(usize, Option<usize>)>,
+    /// Where the number of the resource stands in `bytes`, for calls that go to many in turn.
+    turn: Range<usize>,
+    next: usize,
 }
 
 impl Operation {
-    /// The operation on a resource.
+    /// The operation on a resource. A `#` in its name stands for a digit: calls go in turn to all resources there can be.
     pub fn new(spec: OpSpec, resource: &str, methods: &mut Methods) -> Self {
         let method = methods.id(spec.kind.path());
-        let mut operation = Self { spec, method, bytes: vec![0; GRPC_HEAD_BYTES], places: Vec::new() };
+        let (places, turn) = (Vec::new(), 0..0);
+        let mut operation = Self { spec, method, bytes: vec![0; GRPC_HEAD_BYTES], places, turn, next: 0 };
         put_bytes_field(&mut operation.bytes, 1, resource.as_bytes());
+        if let (Some(first), Some(last)) = (resource.find('#'), resource.rfind('#')) {
+            let start = operation.bytes.len() - resource.len();
+            operation.turn = start + first..start + last + 1;
+        }
         match spec.kind {
             OpKind::Append | OpKind::EchoAppend => put_records(&mut operation.bytes, spec),
             OpKind::Read => {
@@ -216,6 +227,17 @@ impl Operation {
         }
         set_length(&mut operation.bytes, 0);
         operation
+    }
+
+    /// Names the next resource in turn.
+    #[inline]
+    pub fn turn(&mut self) {
+        let mut number = self.next;
+        self.next += 1;
+        for digit in self.bytes.get_mut(self.turn.clone()).unwrap_or_default().iter_mut().rev() {
+            *digit = b'0' + (number % 10) as u8;
+            number /= 10;
+        }
     }
 
     /// How many keys each call names.

@@ -124,3 +124,19 @@ fn records_read_are_checked() {
     }
     assert!(check(vec![], "read*2").is_err());
 }
+
+#[test]
+fn calls_go_to_many_resources_in_turn() {
+    let mut operation = Operation::new("append".parse().unwrap(), "many-##", &mut Methods::default());
+    let mut names = Vec::new();
+    for _ in 0..101 {
+        operation.turn();
+        let (_, body) = operation.bytes().split_at(GRPC_HEAD_BYTES);
+        names.push(v1::AppendRequest::decode(body).unwrap().stream);
+    }
+    assert_eq!(
+        (names[0].as_str(), names[42].as_str(), names[99].as_str()),
+        ("many-00", "many-42", "many-99")
+    );
+    assert_eq!(names[100], "many-00");
+}

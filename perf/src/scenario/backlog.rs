@@ -1,7 +1,8 @@
 //! Reading what is no longer in memory, and many streams at once.
 
 use std::cell::RefCell;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use flowmesh_proto::v1;
 
@@ -11,7 +12,7 @@ use super::row::{Goal, Round, Row, Unit};
 use crate::baseline::disk;
 use crate::http2::UnaryClient;
 use crate::load::ops::paths;
-use crate::load::{Follow, GroupSpec, LoadResult, OpKind, OpSpec, Work};
+use crate::load::{Follow, GroupSpec, LoadResult, LoadSpec, OpKind, OpSpec, Work};
 
 /// Bytes of a record's value.
 const VALUE_BYTES: u32 = 1024;
@@ -27,6 +28,9 @@ const CHECKPOINT_OFTEN: [&str; 2] = ["--checkpoint-interval-ms", "100ms"];
 
 /// Streams that exist beside each other.
 const STREAMS: u64 = 10_000;
+
+/// The length of each segment file of a shard that has much: all together 50 GB.
+const SPARSE_BYTES: u64 = 5_000_000;
 
 /// A server with a stream that is in segment files only.
 fn cold_server(lab: &Lab) -> anyhow::Result<Guest> {
@@ -95,17 +99,86 @@ pub fn cold_reader(lab: &Lab) -> anyhow::Result<Vec<Row>> {
     ])
 }
 
+/// Small appends to ten thousand streams in turn, beside the same to one.
+pub fn many_streams(lab: &Lab) -> anyhow::Result<Vec<Row>> {
+    let guest = lab.start(1, &[])?;
+    let server = guest.server()?;
+    let mut client = UnaryClient::connect(server.grpc, &[paths::CREATE, paths::APPEND])?;
+    for number in 0..STREAMS {
+        make_stream(&mut client, &format!("many-{number:04}"))?;
+    }
+    make_stream(&mut client, "one")?;
+    let what = "append to 10 000 streams in turn, 16 connections × 32";
+    let append = |stream| Lab::calls(OpSpec::new(OpKind::Append), server.grpc, stream, (16, 32));
+    let one = lab.spec(what, vec![append("one")], Some(server.pid()));
+    let many = lab.spec(what, vec![append("many-####")], Some(server.pid()));
+    let loads = RefCell::new(Vec::new());
+    let run = |spec: &LoadSpec| {
+        let load = spec.run()?;
+        let figure = load.calls_per_s;
+        loads.borrow_mut().push(load);
+        Ok(figure)
+    };
+    let rounds = lab.rounds(|| run(&one), || run(&many))?;
+    let row = Row::new(what, Unit::CallsPerS, Goal::ShareAtLeast(0.80), "the same to one stream", rounds);
+    Ok(vec![row.with_loads(loads.into_inner())])
+}
+
+/// Start of a server with ten thousand streams, without and with 50 GB in their files.
+pub fn opening(lab: &Lab) -> anyhow::Result<Vec<Row>> {
+    let mut guest = lab.start(1, &CHECKPOINT_OFTEN)?;
+    let mut client = UnaryClient::connect(guest.server()?.grpc, &[paths::CREATE, paths::APPEND])?;
+    for number in 0..STREAMS {
+        make_stream(&mut client, &format!("many-{number:04}"))?;
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    let (mut rounds, mut files) = (Vec::new(), 0);
+    for _ in 0..lab.rounds {
+        let small = restart_us(&mut guest)?;
+        guest.kill();
+        files = grow_files(&guest.dir().join("shard-000/streams"), SPARSE_BYTES)?;
+        rounds.push(Round { bare: Some(small), measured: restart_us(&mut guest)? });
+    }
+    anyhow::ensure!(files >= STREAMS, "there are {files} segment files: the streams are not all in files");
+    let what = "start with 10 000 streams and 50 GB of segments";
+    let row = Row::new(what, Unit::Microseconds, Goal::AtMost(2e6), "the same without the bytes", rounds);
+    Ok(vec![row.with_note(&format!("{files} files of {} MB, sparse", SPARSE_BYTES / 1_000_000))])
+}
+
+/// How long a start takes until the server is ready.
+fn restart_us(guest: &mut Guest) -> anyhow::Result<f64> {
+    guest.kill();
+    let began = Instant::now();
+    guest.restart()?;
+    Ok(began.elapsed().as_secs_f64() * 1e6)
+}
+
+/// Makes every segment file so long, without writing. Returns how many there are.
+fn grow_files(dir: &Path, bytes: u64) -> anyhow::Result<u64> {
+    let mut files = 0;
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files += grow_files(&path, bytes)?;
+        } else {
+            std::fs::OpenOptions::new().write(true).open(&path)?.set_len(bytes)?;
+            files += 1;
+        }
+    }
+    Ok(files)
+}
+
 /// What a stream that nobody uses takes in memory, of many.
 pub fn idle_streams(lab: &Lab) -> anyhow::Result<Vec<Row>> {
     let guest = lab.start(1, &CHECKPOINT_OFTEN)?;
     let server = guest.server()?;
     let mut client = UnaryClient::connect(server.grpc, &[paths::CREATE, paths::APPEND])?;
     // The first stream brings what all share.
-    make_stream(&mut client, 0)?;
+    make_stream(&mut client, "idle-0")?;
     std::thread::sleep(Duration::from_secs(1));
     let before = server.memory()?.anonymous_bytes;
     for number in 1..=STREAMS {
-        make_stream(&mut client, number)?;
+        make_stream(&mut client, &format!("idle-{number}"))?;
     }
     std::thread::sleep(Duration::from_secs(2));
     let grown = server.memory()?.anonymous_bytes.saturating_sub(before);
@@ -121,17 +194,16 @@ pub fn idle_streams(lab: &Lab) -> anyhow::Result<Vec<Row>> {
     Ok(vec![row.with_note(&format!("{kibibytes:.2} KiB a stream"))])
 }
 
-fn make_stream(client: &mut UnaryClient, number: u64) -> anyhow::Result<()> {
-    let name = format!("idle-{number}");
+fn make_stream(client: &mut UnaryClient, name: &str) -> anyhow::Result<()> {
     let create = v1::CreateResourceRequest {
         kind: v1::Kind::Stream.into(),
-        name: name.clone(),
+        name: name.to_owned(),
         or_existing: true,
         ..Default::default()
     };
     client.call::<v1::CreateResourceResponse>(paths::CREATE, &create)?;
     let record = v1::Record { value: b"one".as_slice().into(), ..Default::default() };
-    let append = v1::AppendRequest { stream: name, records: vec![record], ..Default::default() };
+    let append = v1::AppendRequest { stream: name.to_owned(), records: vec![record], ..Default::default() };
     client.call::<v1::AppendResponse>(paths::APPEND, &append)?;
     Ok(())
 }

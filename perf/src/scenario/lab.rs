@@ -54,6 +54,11 @@ impl Guest {
         self.server.as_ref().context("the server was killed")
     }
 
+    /// Its data directory.
+    pub fn dir(&self) -> &Path {
+        &self.options.dir
+    }
+
     /// Ends it as a crash would.
     pub fn kill(&mut self) {
         if let Some(server) = self.server.take() {

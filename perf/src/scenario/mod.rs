@@ -2,12 +2,13 @@
 //! with it, compare.
 //!
 //! [`lab`] is what a scenario works with and [`row`] what it brings back; [`process`] runs servers, [`fill`] writes what
-//! is read; [`unary`], [`streams`], [`backlog`], [`compaction`], [`queues`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
+//! is read; [`unary`], [`streams`], [`backlog`], [`compaction`], [`groups`], [`queues`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
 
 pub mod backlog;
 pub mod compaction;
 pub mod cores;
 pub mod fill;
+pub mod groups;
 pub mod lab;
 pub mod output;
 pub mod process;
@@ -29,7 +30,7 @@ struct Scenario {
 }
 
 /// All scenarios, in the order of the targets.
-const SCENARIOS: [Scenario; 17] = [
+const SCENARIOS: [Scenario; 20] = [
     Scenario {
         name: "lone-append",
         what: "one client appends, one record at a time",
@@ -73,6 +74,17 @@ const SCENARIOS: [Scenario; 17] = [
         what: "10 M records over 100 k keys in the background, and producers beside it",
         run: compaction::compaction,
     },
+    Scenario {
+        name: "many-streams",
+        what: "small appends to 10 000 streams in turn",
+        run: backlog::many_streams,
+    },
+    Scenario {
+        name: "opening",
+        what: "start with 10 000 streams and 50 GB of segments",
+        run: backlog::opening,
+    },
+    Scenario { name: "rebalance", what: "a consumer group of 100 members loses one", run: groups::rebalance },
     Scenario { name: "idle-streams", what: "memory of 10 000 streams", run: backlog::idle_streams },
     Scenario { name: "jobs", what: "enqueue, reserve, ack, 64 jobs a call", run: queues::jobs },
     Scenario {

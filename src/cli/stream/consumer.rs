@@ -360,13 +360,13 @@ mod tests {
         let args = ConsumeArgs::of_replay("late".to_owned(), None, exec, None, None, format, server);
         let mut consumer = Consumer::new(&args);
         consumer.first_credit();
-        consumer.take(update(1));
-        consumer.take(batch(5, &[0, 7]));
+        consumer.take(update(1)).unwrap();
+        consumer.take(batch(5, &[0, 7])).unwrap();
         assert_eq!(consumer.next().unwrap().unwrap().offset, 5);
-        consumer.take(update(2));
+        consumer.take(update(2)).unwrap();
         consumer.ran(Ok(())).unwrap();
         assert!(consumer.next().unwrap().is_none() && consumer.request().is_none());
-        consumer.take(batch(2, &[0, 7]));
+        consumer.take(batch(2, &[0, 7])).unwrap();
         for offset in [2, 9] {
             assert_eq!(consumer.next().unwrap().unwrap().offset, offset);
             consumer.ran(Ok(())).unwrap();
