@@ -41,6 +41,7 @@ mod e2e {
     mod partitions;
     mod producers;
     mod queues;
+    mod replay_refusals;
     mod replay_shell;
     mod replays;
     mod restart;
