@@ -181,7 +181,6 @@ async fn a_deleted_key_goes_and_its_tombstone_after_its_time() {
                 ..v1::StreamSettings::default()
             })),
         }),
-        ..v1::UpdateResourceRequest::default()
     };
     client.admin.update_resource(update).await.unwrap();
     let gone = vec![keyed("gone", value(7)), keyed("gone", Bytes::new())];

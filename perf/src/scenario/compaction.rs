@@ -21,7 +21,7 @@ const KEYS: u64 = 100_000;
 /// Bytes of a value.
 const VALUE_BYTES: usize = 100;
 /// Records in one call.
-const BATCH: u64 = 5_000;
+const BATCH: u64 = 1_000;
 /// Checkpoints come often: what is not in segment files is not compacted.
 const CHECKPOINT_OFTEN: [&str; 2] = ["--checkpoint-interval-ms", "200ms"];
 /// How long a compaction may take.

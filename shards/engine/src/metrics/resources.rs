@@ -326,8 +326,8 @@ impl Resources {
             |at| known(at.resource),
             |row| {
                 machine.each_partition(&mut |at, next, dirty_bytes| {
-                    row(at, PartitionHolds { next, dirty_bytes })
-                })
+                    row(at, PartitionHolds { next, dirty_bytes });
+                });
             },
         );
         let queues = self.queues.rows(known, |row| {
