@@ -493,6 +493,11 @@ mod tests {
         );
         let stream = parse(v1::Kind::Stream, &["partitions=4", "durability=server"]).unwrap();
         assert_eq!(Value::Object(stream), serde_json::json!({"partitions": 4}));
+        let pairs = ["compaction=true", "tombstone_retention_ms=1h", "min_dirty_percent=20"];
+        assert_eq!(
+            Value::Object(parse(v1::Kind::Stream, &pairs).unwrap()),
+            serde_json::json!({"compaction": true, "tombstone_retention_ms": 3_600_000, "min_dirty_percent": 20})
+        );
     }
 
     #[test]
@@ -504,6 +509,11 @@ mod tests {
                 "a stream has no setting `partition`; allowed: partitions, retention_ms, retention_bytes",
             ),
             (v1::Kind::Kv, "partitions=4", "a kv has no setting `partitions`; allowed: default_ttl_ms"),
+            (
+                v1::Kind::Stream,
+                "compaction=compact",
+                "setting compaction: `compact` is not allowed; allowed: true",
+            ),
             (v1::Kind::Queue, "max_attempts=x", "setting max_attempts: `x` is not allowed"),
             (v1::Kind::Queue, "backoff_max_ms=1 fortnight", "setting backoff_max_ms"),
             (v1::Kind::Queue, "durability=memory", "always, interval, never"),

@@ -32,13 +32,13 @@ const RETRY: Duration = Duration::from_secs(10);
 const LOG_RETRY: Duration = Duration::from_millis(20);
 
 /// Below this a wait for bandwidth is put off: timers are not that exact.
-const SLEEP_MIN_NS: u64 = 2_000_000;
+const SLEEP_MIN_NS: u64 = 500_000;
 
 /// What bandwidth was not used is not saved up for longer than this.
-const UNUSED_NS_MAX: u64 = 100_000_000;
+const UNUSED_NS_MAX: u64 = 5_000_000;
 
-/// Appends dropped from memory before other tasks run: about 100 µs.
-const EVICT_STEP: usize = 2048;
+/// Appends dropped from memory before other tasks run: about 50 µs.
+const EVICT_STEP: usize = 1024;
 
 /// Compaction on a shard's core: others have a turn at every pause, and the bandwidth is kept.
 struct ShardPace<'a, D: Disk, T: Timer> {

@@ -12,8 +12,8 @@ use super::{GivenUp, Pace};
 /// Slots of one piece: 192 KiB.
 const PIECE: usize = 8 * 1024;
 
-/// Slots that are moved before others have a turn: about 100 µs.
-const MOVED_AT_ONCE: usize = 2 * 1024;
+/// Slots that are moved before others have a turn: about 50 µs.
+const MOVED_AT_ONCE: usize = 1024;
 
 /// A key's hash and the offset of its latest record; all zero if nothing is there.
 #[derive(Clone, Copy, Default)]

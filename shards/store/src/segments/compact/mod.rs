@@ -41,12 +41,12 @@ use latest::{Latest, Noted, hash};
 use output::Output;
 use walk::{Source, Walk, WalkedBlock};
 
-/// Records that are looked at before others have a turn: about 100 µs.
-const RECORDS_AT_ONCE: u32 = 1024;
+/// Records that are looked at before others have a turn: about 50 µs. A call of a client needs several turns.
+const RECORDS_AT_ONCE: u32 = 256;
 
 /// Who says how fast compaction may go, and whether it is to go on.
 pub trait Pace {
-    /// Called every 100 µs or so, with what was read and written since. Returns once work may go on.
+    /// Called every 50 µs or so, with what was read and written since. Returns once work may go on.
     ///
     /// # Errors
     /// [`GivenUp`] if it is to end.
