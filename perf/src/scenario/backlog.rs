@@ -1,6 +1,7 @@
 //! Reading what is no longer in memory, and many streams at once.
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,9 @@ const TAIL_RECORDS: u64 = 64 * 1024;
 
 /// Everything is soon in segment files, so that nothing is in memory after the next start.
 const CHECKPOINT_OFTEN: [&str; 2] = ["--checkpoint-interval-ms", "100ms"];
+
+/// How long checkpoints may take to bring all of them to files.
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Streams that exist beside each other.
 const STREAMS: u64 = 10_000;
@@ -131,15 +135,17 @@ pub fn opening(lab: &Lab) -> anyhow::Result<Vec<Row>> {
     for number in 0..STREAMS {
         make_stream(&mut client, &format!("many-{number:04}"))?;
     }
-    std::thread::sleep(Duration::from_secs(2));
+    let segments = guest.dir().join("shard-000/streams");
+    all_in_files(&segments)?;
     let (mut rounds, mut files) = (Vec::new(), 0);
     for _ in 0..lab.rounds {
         let small = restart_us(&mut guest)?;
         guest.kill();
-        files = grow_files(&guest.dir().join("shard-000/streams"), SPARSE_BYTES)?;
+        files = each_file(&segments, |path| {
+            Ok(File::options().write(true).open(path)?.set_len(SPARSE_BYTES)?)
+        })?;
         rounds.push(Round { bare: Some(small), measured: restart_us(&mut guest)? });
     }
-    anyhow::ensure!(files >= STREAMS, "there are {files} segment files: the streams are not all in files");
     let what = "start with 10 000 streams and 50 GB of segments";
     let row = Row::new(what, Unit::Microseconds, Goal::AtMost(2e6), "the same without the bytes", rounds);
     Ok(vec![row.with_note(&format!("{files} files of {} MB, sparse", SPARSE_BYTES / 1_000_000))])
@@ -153,16 +159,33 @@ fn restart_us(guest: &mut Guest) -> anyhow::Result<f64> {
     Ok(began.elapsed().as_secs_f64() * 1e6)
 }
 
-/// Makes every segment file so long, without writing. Returns how many there are.
-fn grow_files(dir: &Path, bytes: u64) -> anyhow::Result<u64> {
-    let mut files = 0;
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            files += grow_files(&path, bytes)?;
-        } else {
-            std::fs::OpenOptions::new().write(true).open(&path)?.set_len(bytes)?;
-            files += 1;
+/// Waits until checkpoints have brought the records of every stream to its file.
+fn all_in_files(segments: &Path) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        let files = each_file(segments, |_| Ok(()))?;
+        if files >= STREAMS {
+            // The checkpoint that wrote the last one is to end.
+            std::thread::sleep(Duration::from_secs(1));
+            return Ok(());
+        }
+        anyhow::ensure!(began.elapsed() < DEADLINE, "after {DEADLINE:?} there are {files} segment files");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Does something with every file below a directory. Returns how many there are.
+fn each_file(dir: &Path, mut work: impl FnMut(&Path) -> anyhow::Result<()>) -> anyhow::Result<u64> {
+    let (mut files, mut dirs) = (0, vec![dir.to_owned()]);
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else {
+                work(&path)?;
+                files += 1;
+            }
         }
     }
     Ok(files)
@@ -180,7 +203,7 @@ pub fn idle_streams(lab: &Lab) -> anyhow::Result<Vec<Row>> {
     for number in 1..=STREAMS {
         make_stream(&mut client, &format!("idle-{number}"))?;
     }
-    std::thread::sleep(Duration::from_secs(2));
+    all_in_files(&guest.dir().join("shard-000/streams"))?;
     let grown = server.memory()?.anonymous_bytes.saturating_sub(before);
     let kibibytes = grown as f64 / STREAMS as f64 / 1024.0;
     let rounds = vec![Round { bare: None, measured: grown as f64 / f64::from(1 << 20) }];

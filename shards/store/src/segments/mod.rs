@@ -26,6 +26,7 @@ mod find;
 pub mod format;
 mod names;
 mod read;
+mod sorted;
 
 pub use compact::{Compaction, CompactionError, CompactionStats, GivenUp, Pace};
 pub use error::{SegmentDamage, SegmentError};

@@ -10,16 +10,16 @@
 //! Offsets have 20 digits. A compacted file replaces all others within its range; those that are still there are stale:
 //! the server stopped before it removed them.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::sorted::Sorted;
 use flowmesh_model::{Offset, PartitionRef, ResourceId};
 
 /// The one file of a partition that is being compacted.
 pub(super) const UNFINISHED: &str = "compaction.tmp";
 
 /// Files by their first offset; compacted ones with where they end.
-pub(super) type Files = BTreeMap<Offset, Option<Offset>>;
+pub(super) type Files = Sorted<Offset, Option<Offset>>;
 
 /// The name of a file that starts at `base`, and, if it is compacted, ends at `end`.
 pub(super) fn file_name(base: Offset, end: Option<Offset>) -> String {
