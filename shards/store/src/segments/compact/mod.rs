@@ -318,7 +318,8 @@ impl<D: Disk> Compaction<D> {
     ) -> Result<(), CompactionError> {
         let mut walk = Walk::open(inner, self.job.at, source).await?;
         while let Some(mut block) = walk.next(source.base).await? {
-            let (mut expected, mut left, mut bytes) = (block.header.base, RECORDS_AT_ONCE, block.disk_bytes);
+            pace.pause(block.disk_bytes).await?;
+            let (mut expected, mut left, mut bytes) = (block.header.base, RECORDS_AT_ONCE, 0);
             for _ in 0..block.header.runs {
                 let (run, codec) = take_run(&walk, &mut block, &mut expected)?;
                 let (mut offset, mut slices) = (run.base, RecordSlices::new(&run.records));

@@ -12,7 +12,7 @@ use crate::segments::format::{BLOCK_HEADER_BYTES, BlockHeader, FILE_HEADER_BYTES
 use crate::window::Window;
 
 /// How much is read from the disk at once: to take it in holds the core for some 50 µs.
-const READ_BYTES: usize = 256 * 1024;
+const READ_BYTES: usize = 128 * 1024;
 
 /// A file to be compacted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
