@@ -159,6 +159,11 @@ async fn a_silent_member_is_thrown_out_and_its_partitions_move() {
     assert_eq!(described.members.len(), 1);
     assert_eq!(described.members[0].member_id, b.answer.member_id);
     assert_eq!(described.group.unwrap().state(), v1::GroupState::Stable);
+    let of = |name: &str| {
+        server.metric(&format!("flowmesh_consumer_group_{name}"), "consumer_group=\"g\"").unwrap()
+    };
+    assert_eq!((of("members"), of("partitions"), of("assigned_partitions")), (1.0, 4.0, 4.0));
+    assert!(of("rebalances_total") >= 3.0, "two joined and one is out: {}", of("rebalances_total"));
 }
 
 #[tokio::test]

@@ -132,12 +132,17 @@ async fn queues_and_partitions_have_metrics_of_their_own() {
         assert_eq!(server.metric(&format!("flowmesh_queue_{name}"), queue), Some(value), "{name}");
     }
     assert!(server.metric("flowmesh_queue_oldest_job_age_seconds", queue).is_some());
+    let group = r#"{tenant="default",namespace="default",consumer_group="billing"}"#;
+    for (name, value) in [("members", 0.0), ("partitions", 0.0), ("rebalances_total", 0.0)] {
+        assert_eq!(server.metric(&format!("flowmesh_consumer_group_{name}"), group), Some(value), "{name}");
+    }
     let partition =
         |number| format!(r#"{{tenant="default",namespace="default",stream="logs",partition="{number}"}}"#);
     let of = |name: &str, number: u32| {
         server.metric(&format!("flowmesh_stream_{name}"), &partition(number)).unwrap_or(f64::NAN)
     };
     assert_eq!((of("offset", 1), of("events_total", 1), of("offset", 3)), (2.0, 2.0, 1.0));
+    assert_eq!((of("earliest_offset", 1), of("stored_bytes", 1)), (0.0, of("bytes_written_total", 1)));
     assert!(of("bytes_written_total", 1) >= 20.0);
     assert_eq!(of("bytes_read_total", 1), of("bytes_written_total", 1));
     assert_eq!((of("write_duration_seconds_count", 3), of("read_duration_seconds_count", 3)), (1.0, 0.0));

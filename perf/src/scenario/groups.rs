@@ -29,6 +29,8 @@ struct Member {
     epoch: u64,
     version: u64,
     owned: BTreeSet<u32>,
+    /// What it waits for, or has let go of only with its next heartbeat.
+    unsettled: usize,
     /// What it was ever told to let go of.
     revoked: usize,
 }
@@ -52,12 +54,15 @@ impl Member {
         (self.id, self.epoch, self.version) = (answer.member_id, answer.member_epoch, answer.version);
         self.owned = answer.assigned.iter().flat_map(|some| some.partitions.iter().copied()).collect();
         // What is revoked is let go of at once: the next heartbeat says so.
-        self.revoked += answer.revoking.iter().map(|some| some.partitions.len()).sum::<usize>();
+        let count =
+            |some: &[v1::StreamPartitions]| some.iter().map(|some| some.partitions.len()).sum::<usize>();
+        self.revoked += count(&answer.revoking);
+        self.unsettled = count(&answer.revoking) + count(&answer.pending);
         Ok(())
     }
 }
 
-/// Heartbeats of all in turn, until all partitions have one owner.
+/// Heartbeats of all in turn, until all partitions have one owner and nothing is on its way to another.
 fn settle(members: &mut [Member], client: &mut UnaryClient) -> anyhow::Result<()> {
     let began = Instant::now();
     loop {
@@ -68,7 +73,8 @@ fn settle(members: &mut [Member], client: &mut UnaryClient) -> anyhow::Result<()
         let different: BTreeSet<u32> =
             members.iter().flat_map(|member| member.owned.iter().copied()).collect();
         anyhow::ensure!(owned == different.len(), "a partition has two owners");
-        if owned == PARTITIONS as usize {
+        let unsettled: usize = members.iter().map(|member| member.unsettled).sum();
+        if owned == PARTITIONS as usize && unsettled == 0 {
             return Ok(());
         }
         anyhow::ensure!(began.elapsed() < DEADLINE, "{owned} of {PARTITIONS} partitions have an owner");

@@ -6,7 +6,7 @@ mod spans;
 use flowmesh_machine::MachineStats;
 use flowmesh_model::{Command, GroupCommand, KvCommand, QueueCommand, ReplayCommand, StreamCommand};
 
-pub use resources::{OffsetRows, PartitionRows, QueueRows};
+pub use resources::{GroupRows, OffsetRows, PartitionRows, QueueRows};
 pub use spans::Spans;
 
 /// Operations that are counted and timed, each with its batch forms.
@@ -319,6 +319,8 @@ pub struct ShardStats {
     pub queues: QueueRows,
     /// Numbers of groups in single partitions; filled in only when someone asks.
     pub offsets: OffsetRows,
+    /// Groups, as far as they have numbers of their own.
+    pub groups: GroupRows,
 }
 
 impl ShardStats {

@@ -177,7 +177,8 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         let mut stats = self.stats();
         let now = self.now();
         let state = &mut *self.inner.state.borrow_mut();
-        (stats.partitions, stats.queues, stats.offsets) = state.resources.rows(&state.machine, now);
+        (stats.partitions, stats.queues, stats.groups, stats.offsets) =
+            state.resources.rows(&state.machine, now);
         stats
     }
 

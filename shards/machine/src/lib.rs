@@ -43,3 +43,4 @@ pub use decision::{
     WaitKey,
 };
 pub use machine::Machine;
+pub use walk::PartitionHeld;

@@ -1,5 +1,6 @@
 //! What is held of each resource, for metrics: only of those that the catalog has, since others have no name.
 
+use flowmesh_model::group::GroupStatus;
 use flowmesh_model::reply::QueueStatus;
 use flowmesh_model::{Millis, Offset, PartitionRef, ResourceId, Settings};
 
@@ -7,19 +8,34 @@ use crate::held::{Held, Parts};
 use crate::machine::Machine;
 use crate::queue::decide::Asked;
 
+/// What a partition holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionHeld {
+    /// The first record there is.
+    pub earliest: Offset,
+    /// The offset the next record gets.
+    pub next: Offset,
+    /// Packed bytes of all segments.
+    pub bytes: u64,
+    /// With compaction: packed bytes of closed segments that were not compacted yet.
+    pub dirty_bytes: u64,
+}
+
 impl Machine {
     /// Whether the catalog has a resource of that number.
     pub fn is_known(&self, id: ResourceId) -> bool {
         self.snapshot.as_ref().is_some_and(|catalog| catalog.get(id).is_some())
     }
 
-    /// Every partition that the shard holds records of, and the offset its next record gets. In no order.
-    pub fn each_partition(&self, each: &mut dyn FnMut(PartitionRef, Offset, u64)) {
+    /// Every partition that the shard holds records of. In no order.
+    pub fn each_partition(&self, each: &mut dyn FnMut(PartitionRef, PartitionHeld)) {
         for (resource, held) in self.named() {
             if let Parts::Stream(stream) = &held.parts {
                 for (partition, held) in stream.partitions() {
                     let dirty_bytes = if stream.is_compacted() { held.dirty_bytes() } else { 0 };
-                    each(PartitionRef { resource, partition }, held.next, dirty_bytes);
+                    let (earliest, next, bytes) = (held.earliest, held.next, held.bytes);
+                    let held = PartitionHeld { earliest, next, bytes, dirty_bytes };
+                    each(PartitionRef { resource, partition }, held);
                 }
             }
         }
@@ -32,6 +48,15 @@ impl Machine {
             let settings = held.info.as_ref().map(|info| &info.settings);
             if let (Parts::Queue(queue), Some(Settings::Queue(settings))) = (&held.parts, settings) {
                 each(id, Asked { queue, id, settings, now }.status());
+            }
+        }
+    }
+
+    /// Every group that the shard holds, and its status. In no order.
+    pub fn each_group(&self, each: &mut dyn FnMut(ResourceId, GroupStatus)) {
+        for (id, held) in self.named() {
+            if let Parts::Group(group) = &held.parts {
+                each(id, group.status());
             }
         }
     }

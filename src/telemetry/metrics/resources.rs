@@ -5,8 +5,8 @@
 use std::fmt;
 
 use flowmesh_engine::metrics::resources::{
-    GroupPartition, Merge, OffsetCounts, OffsetHolds, PartitionCounts, PartitionHolds, QueueCounts,
-    QueueHolds, Row, Rows,
+    GroupCounts, GroupHolds, GroupPartition, Merge, OffsetCounts, OffsetHolds, PartitionCounts,
+    PartitionHolds, QueueCounts, QueueHolds, Row, Rows,
 };
 use flowmesh_engine::metrics::{OffsetRows, Spans};
 use flowmesh_model::{Catalog, PartitionRef, ResourceId};
@@ -17,6 +17,7 @@ use super::{Scrape, ShardLabel, put_durations};
 
 type Queue = Row<QueueCounts, QueueHolds>;
 type Partition = Row<PartitionCounts, PartitionHolds>;
+type Group = Row<GroupCounts, GroupHolds>;
 type Offsets = Row<OffsetCounts, OffsetHolds>;
 
 /// A name without the suffix of its type, its help, and the number it says.
@@ -56,6 +57,8 @@ const QUEUE_DURATIONS: &[Durations<Queue>] = &[
 
 const PARTITION_GAUGES: &[Numbers<Partition>] = &[
     ("flowmesh_stream_offset", "The offset the next record gets", |p| p.holds.next.0),
+    ("flowmesh_stream_earliest_offset", "The first record there is", |p| p.holds.earliest.0),
+    ("flowmesh_stream_stored_bytes", "Packed bytes of all segments", |p| p.holds.bytes),
     ("flowmesh_stream_dirty_bytes", "Closed segments that were not compacted yet", |p| p.holds.dirty_bytes),
 ];
 
@@ -70,6 +73,19 @@ const PARTITION_DURATIONS: &[Durations<Partition>] = &[
     ("flowmesh_stream_read_duration_seconds", "Reads, on their shard, waits included", |p| &p.counts.read_ns),
 ];
 
+const GROUP_GAUGES: &[Numbers<Group>] = &[
+    ("flowmesh_consumer_group_members", "Members of the group", |g| g.holds.members),
+    ("flowmesh_consumer_group_partitions", "Partitions of the streams it reads", |g| g.holds.partitions),
+    ("flowmesh_consumer_group_assigned_partitions", "Partitions that have the owner they shall have", |g| {
+        g.holds.assigned
+    }),
+];
+
+const GROUP_COUNTERS: &[Numbers<Group>] =
+    &[("flowmesh_consumer_group_rebalances", "How often partitions were dealt out anew", |g| {
+        g.counts.rebalances
+    })];
+
 const OFFSET_COUNTERS: &[Numbers<Offsets>] =
     &[("flowmesh_consumer_group_offset_commits", "Offsets committed", |o| o.counts.commits)];
 
@@ -79,7 +95,7 @@ const OTHER: &str = "other";
 /// The rows of one kind, with their labels.
 struct Labelled<L, C, H>(Vec<(L, Row<C, H>)>);
 
-/// Tenant, namespace, queue.
+/// Tenant, namespace, queue or group.
 type QueueLabels = [(&'static str, String); 3];
 
 /// Tenant, namespace, stream, partition.
@@ -105,6 +121,10 @@ pub(super) fn encode(scrape: &Scrape, encoder: &mut DescriptorEncoder<'_>) -> fm
     partitions.gauges(encoder, PARTITION_GAUGES)?;
     partitions.counters(encoder, PARTITION_COUNTERS)?;
     partitions.durations(encoder, PARTITION_DURATIONS)?;
+    let cores = scrape.cores.iter().map(|core| &core.shard.groups);
+    let groups = label(cores, &scrape.catalog, group_labels);
+    groups.gauges(encoder, GROUP_GAUGES)?;
+    groups.counters(encoder, GROUP_COUNTERS)?;
     let cores = || scrape.cores.iter().map(|core| &core.shard.offsets);
     label(cores(), &scrape.catalog, offset_labels).counters(encoder, OFFSET_COUNTERS)?;
     committed(scrape, cores(), encoder)?;
@@ -164,6 +184,13 @@ fn queue_labels(catalog: &Catalog, queue: Option<ResourceId>) -> Option<QueueLab
     let Some(id) = queue else { return Some(labels(["", "", OTHER], ["tenant", "namespace", "queue"])) };
     let path = &catalog.get(id)?.path;
     Some(labels([path.tenant(), path.namespace(), path.name()], ["tenant", "namespace", "queue"]))
+}
+
+fn group_labels(catalog: &Catalog, group: Option<ResourceId>) -> Option<QueueLabels> {
+    const NAMES: [&str; 3] = ["tenant", "namespace", "consumer_group"];
+    let Some(id) = group else { return Some(labels(["", "", OTHER], NAMES)) };
+    let path = &catalog.get(id)?.path;
+    Some(labels([path.tenant(), path.namespace(), path.name()], NAMES))
 }
 
 fn partition_labels(catalog: &Catalog, at: Option<PartitionRef>) -> Option<PartitionLabels> {

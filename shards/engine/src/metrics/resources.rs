@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flowmesh_machine::Machine;
+use flowmesh_machine::{Machine, PartitionHeld};
 use flowmesh_model::group::fact::GroupFact;
 use flowmesh_model::{
     Command, Fact, Millis, Offset, PartitionRef, QueueCommand, Reply, ResourceId, StreamCommand,
@@ -52,9 +52,31 @@ pub struct OffsetCounts {
     pub commits: u64,
 }
 
+/// What is counted of a group since the shard's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupCounts {
+    /// How often partitions were dealt out anew.
+    pub rebalances: u64,
+}
+
+/// What a group holds now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupHolds {
+    /// Its members.
+    pub members: u64,
+    /// Partitions of the streams that they subscribe to.
+    pub partitions: u64,
+    /// Those that have the owner they shall have.
+    pub assigned: u64,
+}
+
 /// What a partition holds now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PartitionHolds {
+    /// The first record there is.
+    pub earliest: Offset,
+    /// Packed bytes of all segments.
+    pub bytes: u64,
     /// The offset the next record gets.
     pub next: Offset,
     /// With compaction: packed bytes of closed segments that were not compacted yet.
@@ -115,6 +137,20 @@ impl Merge for OffsetCounts {
     }
 }
 
+impl Merge for GroupCounts {
+    fn merge(&mut self, other: &Self) {
+        self.rebalances += other.rebalances;
+    }
+}
+
+impl Merge for GroupHolds {
+    fn merge(&mut self, other: &Self) {
+        self.members += other.members;
+        self.partitions += other.partitions;
+        self.assigned += other.assigned;
+    }
+}
+
 impl Merge for OffsetHolds {
     fn merge(&mut self, other: &Self) {
         self.committed = match (self.committed, other.committed) {
@@ -126,7 +162,10 @@ impl Merge for OffsetHolds {
 
 impl Merge for PartitionHolds {
     fn merge(&mut self, other: &Self) {
+        self.earliest = self.earliest.plus(other.earliest.0);
         self.next = self.next.plus(other.next.0);
+        self.bytes += other.bytes;
+        self.dirty_bytes += other.dirty_bytes;
     }
 }
 
@@ -177,6 +216,9 @@ pub type PartitionRows = Rows<PartitionRef, PartitionCounts, PartitionHolds>;
 
 /// Rows of queues.
 pub type QueueRows = Rows<ResourceId, QueueCounts, QueueHolds>;
+
+/// Rows of groups.
+pub type GroupRows = Rows<ResourceId, GroupCounts, GroupHolds>;
 
 /// A group and a partition of a stream.
 pub type GroupPartition = (ResourceId, PartitionRef);
@@ -246,13 +288,19 @@ impl<K: Copy + Ord, C: Merge + Clone> Bounded<K, C> {
 pub(crate) struct Resources {
     partitions: Bounded<PartitionRef, PartitionCounts>,
     queues: Bounded<ResourceId, QueueCounts>,
+    groups: Bounded<ResourceId, GroupCounts>,
     offsets: Bounded<GroupPartition, OffsetCounts>,
 }
 
 impl Resources {
     /// At most `max` of each kind have counts of their own.
     pub fn new(max: usize) -> Self {
-        Self { partitions: Bounded::new(max), queues: Bounded::new(max), offsets: Bounded::new(max) }
+        Self {
+            partitions: Bounded::new(max),
+            queues: Bounded::new(max),
+            groups: Bounded::new(max),
+            offsets: Bounded::new(max),
+        }
     }
 
     /// Counts facts that become true. They follow each other by resource, so there is one look-up for each resource.
@@ -271,6 +319,10 @@ impl Resources {
                     for new in offsets {
                         self.offsets.of((*group, new.at)).commits += 1;
                     }
+                    continue;
+                }
+                Fact::Group(group, GroupFact::Assigned(..)) => {
+                    self.groups.of(*group).rebalances += 1;
                     continue;
                 }
                 Fact::JobEnqueued { queue, .. } => (*queue, [1, 0, 0]),
@@ -320,13 +372,18 @@ impl Resources {
     }
 
     /// All rows, with what the machine holds now.
-    pub fn rows(&mut self, machine: &Machine, now: Millis) -> (PartitionRows, QueueRows, OffsetRows) {
+    pub fn rows(
+        &mut self,
+        machine: &Machine,
+        now: Millis,
+    ) -> (PartitionRows, QueueRows, GroupRows, OffsetRows) {
         let known = |id| machine.is_known(id);
         let partitions = self.partitions.rows(
             |at| known(at.resource),
             |row| {
-                machine.each_partition(&mut |at, next, dirty_bytes| {
-                    row(at, PartitionHolds { next, dirty_bytes });
+                machine.each_partition(&mut |at, held| {
+                    let PartitionHeld { earliest, next, bytes, dirty_bytes } = held;
+                    row(at, PartitionHolds { earliest, bytes, next, dirty_bytes });
                 });
             },
         );
@@ -342,6 +399,12 @@ impl Resources {
                 row(id, holds);
             });
         });
+        let groups = self.groups.rows(known, |row| {
+            machine.each_group(&mut |id, status| {
+                let (members, partitions) = (status.members.into(), status.partitions.into());
+                row(id, GroupHolds { members, partitions, assigned: status.assigned.into() });
+            });
+        });
         let offsets = self.offsets.rows(
             |(group, at)| known(group) && known(at.resource),
             |row| {
@@ -350,7 +413,7 @@ impl Resources {
                 });
             },
         );
-        (partitions, queues, offsets)
+        (partitions, queues, groups, offsets)
     }
 }
 

@@ -174,7 +174,7 @@ impl Group {
         }
     }
 
-    fn status(&self) -> GroupStatus {
+    pub(crate) fn status(&self) -> GroupStatus {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         GroupStatus {
             state: self.state(),
