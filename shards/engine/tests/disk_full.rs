@@ -32,10 +32,11 @@ fn fail_checkpoints(disk: &SimDisk, kind: io::ErrorKind) {
     }
 }
 
-/// Appends until a record is refused.
+/// Appends until a record is refused. Each alone is so large that its segment file is allocated ahead: no checkpoint, however
+/// little it has to write, slips by where that fails.
 fn append_until_refused(rig: &mut Rig, at: PartitionRef, values: &mut Vec<Vec<u8>>) -> Reject {
     for _ in 0..200 {
-        let value = vec![values.len() as u8; MIB / 8];
+        let value = vec![values.len() as u8; 5 * MIB / 8];
         match rig.ask(append(at, &value)) {
             Ok(_) => values.push(value),
             Err(reject) => return reject,
