@@ -436,7 +436,7 @@ fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, Stri
 
 /// The word for a codec; `None` if there is none.
 fn compression_text(number: Option<i32>) -> Option<&'static str> {
-    Some(Codec::of_number(number?.try_into().ok()?)?.as_str())
+    Some(Codec::of_number(number?)?.as_str())
 }
 
 fn compression_number(text: &str) -> Result<i32, String> {

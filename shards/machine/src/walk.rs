@@ -9,7 +9,7 @@ use crate::machine::Machine;
 use crate::queue::decide::Asked;
 
 /// What a partition holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PartitionHeld {
     /// The first record there is.
     pub earliest: Offset,

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{Malformed, bytes_len, put_bytes, put_varint, read_varint, varint_len};
 use crate::limits::COMPRESSED_PLAIN_BYTES_MAX;
+use crate::record::take_item;
 
 /// The tag of a compressed batch.
 pub const COMPRESSED_TAG: u8 = 0x42;
@@ -68,8 +69,9 @@ impl Codec {
 
     /// The codec with a number.
     #[must_use]
-    pub fn of_number(number: u64) -> Option<Self> {
-        Self::ALL.into_iter().find(|codec| u64::from(codec.number()) == number)
+    pub fn of_number(number: impl TryInto<u8>) -> Option<Self> {
+        let number = number.try_into().ok()?;
+        Self::ALL.into_iter().find(|codec| codec.number() == number)
     }
 }
 
@@ -123,14 +125,14 @@ impl<'a> Compressed<'a> {
     /// [`Malformed`]: cut off, of an unknown codec, with an unknown field, or with anything behind it.
     pub fn read(batch: &'a [u8]) -> Result<Self, Malformed> {
         let (mut codec, mut plain_bytes, mut data) = (0, 0, &[][..]);
-        let (inner, behind) = take(batch.get(1..).unwrap_or_default())?;
+        let (inner, behind) = take_item(batch.get(1..).unwrap_or_default())?;
         if !behind.is_empty() {
             return Err(Malformed("more than one compressed batch, or records beside it"));
         }
         let mut rest = inner;
         while let Some((&tag, after)) = rest.split_first() {
             if tag == DATA_TAG {
-                (data, rest) = take(after)?;
+                (data, rest) = take_item(after)?;
                 continue;
             }
             let (value, used) = read_varint(after)?;
@@ -164,13 +166,6 @@ impl<'a> Compressed<'a> {
         }
         Ok(plain.into())
     }
-}
-
-fn take(bytes: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
-    let (len, used) = read_varint(bytes)?;
-    let rest = bytes.get(used..).unwrap_or_default();
-    let len = usize::try_from(len).map_err(|_| Malformed("length above memory"))?;
-    rest.split_at_checked(len).ok_or(Malformed("length beyond the end"))
 }
 
 fn decode_lz4(data: &[u8], plain_bytes: usize) -> Result<Vec<u8>, Malformed> {

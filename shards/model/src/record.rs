@@ -178,7 +178,7 @@ fn check_size(what: &'static str, bytes: &[u8], max: usize) -> Result<(), Reject
 
 /// Takes a tagged, length-prefixed item off the front.
 #[inline]
-fn take_item(bytes: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
+pub(crate) fn take_item(bytes: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
     let (len, used) = read_varint(bytes)?;
     let len = usize::try_from(len).map_err(|_| Malformed("length above memory"))?;
     let rest = bytes.get(used..).unwrap_or_default();
@@ -411,6 +411,21 @@ pub fn prefix_len(batch: &[u8], records: u32) -> usize {
         }
     }
     batch.len() - slices.rest().len()
+}
+
+/// How many records of a batch come whole within `bytes_max`, and how many bytes they take.
+#[must_use]
+pub fn records_within(batch: &[u8], bytes_max: usize) -> (u32, usize) {
+    let mut slices = RecordSlices::new(batch);
+    let (mut count, mut len) = (0, 0);
+    while let Some(Ok(_)) = slices.next() {
+        let end = batch.len() - slices.rest().len();
+        if end > bytes_max {
+            break;
+        }
+        (count, len) = (count + 1, end);
+    }
+    (count, len)
 }
 
 #[cfg(test)]

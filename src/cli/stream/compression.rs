@@ -55,7 +55,7 @@ pub fn unpack(batch: &mut v1::RecordBatch) -> Result<(), Failure> {
         action: "read a compressed batch".to_owned(),
         source: io::Error::new(io::ErrorKind::InvalidData, problem),
     };
-    let codec = u64::try_from(compressed.codec).ok().and_then(Codec::of_number);
+    let codec = Codec::of_number(compressed.codec);
     let codec = codec.ok_or_else(|| wrong(format!("codec {}", compressed.codec)))?;
     let plain_bytes = compressed.plain_bytes as usize;
     let plain: Bytes = Compressed { codec, plain_bytes, data: &compressed.data }

@@ -6,7 +6,7 @@ use std::fmt;
 
 use flowmesh_engine::metrics::resources::{
     GroupCounts, GroupHolds, GroupPartition, Merge, OffsetCounts, OffsetHolds, PartitionCounts,
-    PartitionHolds, QueueCounts, QueueHolds, Row, Rows,
+    PartitionHeld, QueueCounts, QueueHolds, Row, Rows,
 };
 use flowmesh_engine::metrics::{OffsetRows, Spans};
 use flowmesh_model::{Catalog, PartitionRef, ResourceId};
@@ -16,7 +16,7 @@ use prometheus_client::metrics::MetricType;
 use super::{Scrape, ShardLabel, put_durations};
 
 type Queue = Row<QueueCounts, QueueHolds>;
-type Partition = Row<PartitionCounts, PartitionHolds>;
+type Partition = Row<PartitionCounts, PartitionHeld>;
 type Group = Row<GroupCounts, GroupHolds>;
 type Offsets = Row<OffsetCounts, OffsetHolds>;
 

@@ -7,7 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flowmesh_machine::{Machine, PartitionHeld};
+use flowmesh_machine::Machine;
+pub use flowmesh_machine::PartitionHeld;
 use flowmesh_model::group::fact::GroupFact;
 use flowmesh_model::{
     Command, Fact, Millis, Offset, PartitionRef, QueueCommand, Reply, ResourceId, StreamCommand,
@@ -68,19 +69,6 @@ pub struct GroupHolds {
     pub partitions: u64,
     /// Those that have the owner they shall have.
     pub assigned: u64,
-}
-
-/// What a partition holds now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PartitionHolds {
-    /// The first record there is.
-    pub earliest: Offset,
-    /// Packed bytes of all segments.
-    pub bytes: u64,
-    /// The offset the next record gets.
-    pub next: Offset,
-    /// With compaction: packed bytes of closed segments that were not compacted yet.
-    pub dirty_bytes: u64,
 }
 
 /// What a queue holds now.
@@ -160,7 +148,7 @@ impl Merge for OffsetHolds {
     }
 }
 
-impl Merge for PartitionHolds {
+impl Merge for PartitionHeld {
     fn merge(&mut self, other: &Self) {
         self.earliest = self.earliest.plus(other.earliest.0);
         self.next = self.next.plus(other.next.0);
@@ -212,7 +200,7 @@ impl<K, C: Default, H: Default> Default for Rows<K, C, H> {
 }
 
 /// Rows of partitions.
-pub type PartitionRows = Rows<PartitionRef, PartitionCounts, PartitionHolds>;
+pub type PartitionRows = Rows<PartitionRef, PartitionCounts, PartitionHeld>;
 
 /// Rows of queues.
 pub type QueueRows = Rows<ResourceId, QueueCounts, QueueHolds>;
@@ -381,10 +369,7 @@ impl Resources {
         let partitions = self.partitions.rows(
             |at| known(at.resource),
             |row| {
-                machine.each_partition(&mut |at, held| {
-                    let PartitionHeld { earliest, next, bytes, dirty_bytes } = held;
-                    row(at, PartitionHolds { earliest, bytes, next, dirty_bytes });
-                });
+                machine.each_partition(row);
             },
         );
         let queues = self.queues.rows(known, |row| {

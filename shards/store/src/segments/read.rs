@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use flowmesh_model::codec::Malformed;
 use flowmesh_model::compression::is_compressed;
-use flowmesh_model::record::prefix_len;
+use flowmesh_model::record::{prefix_len, records_within};
 use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{Offset, PartitionRef};
 
@@ -82,7 +82,7 @@ impl Wanted {
         let mut count = run.count.min(self.records);
         let mut len = if count == run.count { run.records.len() } else { prefix_len(&run.records, count) };
         if len > self.bytes {
-            (count, len) = within(&run.records, self.bytes);
+            (count, len) = records_within(&run.records, self.bytes);
             if count == 0 && self.runs.is_empty() {
                 (count, len) = (1, prefix_len(&run.records, 1));
             }
@@ -105,20 +105,6 @@ fn behind(run: &RecordRun, from: Offset) -> RecordRun {
     let records = run.records.slice(prefix_len(&run.records, skip)..);
     let base = run.base.plus(u64::from(skip));
     RecordRun { base, count: run.count - skip, appended_at: run.appended_at, records }
-}
-
-/// How many records of a packed batch fit into `bytes_max`, and how many bytes they take.
-fn within(records: &[u8], bytes_max: usize) -> (u32, usize) {
-    let mut slices = flowmesh_model::record::RecordSlices::new(records);
-    let (mut count, mut len) = (0, 0);
-    while let Some(Ok(_)) = slices.next() {
-        let end = records.len() - slices.rest().len();
-        if end > bytes_max {
-            break;
-        }
-        (count, len) = (count + 1, end);
-    }
-    (count, len)
 }
 
 impl<D: Disk> Inner<D> {

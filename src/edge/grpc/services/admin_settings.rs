@@ -125,7 +125,7 @@ fn compression(number: Option<i32>, base: Option<Codec>) -> Result<Option<Codec>
     match number {
         None => Ok(base),
         Some(0) => Ok(None),
-        Some(number) => match u64::try_from(number).ok().and_then(Codec::of_number) {
+        Some(number) => match Codec::of_number(number) {
             Some(codec) => Ok(Some(codec)),
             None => Err(Reject::invalid("compression", format!("{number} is none; use none, lz4 or zstd"))),
         },

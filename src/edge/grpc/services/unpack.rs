@@ -3,7 +3,7 @@
 use flowmesh_model::Reject;
 use flowmesh_model::codec::Malformed;
 use flowmesh_model::compression::{Codec, Codecs, codec_of, is_compressed};
-use flowmesh_model::record::{RecordSlices, prefix_len};
+use flowmesh_model::record::{prefix_len, records_within};
 use flowmesh_model::reply::{RecordRun, RecordRuns};
 
 /// The codecs that a request names.
@@ -12,14 +12,13 @@ use flowmesh_model::reply::{RecordRun, RecordRuns};
 /// A number that is none.
 pub fn read_codecs(numbers: &[i32]) -> Result<Codecs, Reject> {
     numbers.iter().try_fold(Codecs::default(), |codecs, &number| {
-        let codec = u64::try_from(number).ok().and_then(Codec::of_number);
         let unknown = || {
             Reject::invalid(
                 "accept_compression",
                 format!("{number} is no codec; there are 1 (LZ4) and 2 (ZSTD)"),
             )
         };
-        codec.map(|codec| codecs.with(codec)).ok_or_else(unknown)
+        Codec::of_number(number).map(|codec| codecs.with(codec)).ok_or_else(unknown)
     })
 }
 
@@ -68,15 +67,7 @@ fn cut(run: RecordRun, bytes_max: usize, first: bool) -> RecordRun {
     if run.records.len() <= bytes_max || codec_of(&run.records).is_some() {
         return run;
     }
-    let mut slices = RecordSlices::new(&run.records);
-    let (mut count, mut len) = (0, 0);
-    while let Some(Ok(_)) = slices.next() {
-        let end = run.records.len() - slices.rest().len();
-        if end > bytes_max {
-            break;
-        }
-        (count, len) = (count + 1, end);
-    }
+    let (mut count, mut len) = records_within(&run.records, bytes_max);
     if count == 0 && first {
         (count, len) = (1, prefix_len(&run.records, 1));
     }
@@ -88,7 +79,7 @@ mod tests {
     use super::*;
     use bytes::Bytes;
     use flowmesh_model::compression::compress;
-    use flowmesh_model::record::{RecordPacker, RecordView};
+    use flowmesh_model::record::{RecordPacker, RecordSlices, RecordView};
     use flowmesh_model::{Millis, Offset};
 
     const RECORDS: u32 = 100;
