@@ -11,6 +11,8 @@
 //! | meta | slot `u16`, stream `u64`, `6`, the name | the producer of a name |
 //! | meta | slot `u16`, stream `u64`, `7`, partition `u32`, number `u64` | some closed segments of a partition |
 //! | jobs | slot `u16`, queue `u64`, job `u64` | a job |
+//! | jobs | slot `u16`, queue `u64`, `1`, the key | a key by which a job is recognised; a job's number begins with a 0 |
+//! | bodies | slot `u16`, queue `u64`, job `u64` | what a job is about |
 //! | keys | slot `u16`, store `u64`, the key | an entry |
 //! | groups | slot `u16`, group `u64`, `0`, member `u32` | a member |
 //! | groups | slot `u16`, group `u64`, `1`, stream `u64`, partition `u32` | a partition as the group sees it |
@@ -40,6 +42,8 @@ const CATALOG_RESOURCE: u8 = 4;
 
 const MEMBER: u8 = 0;
 const PLACE: u8 = 1;
+const DEDUP: u8 = 1;
+
 const PRODUCER: u8 = 5;
 const PRODUCER_NAME: u8 = 6;
 const SEGMENTS: u8 = 7;
@@ -96,6 +100,10 @@ impl Home {
 
     pub fn job_key(&self, job: JobId) -> Bytes {
         key(self.first_slot, self.id, &job.0.to_be_bytes())
+    }
+
+    pub fn job_dedup_key(&self, dedup: &[u8]) -> Bytes {
+        key(self.first_slot, self.id, &[&[DEDUP], dedup].concat())
     }
 
     pub fn member_key(&self, member: MemberNumber) -> Bytes {
@@ -168,6 +176,27 @@ impl<'a> MetaKey<'a> {
                 Ok(Self::Segments(PartitionRef { resource: id, partition }))
             }
             _ => Err(Malformed("unknown key in meta")),
+        }
+    }
+}
+
+/// What a key of the jobs space names within its queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum QueueKey<'a> {
+    Job(JobId),
+    Dedup(&'a [u8]),
+}
+
+impl<'a> QueueKey<'a> {
+    /// Reads what follows slot and resource.
+    pub fn read(rest: &'a [u8]) -> Result<Self, Malformed> {
+        match rest {
+            [0, ..] => {
+                let job = rest.try_into().map_err(|_| Malformed("a job's number is eight bytes"))?;
+                Ok(Self::Job(JobId(u64::from_be_bytes(job))))
+            }
+            [DEDUP, key @ ..] => Ok(Self::Dedup(key)),
+            _ => Err(Malformed("unknown key in jobs")),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use flowmesh_model::codec::Malformed;
-use flowmesh_model::{JobId, Millis, Offset, PartitionRef, ResourceId, Space};
+use flowmesh_model::{Millis, Offset, PartitionRef, ResourceId, Space};
 
 use crate::held::{HELD_BYTES, Held, Parts};
 use crate::keys::{self, MetaKey};
@@ -10,7 +10,7 @@ use crate::machine::{Machine, arm};
 use crate::stream::Stream;
 
 impl Machine {
-    /// At start, before any fact: takes an entry of the index. Spaces come in the order of [`Space::ALL`], entries of a
+    /// At start, before any fact: takes an entry of the index. Spaces come in the order of [`Space::STATE`], entries of a
     /// space in the order of their keys.
     ///
     /// # Errors
@@ -19,13 +19,10 @@ impl Machine {
         match space {
             Space::Meta => self.restore_meta(MetaKey::read(key)?, value),
             Space::Jobs => {
-                let (_, id, job) = keys::split(key)?;
-                let job = job.try_into().map_err(|_| Malformed("a job's number is eight bytes"))?;
+                let (_, id, key) = keys::split(key)?;
                 let now = self.entry_time;
                 match self.held.get_mut(&id).map(|held| &mut held.parts) {
-                    Some(Parts::Queue(queue)) => {
-                        queue.restore_job(JobId(u64::from_be_bytes(job)), value, now)
-                    }
+                    Some(Parts::Queue(queue)) => queue.restore_item(key, value, now),
                     _ => Err(Malformed("a job of no queue")),
                 }
             }
@@ -43,6 +40,8 @@ impl Machine {
                     _ => Err(Malformed("a part of no group")),
                 }
             }
+            // Comes back job by job, when it is wanted.
+            Space::Bodies => Ok(()),
         }
     }
 
@@ -112,7 +111,8 @@ impl Machine {
                     group.finish_restore()?;
                     self.groups.insert(*id);
                 }
-                Parts::Queue(_) | Parts::Kv(_) => {}
+                Parts::Queue(queue) => queue.finish_restore(),
+                Parts::Kv(_) => {}
             }
             self.memory_bytes += HELD_BYTES + held.parts.memory_bytes();
             let due = held.parts.next_due();

@@ -49,7 +49,7 @@ impl Machine {
                 Parts::Queue(queue) => {
                     promoted = queue.promote(now, promotions_max);
                     queue.expire(id, now, facts_max - before, facts);
-                    if promoted > 0 {
+                    if queue.is_leasable(now) {
                         self.woken.wake(&mut queue.woken, WaitKey::Queue(id));
                     }
                 }
