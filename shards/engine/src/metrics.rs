@@ -52,11 +52,13 @@ pub enum Operation {
     Catalog,
     /// Replay sessions started, paused, moved, ended.
     Replay,
+    /// On a queue's schedules.
+    Schedule,
 }
 
 impl Operation {
     /// All operations, in the order of their counters.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::StreamAppend,
         Self::StreamRead,
         Self::StreamTrim,
@@ -77,6 +79,7 @@ impl Operation {
         Self::Status,
         Self::Catalog,
         Self::Replay,
+        Self::Schedule,
     ];
 
     /// The operation's label.
@@ -102,6 +105,7 @@ impl Operation {
             Self::Status => "status",
             Self::Catalog => "catalog",
             Self::Replay => "replay",
+            Self::Schedule => "schedule",
         }
     }
 
@@ -125,6 +129,7 @@ impl Operation {
             Command::Queue(_, QueueCommand::Extend { leases, .. }) => {
                 (Self::QueueExtend, leases.len() as u64)
             }
+            Command::Queue(_, QueueCommand::Schedule(_)) => (Self::Schedule, 1),
             Command::Kv(_, KvCommand::Set { entries }) => (Self::KvSet, entries.len() as u64),
             Command::Kv(_, KvCommand::Get { keys }) => (Self::KvGet, keys.len() as u64),
             Command::Kv(_, KvCommand::Delete { keys, .. }) => (Self::KvDelete, keys.len() as u64),

@@ -78,6 +78,7 @@ impl Parts {
     pub fn configure(&mut self, settings: &Settings) {
         match (self, settings) {
             (Self::Stream(stream), Settings::Stream(settings)) => stream.configure(settings),
+            (Self::Queue(queue), Settings::Queue(settings)) => queue.schedules.configure(settings),
             (Self::Group(group), Settings::Group(_)) => group.look_at_all(),
             _ => {}
         }

@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use flowmesh_model::codec::Malformed;
-use flowmesh_model::{JobId, Millis, Offset, PartitionRef, ResourceId, Space};
+use flowmesh_model::{Millis, Offset, PartitionRef, ResourceId, Space};
 
 use crate::held::{HELD_BYTES, Held, Parts};
-use crate::keys::{self, MetaKey};
+use crate::keys::{self, MetaKey, QueueKey};
 use crate::machine::{Machine, arm};
 use crate::stream::Stream;
 
@@ -19,14 +19,14 @@ impl Machine {
         match space {
             Space::Meta => self.restore_meta(MetaKey::read(key)?, value),
             Space::Jobs => {
-                let (_, id, job) = keys::split(key)?;
-                let job = job.try_into().map_err(|_| Malformed("a job's number is eight bytes"))?;
+                let (_, id, key) = keys::split(key)?;
                 let now = self.entry_time;
-                match self.held.get_mut(&id).map(|held| &mut held.parts) {
-                    Some(Parts::Queue(queue)) => {
-                        queue.restore_job(JobId(u64::from_be_bytes(job)), value, now)
-                    }
-                    _ => Err(Malformed("a job of no queue")),
+                let Some(Parts::Queue(queue)) = self.held.get_mut(&id).map(|held| &mut held.parts) else {
+                    return Err(Malformed("a part of no queue"));
+                };
+                match QueueKey::read(key)? {
+                    QueueKey::Job(job) => queue.restore_job(job, value, now),
+                    QueueKey::Schedule(name) => queue.schedules.restore(name, &value),
                 }
             }
             Space::Keys => {

@@ -49,6 +49,7 @@ impl Machine {
                 Parts::Queue(queue) => {
                     promoted = queue.promote(now, promotions_max);
                     queue.expire(id, now, facts_max - before, facts);
+                    queue.fire(id, now, facts_max - facts.len(), facts);
                     if promoted > 0 {
                         self.woken.wake(&mut queue.woken, WaitKey::Queue(id));
                     }

@@ -11,6 +11,7 @@ use crate::ids::{JobId, LeaseToken, Lsn, Millis, Offset, PartitionRef, ProducerI
 use crate::path::ResourcePath;
 use crate::record::PackedRecords;
 use crate::replay::{ReplayCommand, ReplayRef};
+use crate::schedule::ScheduleCommand;
 use crate::settings::Settings;
 
 /// One command to one shard.
@@ -107,7 +108,7 @@ pub enum StreamCommand {
 }
 
 /// A job to enqueue.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewJob {
     /// What the worker gets.
     pub payload: Bytes,
@@ -179,6 +180,8 @@ pub enum QueueCommand {
     },
     /// Counts of jobs by state. → [`crate::Reply::QueueStatus`]
     Status,
+    /// On the queue's schedules. → [`crate::Reply::Schedule`]
+    Schedule(ScheduleCommand),
 }
 
 /// What must hold for a key to be set.
@@ -303,6 +306,7 @@ impl Command {
                     | StreamCommand::FenceProducer { .. }
                     | StreamCommand::Trim { .. }
             ),
+            Self::Queue(_, QueueCommand::Schedule(command)) => command.is_write(),
             Self::Queue(_, command) => !matches!(command, QueueCommand::Status),
             Self::Kv(_, command) => matches!(command, KvCommand::Set { .. } | KvCommand::Delete { .. }),
             Self::Group(_, command) => !matches!(

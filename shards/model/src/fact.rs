@@ -30,6 +30,7 @@
 //! | 50 | `KeyExpired` | store, key |
 //! | 64–79 | `Group` | group, then as [`crate::group::fact`] says |
 //! | 80–95 | `Replay` | group, then as [`crate::replay::fact`] says |
+//! | 96–103 | `Schedule` | queue, then as [`crate::schedule::fact`] says |
 //!
 //! The time of a fact and its LSN are its entry's.
 
@@ -41,6 +42,7 @@ use crate::group::fact::{self as group, GroupFact};
 use crate::ids::{JobId, LeaseToken, Millis, Offset, PartitionRef, ProducerId, ResourceId};
 use crate::path::{Kind, ResourcePath};
 use crate::replay::fact::{self as replay, ReplayFact};
+use crate::schedule::fact::{self as schedule, ScheduleFact};
 use crate::settings::Settings;
 
 /// Why a lease ended without success.
@@ -269,6 +271,8 @@ pub enum Fact {
     Group(ResourceId, GroupFact),
     /// Something became true of the replay session whose sandbox this group is.
     Replay(ResourceId, ReplayFact),
+    /// Something became true of a schedule of this queue.
+    Schedule(ResourceId, ScheduleFact),
 }
 
 const RESOURCE_CREATED: u8 = 1;
@@ -425,6 +429,10 @@ impl Fact {
                 put_head(out, fact.tag(), *id);
                 fact.encode(out);
             }
+            Self::Schedule(id, fact) => {
+                put_head(out, fact.tag(), *id);
+                fact.encode(out);
+            }
         }
     }
 
@@ -455,6 +463,7 @@ impl Fact {
                 Self::KeyDeleted { key, .. } | Self::KeyExpired { key, .. } => key.len(),
                 Self::Group(_, fact) => fact.encoded_len_max(),
                 Self::Replay(_, fact) => fact.encoded_len_max(),
+                Self::Schedule(_, fact) => fact.encoded_len_max(),
                 Self::ResourceDeleted { .. }
                 | Self::ResourceDropped { .. }
                 | Self::ProducerForgotten { .. }
@@ -574,6 +583,7 @@ impl Fact {
             KEY_EXPIRED => Self::KeyExpired { store: id, key: reader.bytes()? },
             tag if group::TAGS.contains(&tag) => Self::Group(id, GroupFact::decode(tag, reader)?),
             tag if replay::TAGS.contains(&tag) => Self::Replay(id, ReplayFact::decode(tag, reader)?),
+            tag if schedule::TAGS.contains(&tag) => Self::Schedule(id, ScheduleFact::decode(tag, reader)?),
             _ => return Err(Malformed("unknown fact; a newer version wrote it")),
         })
     }

@@ -10,6 +10,7 @@ use crate::group::GroupReply;
 use crate::ids::{CatalogVersion, JobId, LeaseToken, Lsn, Millis, Offset, ProducerId};
 use crate::reject::Reject;
 use crate::replay::ReplayStatus;
+use crate::schedule::ScheduleReply;
 
 use std::sync::Arc;
 
@@ -192,4 +193,6 @@ pub enum Reply {
     },
     /// A replay session, as it is once the command is carried out.
     Replay(Box<ReplayStatus>),
+    /// What a queue says of its schedules.
+    Schedule(ScheduleReply),
 }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use flowmesh_model::fact::ReturnCause;
+use flowmesh_model::schedule::fact::ScheduleFact;
 use flowmesh_model::{JobId, LeaseToken, Millis};
 
 use super::job::{self, Job, JobState};
@@ -97,6 +98,12 @@ impl Queue {
         self.disarrange(id, job.priority, job.state);
         self.memory_bytes -= JOB_BYTES + job.extra_bytes();
         self.counters.done_total += 1;
+        self.counters.last_lsn = cx.at.lsn;
+    }
+
+    /// What became true of a schedule.
+    pub fn schedule(&mut self, cx: &mut Apply<'_>, fact: ScheduleFact) {
+        self.schedules.apply(cx, fact);
         self.counters.last_lsn = cx.at.lsn;
     }
 

@@ -38,6 +38,7 @@ impl Queue {
         let in_orders: u64 = self.counts().iter().sum();
         assert_eq!(in_orders, self.jobs.len() as u64, "each job is in one order");
         assert_eq!(self.memory_bytes, memory_bytes);
+        self.schedules.check(self.counters.last_job, seals);
         assert!(self.counters.done_total + in_orders <= self.counters.enqueued_total);
     }
 
@@ -68,5 +69,6 @@ impl Queue {
                 job.payload(),
             );
         }
+        self.schedules.dump(out);
     }
 }

@@ -53,10 +53,11 @@ impl Asked<'_> {
                 Ok(self.extend(leases, until))
             }
             QueueCommand::Status => Ok(self.answer(Reply::QueueStatus(self.status()))),
+            QueueCommand::Schedule(command) => self.schedule(command),
         }
     }
 
-    fn answer(&self, reply: Reply) -> Decision {
+    pub(super) fn answer(&self, reply: Reply) -> Decision {
         Decision::Answer { reply, seen: self.queue.counters.last_lsn }
     }
 
@@ -74,15 +75,7 @@ impl Asked<'_> {
             check_new(new)?;
             job = JobId(job.0 + 1);
             ids.push(job);
-            facts.push(Fact::JobEnqueued {
-                queue: self.id,
-                job,
-                ready_at: self.now.plus(new.delay_ms),
-                max_attempts: new.max_attempts.unwrap_or(self.settings.max_attempts),
-                priority: new.priority,
-                headers: new.headers.clone(),
-                payload: new.payload.clone(),
-            });
+            facts.push(enqueued(self.id, job, new, self.settings, self.now));
         }
         Ok(Decision::Change { facts, reply: Reply::Enqueued(ids) })
     }
@@ -263,7 +256,26 @@ impl Asked<'_> {
     }
 }
 
-fn check_new(new: &NewJob) -> Result<(), Reject> {
+/// The fact of a new job.
+pub(super) fn enqueued(
+    queue: ResourceId,
+    job: JobId,
+    new: &NewJob,
+    settings: &QueueSettings,
+    now: Millis,
+) -> Fact {
+    Fact::JobEnqueued {
+        queue,
+        job,
+        ready_at: now.plus(new.delay_ms),
+        max_attempts: new.max_attempts.unwrap_or(settings.max_attempts),
+        priority: new.priority,
+        headers: new.headers.clone(),
+        payload: new.payload.clone(),
+    }
+}
+
+pub(super) fn check_new(new: &NewJob) -> Result<(), Reject> {
     size("job payload", &new.payload, VALUE_BYTES_MAX)?;
     if !new.headers.is_empty() {
         check_headers(&new.headers)?;

@@ -12,10 +12,14 @@ impl Queue {
     #[inline]
     pub fn next_due(&self) -> Option<Millis> {
         let (delayed, lease) = (self.delayed.first(), self.leases.first());
-        match (delayed, lease) {
+        let jobs = match (delayed, lease) {
             (Some((a, _)), Some((b, _))) => Some(*a.min(b)),
             (Some((at, _)), None) | (None, Some((at, _))) => Some(*at),
             (None, None) => None,
+        };
+        match (jobs, self.schedules.next_due()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
         }
     }
 
@@ -34,6 +38,11 @@ impl Queue {
             }
         }
         jobs_max
+    }
+
+    /// Appends what becomes of schedules that are due.
+    pub fn fire(&self, queue: ResourceId, now: Millis, facts_max: usize, facts: &mut Vec<Fact>) {
+        self.schedules.tick(queue, self.counters.last_job, now, facts_max, facts);
     }
 
     /// Appends what becomes of leases that are over: ready at once, or dead after the last attempt.

@@ -51,6 +51,7 @@ impl Queue {
     /// Takes the changes into the sealed state.
     pub fn seal(&mut self) {
         self.changes.seal();
+        self.schedules.seal();
     }
 
     /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
@@ -63,7 +64,7 @@ impl Queue {
     ) -> usize {
         for count in 0..items_max {
             match self.changes.next() {
-                None => return count,
+                None => return count + self.schedules.collect(home, seals, items_max - count, out),
                 Some(Change::Gone(id)) => out.push(removal(Space::Jobs, home.job_key(id))),
                 Some(Change::Listed(id)) => {
                     if let Some(job) = self.jobs.get_mut(&id).filter(|job| seals.is_sealed(job.mark)) {
@@ -79,6 +80,7 @@ impl Queue {
     /// The sealed state is in the index.
     pub fn sealed_written(&mut self) {
         self.changes.sealed_written();
+        self.schedules.sealed_written();
     }
 
     /// The sealed state did not get into the index.
@@ -94,6 +96,7 @@ impl Queue {
         for id in gone {
             self.changes.list_gone(id);
         }
+        self.schedules.unseal(seals);
     }
 
     /// Takes at most `items_max` jobs of a dropped queue out of memory and appends the keys the index has of them to
@@ -101,7 +104,9 @@ impl Queue {
     pub fn bury(&mut self, home: &Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
         for count in 0..items_max {
             let Some(id) = self.pop_any() else {
-                let Some(id) = self.pop_gone() else { return count };
+                let Some(id) = self.pop_gone() else {
+                    return count + self.schedules.bury(home, items_max - count, gone);
+                };
                 gone.push((Space::Jobs, home.job_key(id)));
                 continue;
             };

@@ -1,7 +1,7 @@
 //! Queues: jobs by number, and the orders in which they are wanted.
 //!
 //! [`job`] is one job and its life, [`decide`] what can be asked of a queue, [`apply`] how facts change it, [`due`] what
-//! time brings, [`index`] its part of checkpoints.
+//! time brings, [`index`] its part of checkpoints, [`schedule`] what enqueues jobs by itself.
 //!
 //! Each job that is there is in exactly one of the four orders:
 //!
@@ -18,6 +18,7 @@ pub(crate) mod decide;
 mod due;
 mod index;
 pub(crate) mod job;
+pub(crate) mod schedule;
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -29,6 +30,7 @@ use rustc_hash::FxBuildHasher;
 use crate::changes::Changes;
 pub(crate) use apply::Enqueued;
 use job::{Job, JobState};
+use schedule::Schedules;
 
 /// What a job takes in memory besides its body: itself, its place in the map and in one order, and what the allocator
 /// adds to each.
@@ -50,6 +52,7 @@ pub(crate) struct Queue {
     worker: Bytes,
     changes: Changes<JobId>,
     memory_bytes: u64,
+    pub schedules: Schedules,
     /// When it was last put on the list of what woke (see [`crate::woken`]).
     pub woken: u64,
 }
@@ -74,7 +77,7 @@ impl Queue {
 
     /// An estimate of what it takes in memory.
     pub fn memory_bytes(&self) -> u64 {
-        self.memory_bytes
+        self.memory_bytes + self.schedules.memory_bytes()
     }
 
     /// Jobs by state: ready, delayed, leased, dead.

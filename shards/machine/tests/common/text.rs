@@ -71,6 +71,7 @@ pub fn fact(fact: &Fact) -> String {
         Fact::KeyExpired { store, key } => format!("KeyExpired {store} {}", text(key)),
         Fact::Group(id, fact) => format!("Group {id} {fact:?}"),
         Fact::Replay(id, fact) => format!("Replay {id} {fact:?}"),
+        Fact::Schedule(id, fact) => format!("Schedule {id} {fact:?}"),
     }
 }
 
@@ -161,6 +162,7 @@ pub fn reply(reply: &Reply) -> String {
             info.id, info.path, info.created_at
         ),
         Reply::Replay(status) => replay(status),
+        Reply::Schedule(reply) => format!("{reply:?}"),
     }
 }
 

@@ -269,6 +269,7 @@ impl Fake {
                     })
                     .collect(),
             ),
+            QueueCommand::Schedule(_) => return Some(Err(Reject::Internal("the fake has no schedules"))),
             QueueCommand::Status => Reply::QueueStatus(QueueStatus {
                 ready: queue.ready.len() as u64,
                 leased: queue.leased.len() as u64,
