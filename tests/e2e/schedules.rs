@@ -195,6 +195,11 @@ async fn schedules_are_listed_over_all_queues_page_by_page() {
         }
     }
     expected.sort();
+    let counted = Some(expected.len() as f64);
+    eventually("the metric counts them", || async {
+        (server.metric("flowmesh_schedules", "") == counted).then_some(())
+    })
+    .await;
     for (queue, prefix, size) in
         [("", "", 100), ("", "", 1), ("", "", 2), ("", "", 3), ("other", "", 2), ("", "o", 2)]
     {

@@ -112,6 +112,16 @@ fn all_that_is_wrong_with_a_schedule_is_refused_by_name() {
     assert!(matches!(past, Err(Reject::ScheduleInPast { late_ms: 60_001, .. })), "{past:?}");
     let ends = driver.create("s", ScheduleSpec { end: Some(now), ..cron("@daily", "UTC") });
     assert!(matches!(ends, Err(Reject::InvalidArgument { field: "end_ms", .. })), "{ends:?}");
+    for (field, spec) in [
+        ("at_ms", with(Timing::Once(Millis(u64::MAX)))),
+        ("end_ms", ScheduleSpec { end: Some(Millis(u64::MAX)), ..cron("@daily", "UTC") }),
+    ] {
+        let far = driver.create("s", spec);
+        assert!(
+            matches!(&far, Err(Reject::InvalidArgument { field: named, .. }) if *named == field),
+            "{far:?}"
+        );
+    }
     for name in ["", "a b", "..", "ü"] {
         let named = driver.create(name, cron("@daily", "UTC"));
         assert!(matches!(named, Err(Reject::InvalidArgument { field: "name", .. })), "{named:?}");

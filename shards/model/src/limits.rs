@@ -189,6 +189,9 @@ pub const CRON_BYTES_MAX: usize = 256;
 /// Days that are the rarest, a leap day that is a given weekday, are up to 40 years apart.
 pub const CRON_YEARS_MAX: i64 = 50;
 
+/// How far ahead a schedule's single time, or its end, may lie: as far as cron expressions are looked ahead.
+pub const SCHEDULE_AHEAD_MS_MAX: u64 = CRON_YEARS_MAX as u64 * 366 * 24 * 3600 * 1000;
+
 /// The payload of a schedule's job: all firings that were missed may come at once.
 pub const SCHEDULE_PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 

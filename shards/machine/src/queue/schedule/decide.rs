@@ -2,8 +2,8 @@
 
 use flowmesh_model::group::Name;
 use flowmesh_model::limits::{
-    BATCH_ITEMS_MAX, HEADERS_MAX, SCHEDULE_LIST_BYTES_MAX, SCHEDULE_MISSED_AFTER_MS, SCHEDULE_NEXT_MAX,
-    SCHEDULE_PAYLOAD_BYTES_MAX, SCHEDULES_MAX,
+    BATCH_ITEMS_MAX, HEADERS_MAX, SCHEDULE_AHEAD_MS_MAX, SCHEDULE_LIST_BYTES_MAX, SCHEDULE_MISSED_AFTER_MS,
+    SCHEDULE_NEXT_MAX, SCHEDULE_PAYLOAD_BYTES_MAX, SCHEDULES_MAX,
 };
 use flowmesh_model::path::check_scope;
 use flowmesh_model::record::{RecordSlices, split_header};
@@ -163,14 +163,28 @@ fn name_zone(spec: &mut ScheduleSpec) -> Result<(), Reject> {
     Ok(())
 }
 
+/// Refuses a time that is too far ahead.
+fn within_reach(field: &'static str, at: Option<Millis>, now: Millis) -> Result<(), Reject> {
+    match at {
+        Some(at) if at.since(now) > SCHEDULE_AHEAD_MS_MAX => {
+            Err(Reject::invalid(field, format!("is {at}; allowed: up to 50 years ahead")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// When a new schedule fires first: a time that has just passed counts, if it is the only one.
 fn first_time(spec: &ScheduleSpec, now: Millis) -> Result<Option<Millis>, Reject> {
+    within_reach("end_ms", spec.end, now)?;
     let first = match &spec.timing {
         Timing::Once(at) if now.since(*at) > SCHEDULE_MISSED_AFTER_MS => {
             let late_ms = now.since(*at);
             return Err(Reject::ScheduleInPast { at: *at, late_ms, allowed_ms: SCHEDULE_MISSED_AFTER_MS });
         }
-        Timing::Once(at) => Some(*at),
+        Timing::Once(at) => {
+            within_reach("at_ms", Some(*at), now)?;
+            Some(*at)
+        }
         Timing::Cron { .. } => Times::of(&ScheduleSpec { end: None, ..spec.clone() }, now)?.after(now),
     };
     match (first, spec.end) {

@@ -21,7 +21,7 @@ use flowmesh_model::{Fact, JobId, Millis, QueueSettings, ResourceId};
 use super::{Schedule, Schedules, Times};
 use crate::queue::decide::enqueued;
 
-/// Schedules that one tick looks at: computing their times takes some 20 µs each, or 1 ms where many were missed.
+/// Schedules that one tick looks at: computing the times of one takes some 20 µs, or 1 ms where many were missed.
 const SCHEDULES_PER_TICK: usize = 64;
 
 /// Bytes of jobs that one tick enqueues, give or take one: they are one entry.
@@ -49,7 +49,8 @@ impl Schedules {
     ) {
         let Some(settings) = &self.settings else { return };
         let facts_max = facts.len() + facts_max;
-        let mut firing = Firing { queue, settings, now, last_job, job_bytes: 0, facts_max, facts };
+        let mut firing =
+            Firing { queue, settings, now, last_job, job_bytes: 0, left_out: 0, facts_max, facts };
         let due = self.due.iter().take_while(|(due, _)| *due <= now).take(SCHEDULES_PER_TICK);
         for (_, name) in due {
             let Some(schedule) = self.by_name.get(name) else { continue };
@@ -71,13 +72,16 @@ struct Firing<'a> {
     now: Millis,
     last_job: JobId,
     job_bytes: usize,
+    left_out: u64,
     facts_max: usize,
     facts: &'a mut Vec<Fact>,
 }
 
 impl Firing<'_> {
     fn has_room(&self) -> bool {
-        self.facts.len() + FACTS_PER_FIRING <= self.facts_max && self.job_bytes < JOB_BYTES_PER_TICK
+        self.facts.len() + FACTS_PER_FIRING <= self.facts_max
+            && self.job_bytes < JOB_BYTES_PER_TICK
+            && self.left_out < SCHEDULE_SKIPPED_COUNTED_MAX
     }
 
     fn add(&mut self, fact: ScheduleFact) {
@@ -92,6 +96,7 @@ impl Firing<'_> {
             times.as_ref().and_then(|times| first_to_fire(times, &schedule.spec, next_at, self.now));
         if next != Some(next_at) {
             let count = times.as_ref().map_or(0, |times| missed(times, next_at, next.unwrap_or(self.now)));
+            self.left_out += count;
             self.add(ScheduleFact::Skipped { name: name.clone(), count, next_at: next });
         }
         while let (Some(times), Some(at)) = (&times, next.filter(|at| *at <= self.now && self.has_room())) {
@@ -134,7 +139,7 @@ fn first_to_fire(times: &Times, spec: &ScheduleSpec, next_at: Millis, now: Milli
         MissedPolicy::All => {
             let mut first = times.last(now)?;
             for _ in 1..SCHEDULE_CATCH_UP_MAX {
-                match times.last(Millis(first.0 - 1)) {
+                match times.last(Millis(first.0.saturating_sub(1))) {
                     Some(earlier) if earlier >= next_at => first = earlier,
                     _ => break,
                 }
