@@ -4,10 +4,11 @@
 use std::path::PathBuf;
 use std::{env, fs};
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "flowmesh/v1/common.proto",
     "flowmesh/v1/stream.proto",
     "flowmesh/v1/queue.proto",
+    "flowmesh/v1/schedule.proto",
     "flowmesh/v1/kv.proto",
     "flowmesh/v1/group.proto",
     "flowmesh/v1/replay.proto",

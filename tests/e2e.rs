@@ -45,6 +45,7 @@ mod e2e {
     mod replay_shell;
     mod replays;
     mod restart;
+    mod schedules;
     mod segments;
     mod shards;
     mod shell;

@@ -14,7 +14,7 @@ macro_rules! generated {
 }
 
 generated!(
-    /// `package flowmesh.v1`: the services Stream, Queue, Kv, Group, Replay and Admin.
+    /// `package flowmesh.v1`: the services Stream, Queue, Schedule, Kv, Group, Replay and Admin.
     v1,
     "flowmesh.v1"
 );
@@ -61,6 +61,7 @@ mod tests {
                 "flowmesh.v1.Kv",
                 "flowmesh.v1.Queue",
                 "flowmesh.v1.Replay",
+                "flowmesh.v1.Schedule",
                 "flowmesh.v1.Stream",
                 "grpc.health.v1.Health",
                 "grpc.reflection.v1.ServerReflection",

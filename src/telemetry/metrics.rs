@@ -107,6 +107,7 @@ const GAUGES: &[(&str, &str, Number)] = &[
     }),
     ("flowmesh_stream_producers", "Idempotent producers that are remembered", |c| c.shard.state.producers),
     ("flowmesh_queues", "Queues with jobs ever", |c| c.shard.state.queues),
+    ("flowmesh_schedules", "Schedules of queues", |c| c.shard.state.schedules),
     ("flowmesh_stores", "Key-value stores with keys ever", |c| c.shard.state.stores),
     ("flowmesh_keys", "Keys of key-value stores", |c| c.shard.state.keys),
     ("flowmesh_replay_session_records", "Records that the replay sessions there are have gone past", |c| {

@@ -9,6 +9,7 @@ use flowmesh_proto::v1::group_client::GroupClient;
 use flowmesh_proto::v1::kv_client::KvClient;
 use flowmesh_proto::v1::queue_client::QueueClient;
 use flowmesh_proto::v1::replay_client::ReplayClient;
+use flowmesh_proto::v1::schedule_client::ScheduleClient;
 use flowmesh_proto::v1::stream_client::StreamClient;
 use flowmesh_proto::{rpc, v1};
 use prost::Message;
@@ -30,6 +31,7 @@ pub struct Client {
     pub admin: AdminClient<Channel>,
     pub group: GroupClient<Channel>,
     pub replay: ReplayClient<Channel>,
+    pub schedule: ScheduleClient<Channel>,
 }
 
 impl Server {
@@ -68,6 +70,7 @@ impl Client {
             admin: AdminClient::new(channel.clone()),
             group: GroupClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
             replay: ReplayClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
+            schedule: ScheduleClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
             channel,
         }
     }

@@ -56,11 +56,13 @@ pub enum Operation {
     Catalog,
     /// Replay sessions started, paused, moved, ended.
     Replay,
+    /// On a queue's schedules.
+    Schedule,
 }
 
 impl Operation {
     /// All operations, in the order of their counters.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::StreamAppend,
         Self::StreamRead,
         Self::StreamTrim,
@@ -83,6 +85,7 @@ impl Operation {
         Self::Status,
         Self::Catalog,
         Self::Replay,
+        Self::Schedule,
     ];
 
     /// The operation's label.
@@ -110,6 +113,7 @@ impl Operation {
             Self::Status => "status",
             Self::Catalog => "catalog",
             Self::Replay => "replay",
+            Self::Schedule => "schedule",
         }
     }
 
@@ -141,6 +145,7 @@ impl Operation {
             }
             Command::Queue(_, QueueCommand::Get { .. }) => (Self::QueueLook, 1),
             Command::Queue(_, QueueCommand::Peek { .. } | QueueCommand::List { .. }) => (Self::QueueLook, 0),
+            Command::Queue(_, QueueCommand::Schedule(_)) => (Self::Schedule, 1),
             Command::Kv(_, KvCommand::Set { entries }) => (Self::KvSet, entries.len() as u64),
             Command::Kv(_, KvCommand::Get { keys }) => (Self::KvGet, keys.len() as u64),
             Command::Kv(_, KvCommand::Delete { keys, .. }) => (Self::KvDelete, keys.len() as u64),

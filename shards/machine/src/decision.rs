@@ -149,6 +149,8 @@ pub struct MachineStats {
     pub jobs_leased: u64,
     /// Dead jobs.
     pub jobs_dead: u64,
+    /// Schedules of queues.
+    pub schedules: u64,
     /// Key-value stores with at least one key ever.
     pub stores: u64,
     /// Keys.

@@ -78,7 +78,10 @@ impl Parts {
     pub fn configure(&mut self, settings: &Settings, now: Millis) {
         match (self, settings) {
             (Self::Stream(stream), Settings::Stream(settings)) => stream.configure(settings),
-            (Self::Queue(queue), Settings::Queue(settings)) => queue.configure(settings, now),
+            (Self::Queue(queue), Settings::Queue(settings)) => {
+                queue.schedules.configure(settings);
+                queue.configure(settings, now);
+            }
             (Self::Group(group), Settings::Group(_)) => group.look_at_all(),
             _ => {}
         }

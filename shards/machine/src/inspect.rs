@@ -30,6 +30,7 @@ impl Machine {
                     stats.jobs_delayed += delayed;
                     stats.jobs_leased += leased;
                     stats.jobs_dead += dead;
+                    stats.schedules += queue.schedules.len() as u64;
                 }
                 Parts::Group(group) => {
                     stats.groups += 1;

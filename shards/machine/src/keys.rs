@@ -10,8 +10,9 @@
 //! | meta | slot `u16`, stream `u64`, `5`, partition `u32`, producer `u64` | an idempotent producer of a partition |
 //! | meta | slot `u16`, stream `u64`, `6`, the name | the producer of a name |
 //! | meta | slot `u16`, stream `u64`, `7`, partition `u32`, number `u64` | some closed segments of a partition |
-//! | jobs | slot `u16`, queue `u64`, job `u64` | a job |
-//! | jobs | slot `u16`, queue `u64`, `1`, the key | a key by which a job is recognised; a job's number begins with a 0 |
+//! | jobs | slot `u16`, queue `u64`, job `u64` | a job; numbers are below 2^56, so that the first byte is 0 |
+//! | jobs | slot `u16`, queue `u64`, `1`, the key | a key by which a job is recognised |
+//! | jobs | slot `u16`, queue `u64`, `3`, the name | a schedule |
 //! | bodies | slot `u16`, queue `u64`, job `u64` | what a job is about |
 //! | keys | slot `u16`, store `u64`, the key | an entry |
 //! | groups | slot `u16`, group `u64`, `0`, member `u32` | a member |
@@ -47,6 +48,8 @@ const DEDUP: u8 = 1;
 const PRODUCER: u8 = 5;
 const PRODUCER_NAME: u8 = 6;
 const SEGMENTS: u8 = 7;
+
+const SCHEDULE: u8 = 3;
 
 /// A resource that the shard holds something of: its names and where its parts belong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +107,10 @@ impl Home {
 
     pub fn job_dedup_key(&self, dedup: &[u8]) -> Bytes {
         key(self.first_slot, self.id, &[&[DEDUP], dedup].concat())
+    }
+
+    pub fn schedule_key(&self, name: &str) -> Bytes {
+        key(self.first_slot, self.id, &[&[SCHEDULE], name.as_bytes()].concat())
     }
 
     pub fn member_key(&self, member: MemberNumber) -> Bytes {
@@ -185,6 +192,7 @@ impl<'a> MetaKey<'a> {
 pub(crate) enum QueueKey<'a> {
     Job(JobId),
     Dedup(&'a [u8]),
+    Schedule(&'a [u8]),
 }
 
 impl<'a> QueueKey<'a> {
@@ -196,6 +204,7 @@ impl<'a> QueueKey<'a> {
                 Ok(Self::Job(JobId(u64::from_be_bytes(job))))
             }
             [DEDUP, key @ ..] => Ok(Self::Dedup(key)),
+            [SCHEDULE, name @ ..] => Ok(Self::Schedule(name)),
             _ => Err(Malformed("unknown key in jobs")),
         }
     }
@@ -265,7 +274,11 @@ mod tests {
         let name = home.producer_name_key(b"orders");
         assert_eq!(MetaKey::read(&name).unwrap(), MetaKey::ProducerName(ResourceId(7), b"orders"));
         let job = home.job_key(JobId(5));
-        assert_eq!(split(&job).unwrap().2, 5u64.to_be_bytes());
+        assert_eq!(QueueKey::read(split(&job).unwrap().2), Ok(QueueKey::Job(JobId(5))));
+        let schedule = home.schedule_key("nightly");
+        assert_eq!(QueueKey::read(split(&schedule).unwrap().2), Ok(QueueKey::Schedule(b"nightly")));
+        assert!(QueueKey::read(&schedule[..0]).is_err() && QueueKey::read(&[1, 2]).is_err());
+        assert!(QueueKey::read(&[0; 7]).is_err());
         let (member, at) = (MemberNumber(9), PartitionRef { resource: ResourceId(5), partition: 6 });
         let group_key = |key: &[u8]| GroupKey::read(split(key).unwrap().2);
         assert_eq!(group_key(&home.member_key(member)).unwrap(), GroupKey::Member(member));

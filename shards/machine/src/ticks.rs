@@ -11,7 +11,7 @@ const PROMOTIONS_PER_FACT: usize = 4;
 
 impl Machine {
     /// Promotes delayed jobs whose time has come, and says which facts are due: dropped resources, leases and keys whose
-    /// time is up. At most `facts_max` facts, which the caller logs and applies at once.
+    /// time is up, schedules that fire. At most `facts_max` facts, 2 or more, which the caller logs and applies at once.
     pub fn tick(&mut self, now: Millis, facts_max: usize) -> Tick {
         self.clock = self.clamp(now);
         let now = self.clock;
@@ -49,6 +49,7 @@ impl Machine {
                 Parts::Queue(queue) => {
                     promoted = queue.promote(now, promotions_max);
                     queue.expire(id, now, facts_max - before, facts);
+                    queue.fire(id, now, facts_max - facts.len(), facts);
                     if queue.is_leasable(now) {
                         self.woken.wake(&mut queue.woken, WaitKey::Queue(id));
                     }

@@ -11,10 +11,12 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use common::{Outcome, World, pack, restored, values, written_afresh};
 use flowmesh_model::command::{LeaseRef, Nack, NewJob, ReadFrom, SetEntry, SetIf, SetTtl};
+use flowmesh_model::group::Name;
 use flowmesh_model::job::NackKind;
+use flowmesh_model::schedule::{MissedPolicy, ScheduleSpec, Timing};
 use flowmesh_model::{
     Batch, Command, Kind, KvCommand, Millis, Offset, PartitionRef, ProducerId, ProducerStamp, QueueCommand,
-    QueueSettings, Reject, Reply, ResourceId, Settings, StreamCommand, StreamSettings,
+    QueueSettings, Reject, Reply, ResourceId, ScheduleCommand, Settings, StreamCommand, StreamSettings,
 };
 use proptest::prelude::*;
 
@@ -25,6 +27,7 @@ enum Step {
     InitProducer { stream: u8, name: u8 },
     Enqueue { queue: u8, jobs: Vec<(u8, u64)> },
     Reserve { queue: u8, jobs: u32 },
+    Schedule { queue: u8, name: u8, how: u8 },
     Trim { stream: u8, partition: u32, upto: u64 },
     Settle { queue: u8, lease: usize, how: u8 },
     Set { store: u8, key: u8, size: u8, ttl: Option<u64>, condition: u8 },
@@ -52,6 +55,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (which.clone(), 0u32..3, 0u64..12).prop_map(|(stream, partition, upto)| Step::Trim { stream, partition, upto }),
         4 => (which.clone(), prop::collection::vec((0u8..3, 0u64..50), 1..4)).prop_map(|(queue, jobs)| Step::Enqueue { queue, jobs }),
         4 => (which.clone(), 1u32..4).prop_map(|(queue, jobs)| Step::Reserve { queue, jobs }),
+        5 => (which.clone(), 0u8..3, 0u8..8).prop_map(|(queue, name, how)| Step::Schedule { queue, name, how }),
         5 => (which.clone(), any::<usize>(), 0u8..6).prop_map(|(queue, lease, how)| Step::Settle { queue, lease, how }),
         8 => (which.clone(), 0u8..4, 0u8..20, prop::option::of(1u64..60), 0u8..5)
             .prop_map(|(store, key, size, ttl, condition)| Step::Set { store, key, size, ttl, condition }),
@@ -139,6 +143,7 @@ impl Driver {
                     self.leases[usize::from(*queue)].extend(leases);
                 }
             }
+            Step::Schedule { queue, name, how } => self.schedule(*queue, *name, *how),
             Step::Settle { queue, lease, how } => self.settle(*queue, *lease, *how),
             Step::Set { store, key, size, ttl, condition } => {
                 let entry = SetEntry {
@@ -227,6 +232,25 @@ impl Driver {
             _ => QueueCommand::ack([lease, lease]),
         };
         self.queue(queue, command);
+    }
+
+    fn schedule(&mut self, queue: u8, name: u8, how: u8) {
+        let name = Name::from(["s", "t", "u"][usize::from(name)]);
+        let command = match how {
+            0..4 => {
+                let cron = Timing::Cron { expression: "* * * * * *".into(), time_zone: "UTC".into() };
+                let timing = if how == 0 { Timing::Once(self.world.now.plus(100)) } else { cron };
+                let job = NewJob { payload: Bytes::from_static(b"job"), ..NewJob::default() };
+                let end = (how == 1).then(|| self.world.now.plus(2_000));
+                let spec = ScheduleSpec { timing, end, missed: MissedPolicy::All, job };
+                ScheduleCommand::Create { name, spec, paused: false }
+            }
+            4 => ScheduleCommand::Delete(name),
+            5 => ScheduleCommand::Pause(name),
+            6 => ScheduleCommand::Resume(name),
+            _ => ScheduleCommand::RunNow(name),
+        };
+        self.queue(queue, QueueCommand::Schedule(command));
     }
 
     fn queue(&mut self, queue: u8, command: QueueCommand) -> Outcome {

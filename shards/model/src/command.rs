@@ -12,6 +12,7 @@ use crate::job::{JobCursor, JobFilter, JobOptions, JobPhase, NackKind, Which};
 use crate::path::ResourcePath;
 use crate::record::PackedRecords;
 use crate::replay::{ReplayCommand, ReplayRef};
+use crate::schedule::ScheduleCommand;
 use crate::settings::Settings;
 
 /// One command to one shard.
@@ -108,7 +109,7 @@ pub enum StreamCommand {
 }
 
 /// A job to enqueue.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewJob {
     /// What the worker gets.
     pub payload: Bytes,
@@ -260,6 +261,8 @@ pub enum QueueCommand {
     },
     /// Counts of jobs by state. → [`crate::Reply::QueueStatus`]
     Status,
+    /// On the queue's schedules. → [`crate::Reply::Schedule`]
+    Schedule(ScheduleCommand),
 }
 
 impl QueueCommand {
@@ -277,7 +280,11 @@ impl QueueCommand {
     /// Whether it can change anything.
     #[must_use]
     pub fn is_write(&self) -> bool {
-        !matches!(self, Self::Status | Self::Get { .. } | Self::Peek { .. } | Self::List { .. })
+        match self {
+            Self::Schedule(command) => command.is_write(),
+            Self::Status | Self::Get { .. } | Self::Peek { .. } | Self::List { .. } => false,
+            _ => true,
+        }
     }
 }
 

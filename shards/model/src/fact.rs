@@ -31,6 +31,7 @@
 //! | 50 | `KeyExpired` | store, key |
 //! | 64–79 | `Group` | group, then as [`crate::group::fact`] says |
 //! | 80–95 | `Replay` | group, then as [`crate::replay::fact`] says |
+//! | 96–103 | `Schedule` | queue, then as [`crate::schedule::fact`] says |
 //! | 104–119 | `Queue` | queue, then as [`crate::job::fact`] says |
 //!
 //! The time of a fact and its LSN are its entry's.
@@ -45,6 +46,7 @@ use crate::job::AttemptEnd;
 use crate::job::fact::{self as job, EnqueuedOptions, QueueFact};
 use crate::path::{Kind, ResourcePath};
 use crate::replay::fact::{self as replay, ReplayFact};
+use crate::schedule::fact::{self as schedule, ScheduleFact};
 use crate::settings::Settings;
 
 /// What became true.
@@ -268,6 +270,8 @@ pub enum Fact {
     Group(ResourceId, GroupFact),
     /// Something became true of the replay session whose sandbox this group is.
     Replay(ResourceId, ReplayFact),
+    /// Something became true of a schedule of this queue.
+    Schedule(ResourceId, ScheduleFact),
 }
 
 const RESOURCE_CREATED: u8 = 1;
@@ -433,6 +437,10 @@ impl Fact {
                 put_head(out, fact.tag(), *id);
                 fact.encode(out);
             }
+            Self::Schedule(id, fact) => {
+                put_head(out, fact.tag(), *id);
+                fact.encode(out);
+            }
         }
     }
 
@@ -467,6 +475,7 @@ impl Fact {
                 Self::Queue(_, fact) => fact.encoded_len_max(),
                 Self::Group(_, fact) => fact.encoded_len_max(),
                 Self::Replay(_, fact) => fact.encoded_len_max(),
+                Self::Schedule(_, fact) => fact.encoded_len_max(),
                 Self::ResourceDeleted { .. }
                 | Self::ResourceDropped { .. }
                 | Self::ProducerForgotten { .. }
@@ -591,6 +600,7 @@ impl Fact {
             tag if job::TAGS.contains(&tag) => Self::Queue(id, QueueFact::decode(tag, reader)?),
             tag if group::TAGS.contains(&tag) => Self::Group(id, GroupFact::decode(tag, reader)?),
             tag if replay::TAGS.contains(&tag) => Self::Replay(id, ReplayFact::decode(tag, reader)?),
+            tag if schedule::TAGS.contains(&tag) => Self::Schedule(id, ScheduleFact::decode(tag, reader)?),
             _ => return Err(Malformed("unknown fact; a newer version wrote it")),
         })
     }

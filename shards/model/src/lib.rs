@@ -24,6 +24,7 @@ pub mod record;
 pub mod reject;
 pub mod replay;
 pub mod reply;
+pub mod schedule;
 pub mod settings;
 
 pub use catalog::{Catalog, ResourceInfo};
@@ -40,6 +41,7 @@ pub use path::{Kind, ResourcePath};
 pub use reject::{Code, Reject};
 pub use replay::{ReplayCommand, ReplaySettings};
 pub use reply::Reply;
+pub use schedule::{ScheduleCommand, ScheduleReply};
 pub use settings::{
     Assignor, Durability, GroupSettings, KvSettings, QueueSettings, Settings, StreamSettings,
 };

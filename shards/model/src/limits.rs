@@ -202,3 +202,37 @@ pub const REPLAY_STEP_RECORDS_MAX: u32 = 1_000;
 
 /// What a step looks at, with a filter, before it answers with what it has found.
 pub const REPLAY_STEP_LOOKED_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Schedules of one queue: each takes some 300 bytes of memory besides its job.
+pub const SCHEDULES_MAX: usize = 10_000;
+
+/// A cron expression, as text.
+pub const CRON_BYTES_MAX: usize = 256;
+
+/// How far ahead a cron expression's next time is looked for: one that never comes is refused after half a millisecond.
+/// Days that are the rarest, a leap day that is a given weekday, are up to 40 years apart.
+pub const CRON_YEARS_MAX: i64 = 50;
+
+/// How far ahead a schedule's single time, or its end, may lie: as far as cron expressions are looked ahead.
+pub const SCHEDULE_AHEAD_MS_MAX: u64 = CRON_YEARS_MAX as u64 * 366 * 24 * 3600 * 1000;
+
+/// The payload of a schedule's job: all firings that were missed may come at once.
+pub const SCHEDULE_PAYLOAD_BYTES_MAX: usize = 64 * 1024;
+
+/// A firing that is noticed later than this was missed: no restart takes so long.
+pub const SCHEDULE_MISSED_AFTER_MS: u64 = 60_000;
+
+/// Missed firings that fire after all, with the policy `all`: the last ones; a thousand jobs come in a burst.
+pub const SCHEDULE_CATCH_UP_MAX: usize = 1_000;
+
+/// Times that are counted of those that are left out at once: each takes a microsecond.
+pub const SCHEDULE_SKIPPED_COUNTED_MAX: u64 = 1_000;
+
+/// Schedules that one list has, with their jobs, in bytes: a client takes messages of 4 MiB.
+pub const SCHEDULE_LIST_BYTES_MAX: usize = 1024 * 1024;
+
+/// Times to come that one call tells.
+pub const SCHEDULE_NEXT_MAX: u32 = 1_000;
+
+/// How long a schedule is kept that has no time left: a week.
+pub const SCHEDULE_FINISHED_KEPT_MS: u64 = 7 * 24 * 3600 * 1000;

@@ -213,7 +213,11 @@ impl fmt::Debug for ResourcePath {
 
 const ALLOWED: &str = "letters, digits, `.`, `_`, `-`, 1 to 255 of them";
 
-fn check_scope(field: &'static str, text: &str) -> Result<(), Reject> {
+/// Checks a name: of a tenant, a namespace, or of something that is named within a resource.
+///
+/// # Errors
+/// [`Reject::InvalidArgument`], [`Reject::TooLarge`].
+pub fn check_scope(field: &'static str, text: &str) -> Result<(), Reject> {
     let legal = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
     check_length(field, text)?;
     if text == "." || text == ".." {

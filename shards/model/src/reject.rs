@@ -4,7 +4,7 @@
 
 use thiserror::Error;
 
-use crate::ids::{CatalogVersion, GroupEpoch, JobId, Lsn, Offset, ProducerId};
+use crate::ids::{CatalogVersion, GroupEpoch, JobId, Lsn, Millis, Offset, ProducerId};
 use crate::job::JobPhase;
 use crate::path::Kind;
 use crate::replay::{ReplayAction, ReplayState};
@@ -99,6 +99,44 @@ pub enum Reject {
         at: u64,
         /// What is wrong and what is allowed.
         problem: String,
+    },
+    /// A cron expression that cannot be used.
+    #[error("cron: {part} at byte {at}: {problem}")]
+    IllegalCron {
+        /// Which part of it.
+        part: &'static str,
+        /// The byte where that begins, from 0.
+        at: u64,
+        /// What is wrong and what is allowed.
+        problem: String,
+    },
+    /// No such time zone.
+    #[error("no such time zone: {name}; use a name of the tz database, such as Europe/Berlin or UTC")]
+    UnknownTimeZone {
+        /// The name as given.
+        name: String,
+    },
+    /// A schedule that would fire only before now.
+    #[error("the schedule's time, {at}, lies {late_ms} ms in the past; up to {allowed_ms} ms are allowed")]
+    ScheduleInPast {
+        /// The time.
+        at: Millis,
+        /// How long ago that is.
+        late_ms: u64,
+        /// How long ago it may be.
+        allowed_ms: u64,
+    },
+    /// No such schedule in the queue.
+    #[error("no such schedule: {name}")]
+    ScheduleNotFound {
+        /// Its name.
+        name: String,
+    },
+    /// The queue has a schedule of that name that does something else.
+    #[error("schedule {name} exists already and does something else; delete it first, or use another name")]
+    ScheduleExists {
+        /// Its name.
+        name: String,
     },
     /// No such resource.
     #[error("no such resource: {path}")]
@@ -411,15 +449,19 @@ impl Reject {
             | Self::KeyMissing { .. }
             | Self::IllegalFilter { .. }
             | Self::FlowCycle { .. }
+            | Self::IllegalCron { .. }
+            | Self::UnknownTimeZone { .. }
             | Self::WrongKind { .. }
             | Self::NoSuchPartition { .. } => Code::InvalidArgument,
             Self::ResourceNotFound { .. }
             | Self::JobNotFound { .. }
             | Self::FlowMissing { .. }
+            | Self::ScheduleNotFound { .. }
             | Self::UnknownMember { .. } => Code::NotFound,
-            Self::ResourceExists { .. } | Self::DuplicateSequence { .. } | Self::KeyConflict { .. } => {
-                Code::AlreadyExists
-            }
+            Self::ResourceExists { .. }
+            | Self::ScheduleExists { .. }
+            | Self::DuplicateSequence { .. }
+            | Self::KeyConflict { .. } => Code::AlreadyExists,
             Self::OffsetOutOfRange { .. } => Code::OutOfRange,
             Self::LeaseLost { .. }
             | Self::WrongPhase { .. }
@@ -438,7 +480,8 @@ impl Reject {
             | Self::GroupNotSandbox { .. }
             | Self::SandboxGroup { .. }
             | Self::ReplayState { .. }
-            | Self::ReplayMoved { .. } => Code::FailedPrecondition,
+            | Self::ReplayMoved { .. }
+            | Self::ScheduleInPast { .. } => Code::FailedPrecondition,
             Self::Overloaded { .. } | Self::QueueFull { .. } | Self::DiskFull => Code::ResourceExhausted,
             Self::CatalogBehind { .. } | Self::Fenced { .. } | Self::ShuttingDown => Code::Unavailable,
             Self::Damaged { .. } => Code::DataLoss,
@@ -457,6 +500,11 @@ impl Reject {
             Self::TooLarge { .. } => "TOO_LARGE",
             Self::KeyMissing { .. } => "KEY_MISSING",
             Self::IllegalFilter { .. } => "ILLEGAL_FILTER",
+            Self::IllegalCron { .. } => "ILLEGAL_CRON",
+            Self::UnknownTimeZone { .. } => "UNKNOWN_TIME_ZONE",
+            Self::ScheduleInPast { .. } => "SCHEDULE_IN_PAST",
+            Self::ScheduleNotFound { .. } => "SCHEDULE_NOT_FOUND",
+            Self::ScheduleExists { .. } => "SCHEDULE_EXISTS",
             Self::ResourceNotFound { .. } => "RESOURCE_NOT_FOUND",
             Self::ResourceExists { .. } => "RESOURCE_EXISTS",
             Self::WrongKind { .. } => "WRONG_KIND",

@@ -11,6 +11,7 @@ use crate::ids::{CatalogVersion, JobId, LeaseToken, Lsn, Millis, Offset, Produce
 use crate::job::{Awaited, JobCursor, JobView};
 use crate::reject::Reject;
 use crate::replay::ReplayStatus;
+use crate::schedule::ScheduleReply;
 
 use std::sync::Arc;
 
@@ -273,4 +274,6 @@ pub enum Reply {
     },
     /// A replay session, as it is once the command is carried out.
     Replay(Box<ReplayStatus>),
+    /// What a queue says of its schedules.
+    Schedule(ScheduleReply),
 }

@@ -225,6 +225,7 @@ fn reply_bytes(reply: &Reply) -> usize {
             | Reply::Trimmed { .. }
             | Reply::Group(_)
             | Reply::Replay(_)
+            | Reply::Schedule(_)
             | Reply::QueueStatus(_)
             | Reply::Swept { .. }
             | Reply::Resource { .. } => 0,

@@ -102,6 +102,8 @@ impl From<&Reject> for Status {
             Reject::TooLarge { what, .. } => (Some(*what), reject.to_string()),
             Reject::NoSuchPartition { .. } => (Some("partition"), reject.to_string()),
             Reject::IllegalFilter { .. } => (Some("filter"), reject.to_string()),
+            Reject::IllegalCron { .. } => (Some("cron"), reject.to_string()),
+            Reject::UnknownTimeZone { .. } => (Some("time_zone"), reject.to_string()),
             _ => (None, reject.to_string()),
         };
         Self {

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use flowmesh_model::job::fact::{EnqueuedOptions, QueueFact, RemovalCause};
 use flowmesh_model::job::{AttemptEnd, JobPhase};
+use flowmesh_model::schedule::fact::ScheduleFact;
 use flowmesh_model::{JobId, LeaseToken, Millis, ResourceId, Space};
 
 use super::job::{self, Extra, Job, JobState};
@@ -331,6 +332,12 @@ impl Queue {
             }
         }
         touch
+    }
+
+    /// What became true of a schedule.
+    pub fn schedule(&mut self, cx: &mut Apply<'_>, fact: ScheduleFact) {
+        self.schedules.apply(cx, fact);
+        self.counters.last_lsn = cx.at.lsn;
     }
 
     /// Changes a job and its place in the orders.

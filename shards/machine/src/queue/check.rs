@@ -16,6 +16,7 @@ impl Queue {
         self.jobs.check();
         self.ready.check();
         self.keys.check(seals);
+        self.schedules.check(self.counters.last_job, seals);
         let (mut in_orders, mut waiting_bytes, mut expiring, mut waiters) = (0, 0, 0, 0);
         let mut groups: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
         for (id, job) in self.jobs.iter() {
@@ -108,5 +109,6 @@ impl Queue {
                 job.extra(),
             );
         }
+        self.schedules.dump(out);
     }
 }

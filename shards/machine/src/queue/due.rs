@@ -22,6 +22,7 @@ impl Queue {
             first(&self.done),
             dead,
             self.keys.next_due(),
+            self.schedules.next_due(),
             self.ready.next_due(),
             token.filter(|at| *at > self.looked_at),
         ]
@@ -47,6 +48,11 @@ impl Queue {
             self.arrange(id, now, after);
         }
         jobs_max
+    }
+
+    /// Appends what becomes of schedules that are due.
+    pub fn fire(&self, queue: ResourceId, now: Millis, facts_max: usize, facts: &mut Vec<Fact>) {
+        self.schedules.tick(queue, self.counters.last_job, now, facts_max, facts);
     }
 
     /// Appends at most `facts_max` facts about what is over: leases, times to live, what is kept.

@@ -57,11 +57,12 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes an item out of the index: a job, or a key.
+    /// Takes an item out of the index: a job, a key, or a schedule.
     pub fn restore_item(&mut self, key: &[u8], value: Bytes, now: Millis) -> Result<(), Malformed> {
         match QueueKey::read(key)? {
             QueueKey::Job(id) => self.restore_job(id, value, now),
             QueueKey::Dedup(key) => self.keys.restore(key, value),
+            QueueKey::Schedule(name) => self.schedules.restore(name, &value),
         }
     }
 
@@ -97,6 +98,7 @@ impl Queue {
     pub fn seal(&mut self) {
         self.changes.seal();
         self.keys.seal();
+        self.schedules.seal();
     }
 
     /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
@@ -109,7 +111,10 @@ impl Queue {
     ) -> usize {
         for count in 0..items_max {
             match self.changes.next() {
-                None => return count + self.keys.collect(home, seals, items_max - count, out),
+                None => {
+                    let count = count + self.keys.collect(home, seals, items_max - count, out);
+                    return count + self.schedules.collect(home, seals, items_max - count, out);
+                }
                 Some(Change::Gone(id)) => {
                     out.extend([Space::Jobs, Space::Bodies].map(|space| removal(space, home.job_key(id))));
                 }
@@ -135,6 +140,7 @@ impl Queue {
         self.jobs.stored(seals.sealed_epoch());
         self.changes.sealed_written();
         self.keys.sealed_written();
+        self.schedules.sealed_written();
     }
 
     /// The sealed state did not get into the index.
@@ -152,6 +158,7 @@ impl Queue {
             self.changes.list_gone(id);
         }
         self.keys.unseal(seals);
+        self.schedules.unseal(seals);
     }
 
     /// Takes at most `items_max` jobs of a dropped queue out of memory and appends the keys the index has of them to
@@ -166,7 +173,10 @@ impl Queue {
                 None => match self.changes.next() {
                     Some(Change::Gone(id)) => id,
                     Some(Change::Listed(_)) => continue,
-                    None => return count + self.keys.bury(home, items_max - count, gone),
+                    None => {
+                        let count = count + self.keys.bury(home, items_max - count, gone);
+                        return count + self.schedules.bury(home, items_max - count, gone);
+                    }
                 },
             };
             gone.extend([Space::Jobs, Space::Bodies].map(|space| (space, home.job_key(id))));

@@ -1,8 +1,8 @@
 //! Queues: jobs by number, and the orders in which they are wanted.
 //!
 //! [`job`] is one job and its life, [`jobs`] all of them with what they are about, [`ready`] who is next, [`dedup`] the
-//! keys by which jobs are recognised; [`decide`] what can be asked of a queue, [`apply`] how facts change it, [`due`] what
-//! time brings, [`index`] its part of checkpoints.
+//! keys by which jobs are recognised, [`schedule`] what enqueues jobs by itself; [`decide`] what can be asked of a queue,
+//! [`apply`] how facts change it, [`due`] what time brings, [`index`] its part of checkpoints.
 //!
 //! Each job that is there is in exactly one of these orders:
 //!
@@ -25,6 +25,7 @@ pub(crate) mod job;
 pub(crate) mod jobs;
 mod names;
 mod ready;
+pub(crate) mod schedule;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +41,7 @@ use job::{Job, JobNames, JobState};
 use jobs::Jobs;
 use names::Names;
 use ready::{Bucket, Ready, Rules};
+use schedule::Schedules;
 
 /// What a job takes in memory beside itself: its place in one order, half of which is room for others.
 const ORDER_BYTES: u64 = 32;
@@ -69,6 +71,7 @@ pub(crate) struct Queue {
     /// The last tick's time: a bucket that has a token since then needs no other.
     looked_at: Millis,
     changes: Changes<JobId>,
+    pub schedules: Schedules,
     /// When it was last put on the list of what woke, for reservers and for those who wait for room (see
     /// [`crate::woken`]).
     pub woken: u64,
@@ -140,6 +143,7 @@ impl Queue {
             + self.ready.memory_bytes()
             + self.keys.memory_bytes()
             + self.workers.memory_bytes()
+            + self.schedules.memory_bytes()
     }
 
     /// Bytes of bodies in memory.

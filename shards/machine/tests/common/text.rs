@@ -74,6 +74,7 @@ pub fn fact(fact: &Fact) -> String {
         Fact::Queue(id, fact) => format!("Queue {id} {fact:?}"),
         Fact::Group(id, fact) => format!("Group {id} {fact:?}"),
         Fact::Replay(id, fact) => format!("Replay {id} {fact:?}"),
+        Fact::Schedule(id, fact) => format!("Schedule {id} {fact:?}"),
     }
 }
 
@@ -191,6 +192,7 @@ pub fn reply(reply: &Reply) -> String {
             info.id, info.path, info.created_at
         ),
         Reply::Replay(status) => replay(status),
+        Reply::Schedule(reply) => format!("{reply:?}"),
     }
 }
 

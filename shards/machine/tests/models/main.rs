@@ -19,4 +19,5 @@ mod kv;
 mod producers;
 mod queue;
 mod retention;
+mod schedule;
 mod stream;

@@ -20,10 +20,10 @@ use crate::edge::grpc::respond::{Responder, wrong_reply};
 use crate::edge::grpc::shared::CallFuture;
 
 /// Resources on a page that does not say how many.
-const PAGE_DEFAULT: u32 = 100;
+pub const PAGE_DEFAULT: u32 = 100;
 
 /// Resources on a page at most.
-const PAGE_MAX: u64 = 1000;
+pub const PAGE_MAX: u64 = 1000;
 
 /// The shard that owns the catalog.
 const CATALOG_SHARD: ShardId = ShardId(0);

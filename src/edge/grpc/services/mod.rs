@@ -22,6 +22,7 @@ mod read_filtered;
 mod records;
 mod reflection;
 mod replay;
+mod schedule;
 mod stream;
 mod subscribe;
 mod unpack;
@@ -102,6 +103,14 @@ pub fn unary<B: Backend>(
         Method::ReplayDescribe => replay::describe(edge, message, responder),
         Method::ReplayList => replay::list(edge, message, responder),
         Method::ReplayDelete => replay::delete(edge, message, responder),
+        Method::ScheduleCreate => schedule::create(edge, message, responder),
+        Method::ScheduleList => schedule::list(edge, message, responder),
+        Method::ScheduleDescribe => schedule::describe(edge, message, responder),
+        Method::SchedulePause => schedule::pause(edge, message, responder),
+        Method::ScheduleResume => schedule::resume(edge, message, responder),
+        Method::ScheduleNext => schedule::next(edge, message, responder),
+        Method::ScheduleRunNow => schedule::run_now(edge, message, responder),
+        Method::ScheduleDelete => schedule::delete(edge, message, responder),
         Method::AdminCreateResource => admin::create(edge, message, responder),
         Method::AdminUpdateResource => admin::update(edge, message, responder),
         Method::AdminDescribeResource => admin::describe(edge, message, responder),

@@ -3,7 +3,7 @@
 //! [`enqueue`] is how jobs come, [`lease`] how workers get them and give them back, [`manage`] what is done to them from
 //! outside, [`look`] what can be seen.
 
-mod enqueue;
+pub(super) mod enqueue;
 mod lease;
 mod look;
 mod manage;
@@ -68,11 +68,12 @@ impl Asked<'_> {
             QueueCommand::List { phase, filter, after, jobs_max, with_bodies } => {
                 self.list(*phase, filter, *after, *jobs_max, *with_bodies)
             }
+            QueueCommand::Schedule(command) => self.schedule(command),
             QueueCommand::Status => Ok(self.answer(Reply::QueueStatus(self.status()))),
         }
     }
 
-    fn answer(&self, reply: Reply) -> Decision {
+    pub(in crate::queue) fn answer(&self, reply: Reply) -> Decision {
         Decision::Answer { reply, seen: self.queue.counters.last_lsn }
     }
 

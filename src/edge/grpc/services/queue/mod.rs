@@ -144,6 +144,26 @@ fn retry(message: v1::RetryPolicy) -> Result<RetryPolicy, Reject> {
     Ok(RetryPolicy { backoff, initial_ms: message.initial_ms, max_ms, jitter_percent })
 }
 
+/// A job of a message that was read already.
+pub fn new_job(job: &v1::NewJob) -> Result<NewJob, Reject> {
+    let message = Bytes::from(job.encode_to_vec());
+    read_job(&message, &Fields::new(&message), 0..message.len())
+}
+
+/// A job as a message.
+pub fn job_message(job: &NewJob) -> v1::NewJob {
+    // Packed headers are the field of the message as it is.
+    let headers = v1::NewJob::decode(job.headers.clone()).map(|job| job.headers).unwrap_or_default();
+    v1::NewJob {
+        payload: job.payload.clone(),
+        priority: job.priority.into(),
+        headers,
+        delay_ms: job.delay_ms,
+        max_attempts: job.max_attempts,
+        ..v1::NewJob::default()
+    }
+}
+
 fn to_priority(value: u64) -> Result<u8, Reject> {
     u8::try_from(value).map_err(|_| Reject::invalid("priority", format!("is {value}; allowed: 0 to 255")))
 }
@@ -213,7 +233,7 @@ fn awaited_len(awaited: &Awaited) -> usize {
     1 + prost::length_delimiter_len(len) + len
 }
 
-fn existing<B: Backend>(edge: &Edge<B>, queue: &str) -> Result<std::sync::Arc<ResourceInfo>, Reject> {
+pub fn existing<B: Backend>(edge: &Edge<B>, queue: &str) -> Result<std::sync::Arc<ResourceInfo>, Reject> {
     edge.backend.find(Kind::Queue, queue).ok_or_else(|| missing(Kind::Queue, queue))
 }
 

@@ -1,0 +1,207 @@
+//! What can be asked of schedules.
+
+use flowmesh_model::group::Name;
+use flowmesh_model::limits::{
+    BATCH_ITEMS_MAX, HEADERS_MAX, SCHEDULE_AHEAD_MS_MAX, SCHEDULE_LIST_BYTES_MAX, SCHEDULE_MISSED_AFTER_MS,
+    SCHEDULE_NEXT_MAX, SCHEDULE_PAYLOAD_BYTES_MAX, SCHEDULES_MAX,
+};
+use flowmesh_model::path::check_scope;
+use flowmesh_model::record::{RecordSlices, split_header};
+use flowmesh_model::schedule::fact::ScheduleFact;
+use flowmesh_model::schedule::{
+    SCHEDULE_HEADER, SCHEDULED_AT_HEADER, ScheduleReply, ScheduleSpec, ScheduleState, Timing,
+};
+use flowmesh_model::settings::within;
+use flowmesh_model::{Batch, Fact, JobId, Millis, Reject, Reply, ScheduleCommand};
+
+use super::cron::zone;
+use super::due::job;
+use super::{Schedule, Schedules, Times};
+use crate::decision::Decision;
+use crate::limit::size;
+use crate::queue::decide::Asked;
+use crate::queue::decide::enqueue::{check_new, plain};
+
+/// The zone of an expression that comes without one.
+const TIME_ZONE: &str = "UTC";
+
+impl Asked<'_> {
+    /// Decides on a command for schedules.
+    pub fn schedule(&self, command: &ScheduleCommand) -> Result<Decision, Reject> {
+        let schedules = &self.queue.schedules;
+        match command {
+            ScheduleCommand::Create { name, spec, paused } => self.create(name, spec.clone(), *paused),
+            ScheduleCommand::Delete(name) => {
+                let status = schedules.find(name)?.clone();
+                Ok(self.becomes(name, &status, ScheduleFact::Deleted { name: name.clone() }))
+            }
+            ScheduleCommand::Pause(name) => {
+                let mut schedule = schedules.find(name)?.clone();
+                if schedule.state() != ScheduleState::Active {
+                    return Ok(self.stays(name, &schedule));
+                }
+                schedule.pause();
+                Ok(self.becomes(name, &schedule, ScheduleFact::Paused { name: name.clone() }))
+            }
+            ScheduleCommand::Resume(name) => {
+                let mut schedule = schedules.find(name)?.clone();
+                if schedule.state() != ScheduleState::Paused {
+                    return Ok(self.stays(name, &schedule));
+                }
+                let next_at = Times::of(&schedule.spec, self.now)?.after(self.now);
+                schedule.resume(next_at, self.now);
+                Ok(self.becomes(name, &schedule, ScheduleFact::Resumed { name: name.clone(), next_at }))
+            }
+            ScheduleCommand::RunNow(name) => Ok(self.run_now(name, schedules.find(name)?)),
+            ScheduleCommand::Describe(name) => Ok(self.stays(name, schedules.find(name)?)),
+            ScheduleCommand::Next { name, times_max } => {
+                within("times_max", u64::from(*times_max), 1, SCHEDULE_NEXT_MAX.into())?;
+                let times = next_times(schedules.find(name)?, *times_max as usize)?;
+                Ok(self.tell(ScheduleReply::Times(times)))
+            }
+            ScheduleCommand::List { after, schedules_max } => {
+                within("schedules_max", u64::from(*schedules_max), 1, BATCH_ITEMS_MAX as u64)?;
+                Ok(self.tell(schedules.page(after.as_ref(), *schedules_max as usize)))
+            }
+        }
+    }
+
+    fn create(&self, name: &Name, mut spec: ScheduleSpec, paused: bool) -> Result<Decision, Reject> {
+        check_scope("name", name)?;
+        check_job(&spec, self.now)?;
+        name_zone(&mut spec)?;
+        let schedules = &self.queue.schedules;
+        match schedules.by_name.get(name) {
+            Some(schedule) if schedule.spec == spec => return Ok(self.stays(name, schedule)),
+            Some(_) => return Err(Reject::ScheduleExists { name: name.to_string() }),
+            None => {}
+        }
+        if schedules.len() >= SCHEDULES_MAX {
+            let (size, max) = (schedules.len() as u64 + 1, SCHEDULES_MAX as u64);
+            return Err(Reject::TooLarge { what: "schedules of the queue", size, max });
+        }
+        let next_at = first_time(&spec, self.now)?.filter(|_| !paused);
+        let schedule = Schedule::new(spec.clone(), paused, next_at, self.now);
+        let spec = Box::new(spec);
+        Ok(self.becomes(name, &schedule, ScheduleFact::Created { name: name.clone(), paused, next_at, spec }))
+    }
+
+    fn run_now(&self, name: &Name, schedule: &Schedule) -> Decision {
+        let id = JobId(self.queue.counters.last_job.0 + 1);
+        let new = job(name, &schedule.spec, self.now);
+        let (name, scheduled_for, next_at) = (name.clone(), self.now, schedule.next_at);
+        let fired = ScheduleFact::Fired { name, job: id, scheduled_for, next_at };
+        let enqueued = plain(self.id, id, &new, self.settings, self.now);
+        let facts = Batch::from_iter([enqueued, Fact::Schedule(self.id, fired)]);
+        Decision::Change { facts, reply: Reply::Schedule(ScheduleReply::Fired(id)) }
+    }
+
+    fn becomes(&self, name: &Name, schedule: &Schedule, fact: ScheduleFact) -> Decision {
+        let reply = Reply::Schedule(ScheduleReply::Status(Box::new(schedule.status(name)), true));
+        Decision::Change { facts: Batch::from_iter([Fact::Schedule(self.id, fact)]), reply }
+    }
+
+    fn stays(&self, name: &Name, schedule: &Schedule) -> Decision {
+        self.tell(ScheduleReply::Status(Box::new(schedule.status(name)), false))
+    }
+
+    fn tell(&self, reply: ScheduleReply) -> Decision {
+        self.answer(Reply::Schedule(reply))
+    }
+}
+
+impl Schedules {
+    fn page(&self, after: Option<&Name>, schedules_max: usize) -> ScheduleReply {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = after.map_or(Unbounded, |after| Excluded(after.as_ref()));
+        let mut rest = self.by_name.range::<str, _>((from, Unbounded)).peekable();
+        let (mut schedules, mut bytes) = (Vec::new(), 0);
+        while let Some((name, schedule)) = rest.peek() {
+            bytes += schedule.memory_bytes(name) as usize;
+            if schedules.len() == schedules_max || (bytes > SCHEDULE_LIST_BYTES_MAX && !schedules.is_empty())
+            {
+                break;
+            }
+            schedules.push(schedule.status(name));
+            rest.next();
+        }
+        ScheduleReply::List { schedules, more: rest.peek().is_some() }
+    }
+}
+
+/// Times to come.
+fn next_times(schedule: &Schedule, times_max: usize) -> Result<Vec<Millis>, Reject> {
+    let Some(next_at) = schedule.next_at else { return Ok(Vec::new()) };
+    let times = Times::of(&schedule.spec, next_at)?;
+    Ok(std::iter::successors(Some(next_at), |at| times.after(*at)).take(times_max).collect())
+}
+
+fn check_job(spec: &ScheduleSpec, now: Millis) -> Result<(), Reject> {
+    check_new(&spec.job, now)?;
+    if spec.job.options.is_some() {
+        let reason =
+            "of a schedule has payload, headers, priority, delay_ms and max_attempts, and nothing else";
+        return Err(Reject::invalid("job", reason));
+    }
+    size("payload of a schedule's job", &spec.job.payload, SCHEDULE_PAYLOAD_BYTES_MAX)?;
+    let mut headers = 0;
+    for header in RecordSlices::new(&spec.job.headers) {
+        let name = header.and_then(split_header).map_or(&[][..], |(name, _)| name);
+        if [SCHEDULE_HEADER, SCHEDULED_AT_HEADER].map(str::as_bytes).contains(&name) {
+            let reason = format!("`{SCHEDULE_HEADER}` and `{SCHEDULED_AT_HEADER}` are set by the server");
+            return Err(Reject::invalid("headers", reason));
+        }
+        headers += 1;
+    }
+    let max = HEADERS_MAX as u64 - 2;
+    if headers > max {
+        return Err(Reject::TooLarge { what: "headers of a schedule's job", size: headers, max });
+    }
+    Ok(())
+}
+
+/// Puts the zone's own name in place of the one given.
+fn name_zone(spec: &mut ScheduleSpec) -> Result<(), Reject> {
+    if let Timing::Cron { time_zone, .. } = &mut spec.timing {
+        let given = if time_zone.is_empty() { TIME_ZONE } else { &**time_zone };
+        *time_zone = Name::from(zone(given)?.iana_name().unwrap_or(given));
+    }
+    Ok(())
+}
+
+/// Refuses a time that is too far ahead.
+fn within_reach(field: &'static str, at: Option<Millis>, now: Millis) -> Result<(), Reject> {
+    match at {
+        Some(at) if at.since(now) > SCHEDULE_AHEAD_MS_MAX => {
+            Err(Reject::invalid(field, format!("is {at}; allowed: up to 50 years ahead")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// When a new schedule fires first: a time that has just passed counts, if it is the only one.
+fn first_time(spec: &ScheduleSpec, now: Millis) -> Result<Option<Millis>, Reject> {
+    within_reach("end_ms", spec.end, now)?;
+    let first = match &spec.timing {
+        Timing::Once(at) if now.since(*at) > SCHEDULE_MISSED_AFTER_MS => {
+            let late_ms = now.since(*at);
+            return Err(Reject::ScheduleInPast { at: *at, late_ms, allowed_ms: SCHEDULE_MISSED_AFTER_MS });
+        }
+        Timing::Once(at) => {
+            within_reach("at_ms", Some(*at), now)?;
+            Some(*at)
+        }
+        Timing::Cron { .. } => Times::of(&ScheduleSpec { end: None, ..spec.clone() }, now)?.after(now),
+    };
+    match (first, spec.end) {
+        (None, _) => Err(Reject::IllegalCron {
+            part: "expression",
+            at: 0,
+            problem: "never comes: there is no such day; allowed: one that comes within 50 years".to_owned(),
+        }),
+        (Some(first), Some(end)) if end < first => {
+            Err(Reject::invalid("end_ms", format!("is {end}; allowed: from the first time on, {first}")))
+        }
+        (first, _) => Ok(first),
+    }
+}

@@ -1,0 +1,157 @@
+//! What time brings: schedules fire, what was missed is left out, what is finished is forgotten.
+//!
+//! A firing is the job and `Fired`, in one entry. A time that has come fires once for all of these: it is noticed in time,
+//! up to [`SCHEDULE_MISSED_AFTER_MS`] late; or it was missed, and the schedule's policy wants it all the same:
+//!
+//! | policy | of the times that have come, if the first was missed |
+//! |---|---|
+//! | `skip` | those fire that were not missed |
+//! | `once` | the last fires |
+//! | `all` | the last [`SCHEDULE_CATCH_UP_MAX`] fire |
+
+use bytes::{Bytes, BytesMut};
+use flowmesh_model::command::NewJob;
+use flowmesh_model::group::Name;
+use flowmesh_model::limits::{SCHEDULE_CATCH_UP_MAX, SCHEDULE_MISSED_AFTER_MS, SCHEDULE_SKIPPED_COUNTED_MAX};
+use flowmesh_model::record::put_header;
+use flowmesh_model::schedule::fact::ScheduleFact;
+use flowmesh_model::schedule::{MissedPolicy, SCHEDULE_HEADER, SCHEDULED_AT_HEADER, ScheduleSpec};
+use flowmesh_model::{Fact, JobId, Millis, QueueSettings, ResourceId};
+
+use super::{Schedule, Schedules, Times};
+use crate::queue::decide::enqueue::plain;
+
+/// Schedules that one tick looks at: computing the times of one takes some 20 µs, or 1 ms where many were missed.
+const SCHEDULES_PER_TICK: usize = 64;
+
+/// Bytes of jobs that one tick enqueues, give or take one: they are one entry.
+const JOB_BYTES_PER_TICK: usize = 1024 * 1024;
+
+/// The facts of a firing.
+const FACTS_PER_FIRING: usize = 2;
+
+impl Schedules {
+    /// When something is due next.
+    #[inline]
+    pub fn next_due(&self) -> Option<Millis> {
+        self.settings.as_ref().and(self.due.first()).map(|(due, _)| *due)
+    }
+
+    /// Appends what becomes of schedules that are due, at most `facts_max` facts. The queue's next job is the one after
+    /// `last_job`. With less than two facts nothing fires.
+    pub fn tick(
+        &self,
+        queue: ResourceId,
+        last_job: JobId,
+        now: Millis,
+        facts_max: usize,
+        facts: &mut Vec<Fact>,
+    ) {
+        let Some(settings) = &self.settings else { return };
+        let facts_max = facts.len() + facts_max;
+        let mut firing =
+            Firing { queue, settings, now, last_job, job_bytes: 0, left_out: 0, facts_max, facts };
+        let due = self.due.iter().take_while(|(due, _)| *due <= now).take(SCHEDULES_PER_TICK);
+        for (_, name) in due {
+            let Some(schedule) = self.by_name.get(name) else { continue };
+            if !firing.has_room() {
+                return;
+            }
+            match schedule.next_at {
+                Some(next_at) => firing.come(name, schedule, next_at),
+                None => firing.add(ScheduleFact::Deleted { name: name.clone() }),
+            }
+        }
+    }
+}
+
+/// A tick.
+struct Firing<'a> {
+    queue: ResourceId,
+    settings: &'a QueueSettings,
+    now: Millis,
+    last_job: JobId,
+    job_bytes: usize,
+    left_out: u64,
+    facts_max: usize,
+    facts: &'a mut Vec<Fact>,
+}
+
+impl Firing<'_> {
+    fn has_room(&self) -> bool {
+        self.facts.len() + FACTS_PER_FIRING <= self.facts_max
+            && self.job_bytes < JOB_BYTES_PER_TICK
+            && self.left_out < SCHEDULE_SKIPPED_COUNTED_MAX
+    }
+
+    fn add(&mut self, fact: ScheduleFact) {
+        self.facts.push(Fact::Schedule(self.queue, fact));
+    }
+
+    /// The schedule's next time has come.
+    fn come(&mut self, name: &Name, schedule: &Schedule, next_at: Millis) {
+        // Without times any more, because this version does not know its time zone, it is finished.
+        let times = Times::of(&schedule.spec, next_at).ok();
+        let mut next =
+            times.as_ref().and_then(|times| first_to_fire(times, &schedule.spec, next_at, self.now));
+        if next != Some(next_at) {
+            let count = times.as_ref().map_or(0, |times| missed(times, next_at, next.unwrap_or(self.now)));
+            self.left_out += count;
+            self.add(ScheduleFact::Skipped { name: name.clone(), count, next_at: next });
+        }
+        while let (Some(times), Some(at)) = (&times, next.filter(|at| *at <= self.now && self.has_room())) {
+            next = times.after(at);
+            self.fire(name, &schedule.spec, at, next);
+        }
+    }
+
+    fn fire(&mut self, name: &Name, spec: &ScheduleSpec, scheduled_for: Millis, next_at: Option<Millis>) {
+        self.last_job = JobId(self.last_job.0 + 1);
+        let new = job(name, spec, scheduled_for);
+        self.job_bytes += new.headers.len() + new.payload.len();
+        self.facts.push(plain(self.queue, self.last_job, &new, self.settings, self.now));
+        self.add(ScheduleFact::Fired { name: name.clone(), job: self.last_job, scheduled_for, next_at });
+    }
+}
+
+/// The job of a firing.
+pub(super) fn job(name: &Name, spec: &ScheduleSpec, scheduled_for: Millis) -> NewJob {
+    NewJob { headers: with_origin(&spec.job.headers, name, scheduled_for), ..spec.job.clone() }
+}
+
+/// Headers, and behind them which schedule and which of its times a job comes from.
+fn with_origin(headers: &Bytes, name: &Name, scheduled_for: Millis) -> Bytes {
+    let mut out = BytesMut::with_capacity(headers.len() + name.len() + 80);
+    out.extend_from_slice(headers);
+    put_header(&mut out, SCHEDULE_HEADER.as_bytes(), name.as_bytes());
+    put_header(&mut out, SCHEDULED_AT_HEADER.as_bytes(), scheduled_for.to_string().as_bytes());
+    out.freeze()
+}
+
+/// The first time from `next_at` on, which has come, that fires; it may be one to come.
+fn first_to_fire(times: &Times, spec: &ScheduleSpec, next_at: Millis, now: Millis) -> Option<Millis> {
+    if now.since(next_at) <= SCHEDULE_MISSED_AFTER_MS {
+        return Some(next_at);
+    }
+    match spec.missed {
+        MissedPolicy::Skip => times.after(Millis(now.0 - SCHEDULE_MISSED_AFTER_MS - 1)),
+        MissedPolicy::Once => times.last(now).max(Some(next_at)),
+        MissedPolicy::All => {
+            let mut first = times.last(now)?;
+            for _ in 1..SCHEDULE_CATCH_UP_MAX {
+                match times.last(Millis(first.0.saturating_sub(1))) {
+                    Some(earlier) if earlier >= next_at => first = earlier,
+                    _ => break,
+                }
+            }
+            Some(first.max(next_at))
+        }
+    }
+}
+
+/// How many times there are from `next_at` on, which is one, and before `first`; as far as they are counted.
+fn missed(times: &Times, next_at: Millis, first: Millis) -> u64 {
+    let times = std::iter::successors(Some(next_at), |at| times.after(*at));
+    let left_out = times.take_while(|at| *at < first).take(SCHEDULE_SKIPPED_COUNTED_MAX as usize);
+    left_out.count() as u64
+}
