@@ -274,16 +274,15 @@ async fn a_caller_awaits_a_result_which_is_kept_for_its_time() {
     let server = home.start();
     let mut client = server.client().await;
     client.enqueue("mail", ["6 * 7"]).await.unwrap();
-    let waiter = |job_id| {
-        let mut client = client.clone();
+    let wait = |mut client: Client, job_id| {
         let request = v1::GetJobRequest { queue: "mail".into(), job_id, wait_ms: 60_000 };
-        tokio::spawn(async move { client.queue.get(request).await.unwrap().into_inner() })
+        tokio::spawn(async move { client.queue.get(request).await.map(tonic::Response::into_inner) })
     };
-    let result = waiter(1);
+    let result = wait(client.clone(), 1);
     tokio::task::yield_now().await;
     let held = next(&mut client, "mail").await;
     ack_with(&mut client, &held, "42").await;
-    let done = within("the result", result).await.unwrap();
+    let done = within("the result", result).await.unwrap().unwrap();
     assert_eq!((done.phase(), done.result.as_ref()), (v1::JobPhase::Done, &b"42"[..]));
     assert!(done.moment_ms > now_ms(), "it is kept until then");
     assert_eq!(done.history.last().unwrap().end, "acked");
@@ -295,16 +294,17 @@ async fn a_caller_awaits_a_result_which_is_kept_for_its_time() {
 
     // Nothing is kept of one that has nothing to say; one that ends badly ends the wait as well.
     client.enqueue("mail", ["quiet"]).await.unwrap();
+    let gone = wait(client.clone(), 2);
+    tokio::task::yield_now().await;
     let quiet = next(&mut client, "mail").await;
     assert_eq!(client.ack("mail", &[quiet]).await, [None]);
-    refused(client.job("mail", 2).await, Code::NotFound, "JOB_NOT_FOUND");
+    refused(within("the end", gone).await.unwrap(), Code::NotFound, "JOB_NOT_FOUND");
     client.enqueue_jobs("mail", vec![v1::NewJob { max_attempts: Some(1), ..job("bad") }]).await.unwrap();
-    let mut other = client.clone();
-    let request = v1::GetJobRequest { queue: "mail".into(), job_id: 3, wait_ms: 60_000 };
-    let failed = tokio::spawn(async move { other.queue.get(request).await.unwrap().into_inner() });
+    let failed = wait(client.clone(), 3);
+    tokio::task::yield_now().await;
     let bad = next(&mut client, "mail").await;
     assert_eq!(client.nack("mail", &bad, None).await, None);
-    assert_eq!(within("the end", failed).await.unwrap().phase(), v1::JobPhase::Dead);
+    assert_eq!(within("the end", failed).await.unwrap().unwrap().phase(), v1::JobPhase::Dead);
 }
 
 #[tokio::test]
@@ -410,4 +410,21 @@ async fn a_flow_in_a_circle_or_with_a_gap_is_refused_whole() {
     assert_eq!(client.queue_status("mail").await.enqueued_total, 0);
     let none = client.job("mail", 1).await.unwrap_err();
     assert_eq!(reason(&none), "JOB_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn a_job_never_waits_for_one_that_is_dropped_to_make_room_for_it() {
+    let home = Home::new();
+    let server = home.start();
+    let mut client = server.client().await;
+    let settings = v1::QueueSettings {
+        jobs_max: Some(1),
+        when_full: Some(v1::WhenFull::DropOldest.into()),
+        ..v1::QueueSettings::default()
+    };
+    client.create_queue("mail", settings).await;
+    client.enqueue("mail", ["first"]).await.unwrap();
+    let parent = v1::NewJob { after_jobs: vec![1], ..job("parent") };
+    refused(client.enqueue_jobs("mail", vec![parent]).await, Code::NotFound, "FLOW_MISSING");
+    assert_eq!(next(&mut client, "mail").await.payload, "first");
 }

@@ -1,6 +1,6 @@
 //! How jobs come.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use flowmesh_model::command::NewJob;
@@ -52,10 +52,11 @@ impl Asked<'_> {
             }
             Err(over) => return Err(full(&over)),
         };
+        let dropped: BTreeSet<JobId> = facts.iter().filter_map(dropped).collect();
         facts.reserve(jobs.len());
         for (place, (new, enqueued)) in jobs.iter().zip(&ids).enumerate() {
             if !enqueued.existing {
-                facts.push(self.enqueued(place, new, enqueued.job, &ids)?);
+                facts.push(self.enqueued(place, new, enqueued.job, &ids, &dropped)?);
             }
         }
         Ok(self.change_or_answer(facts, Reply::Enqueued(ids)))
@@ -124,11 +125,18 @@ impl Asked<'_> {
         Ok(facts)
     }
 
-    fn enqueued(&self, place: usize, new: &NewJob, job: JobId, ids: &[EnqueuedJob]) -> Result<Fact, Reject> {
+    fn enqueued(
+        &self,
+        place: usize,
+        new: &NewJob,
+        job: JobId,
+        ids: &[EnqueuedJob],
+        dropped: &BTreeSet<JobId>,
+    ) -> Result<Fact, Reject> {
         let mut fact = plain(self.id, job, new, self.settings, self.now);
         if let (Some(asked), Fact::JobEnqueued { ready_at, options, .. }) = (&new.options, &mut fact) {
             *ready_at = asked.run_at.unwrap_or(*ready_at);
-            *options = Some(Box::new(self.options(place, asked, ids)?));
+            *options = Some(Box::new(self.options(place, asked, ids, dropped)?));
         }
         Ok(fact)
     }
@@ -138,6 +146,7 @@ impl Asked<'_> {
         place: usize,
         options: &JobOptions,
         ids: &[EnqueuedJob],
+        dropped: &BTreeSet<JobId>,
     ) -> Result<EnqueuedOptions, Reject> {
         let missing = |missing: String| Reject::FlowMissing { job: place as u32, missing };
         let mut after = Vec::with_capacity(options.after.len());
@@ -149,7 +158,7 @@ impl Asked<'_> {
                     .map(|id| (id.job, id.existing))
                     .ok_or_else(|| missing(format!("job {place} of the batch")))?,
             };
-            if existing && self.queue.jobs.get(job).is_none() {
+            if existing && (self.queue.jobs.get(job).is_none() || dropped.contains(&job)) {
                 return Err(missing(format!("job number {job}")));
             }
             if !after.contains(&job) {
@@ -165,6 +174,14 @@ impl Asked<'_> {
             after,
             after_any_end: options.after_any_end,
         })
+    }
+}
+
+/// The job that goes to make room.
+fn dropped(fact: &Fact) -> Option<JobId> {
+    match fact {
+        Fact::Queue(_, QueueFact::Removed { job, .. }) => Some(*job),
+        _ => None,
     }
 }
 
