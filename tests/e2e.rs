@@ -42,6 +42,7 @@ mod e2e {
     mod producers;
     mod queue_outcomes;
     mod queue_rules;
+    mod queue_shell;
     mod queue_views;
     mod queues;
     mod replay_refusals;

@@ -1,7 +1,7 @@
 //! `flowmesh schedule create`.
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
@@ -10,11 +10,10 @@ use flowmesh_proto::v1::create_schedule_request::Timing;
 
 use super::connect;
 use super::show::{ScheduleJson, sentence};
-use crate::cli::args::{Format, Output, Server, duration, header, millis};
+use crate::cli::args::{Format, Output, Server, duration, header, millis, moment};
 use crate::cli::failure::Failure;
 use crate::cli::input::Source;
 use crate::cli::output::Out;
-use crate::cli::stream::StartAt;
 
 /// Arguments of `schedule create`.
 #[derive(Args, Debug)]
@@ -92,20 +91,6 @@ enum Missed {
     All,
 }
 
-/// A moment, in ms since the epoch: a time, or so long from now.
-fn moment(text: &str) -> Result<u64, String> {
-    let refused =
-        || "allowed: a time (2026-11-21T12:00:00Z, 2026-11-21), @MS, or so long from now (+10m)".to_owned();
-    if let Some(span) = text.strip_prefix('+') {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map(millis).unwrap_or_default();
-        return duration(span).map(|span| now + millis(span)).map_err(|_| refused());
-    }
-    match text.parse() {
-        Ok(StartAt::Time(ms)) => Ok(ms),
-        _ => Err(refused()),
-    }
-}
-
 impl CreateArgs {
     /// Runs it.
     pub async fn run(self) -> Result<(), Failure> {
@@ -149,21 +134,5 @@ impl CreateArgs {
             }
         }
         out.flush()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_moment_is_a_time_or_a_span_from_now() {
-        assert_eq!(moment("@17"), Ok(17));
-        assert_eq!(moment("1970-01-01T00:00:01Z"), Ok(1_000));
-        let now = moment("+0s").unwrap();
-        assert!((now + 600_000..now + 660_000).contains(&moment("+10m").unwrap()));
-        for bad in ["", "17", "latest", "+", "+x", "tomorrow"] {
-            assert!(moment(bad).unwrap_err().contains("allowed"), "{bad}");
-        }
     }
 }
