@@ -489,6 +489,11 @@ fn queue() {
 }
 
 #[test]
+fn jobs() {
+    check("jobs.script");
+}
+
+#[test]
 fn kv() {
     check("kv.script");
 }
