@@ -4,7 +4,7 @@
 //! its files are cut to what the index knew. Readers never go beyond that, whatever the files hold.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -60,7 +60,7 @@ pub(super) struct Inner<D: Disk> {
     /// `streams` in the shard's directory.
     pub root: PathBuf,
     pub config: StreamFilesConfig,
-    pub partitions: RefCell<HashMap<PartitionRef, Partition>>,
+    pub partitions: RefCell<BTreeMap<PartitionRef, Partition>>,
     pub open: RefCell<OpenFiles<D::File>>,
     /// Memory of blocks, between the appends of a checkpoint.
     pub spares: RefCell<Vec<D::Buf>>,
@@ -89,12 +89,19 @@ pub(super) struct Partition {
     pub next: Offset,
     /// The files with records before `next`; `None` before they were listed.
     pub files: Option<Files>,
-    /// Names of files that a compacted one replaces, to be removed.
-    pub stale: Vec<String>,
-    /// How often files were replaced by compacted ones: what was known of a file before may be of another one.
-    pub swaps: u64,
+    /// What compacted files replaced; `None`: nothing so far.
+    pub replaced: Option<Box<Replaced>>,
     /// Where the last file ends; `None` before the files were cut to `next`.
     pub tail: Option<u64>,
+}
+
+/// What compacted files replaced of a partition.
+#[derive(Default)]
+pub(super) struct Replaced {
+    /// Names of files that a compacted one replaces, to be removed.
+    pub stale: Vec<String>,
+    /// How often files were replaced: what was known of a file before may be of another one.
+    pub swaps: u64,
 }
 
 /// Where some of a file's blocks start, and when their first record was appended: enough to find any block with one read.
@@ -157,7 +164,7 @@ impl<D: Disk> StreamFiles<D> {
         config: StreamFilesConfig,
         ends: impl IntoIterator<Item = (PartitionRef, Offset)>,
     ) -> Result<Self, SegmentError> {
-        let partitions: HashMap<_, _> =
+        let partitions: BTreeMap<_, _> =
             ends.into_iter().map(|(at, next)| (at, Partition::new(next))).collect();
         let root = shard_dir.join("streams");
         let names = disk.list(&root).await.map_err(|error| io_error(NOWHERE, "list", &root, error))?;
@@ -258,7 +265,7 @@ impl<D: Disk> StreamFiles<D> {
 
 impl Partition {
     pub fn new(next: Offset) -> Self {
-        Self { next, files: None, stale: Vec::new(), swaps: 0, tail: None }
+        Self { next, files: None, replaced: None, tail: None }
     }
 
     /// Goes back to `next`: what is behind it no longer counts, and is cut before the next append.
@@ -267,8 +274,20 @@ impl Partition {
             files.split_off(&next);
             files
         });
-        let (stale, swaps) = (std::mem::take(&mut self.stale), self.swaps);
-        *self = Self { files, stale, swaps, ..Self::new(next) };
+        *self = Self { files, replaced: self.replaced.take(), ..Self::new(next) };
+    }
+
+    /// Takes note of the files that there are, and of those among them that a compacted one replaces.
+    fn listed(&mut self, files: Files, stale: Vec<String>) {
+        self.files = Some(files);
+        if !stale.is_empty() || self.replaced.is_some() {
+            self.replaced.get_or_insert_default().stale = stale;
+        }
+    }
+
+    /// How often files were replaced by compacted ones.
+    fn swaps(&self) -> u64 {
+        self.replaced.as_ref().map_or(0, |replaced| replaced.swaps)
     }
 
     /// The file that holds `offset`, if there is one.
@@ -312,9 +331,9 @@ impl<D: Disk> Inner<D> {
         self.dir(at).join(file_name(base, end))
     }
 
-    /// See [`Partition::swaps`].
+    /// See [`Replaced::swaps`].
     pub fn swaps(&self, at: PartitionRef) -> u64 {
-        self.partitions.borrow().get(&at).map_or(0, |partition| partition.swaps)
+        self.partitions.borrow().get(&at).map_or(0, Partition::swaps)
     }
 
     pub fn damaged(&self, at: PartitionRef, base: Offset, offset: u64, what: SegmentDamage) -> SegmentError {
@@ -336,15 +355,16 @@ impl<D: Disk> Inner<D> {
             && partition.files.is_none()
         {
             files.split_off(&partition.next);
-            (partition.files, partition.stale) = (Some(files), stale);
+            partition.listed(files, stale);
         }
         Ok(())
     }
 
     /// Removes files that compacted ones replace; only for who holds `changing`.
     pub async fn remove_stale(&self, at: PartitionRef) -> Result<(), SegmentError> {
-        let stale = match self.partitions.borrow_mut().get_mut(&at) {
-            Some(partition) => std::mem::take(&mut partition.stale),
+        let stale = match self.partitions.borrow_mut().get_mut(&at).and_then(|found| found.replaced.as_mut())
+        {
+            Some(replaced) => std::mem::take(&mut replaced.stale),
             None => return Ok(()),
         };
         if stale.is_empty() {
@@ -354,7 +374,7 @@ impl<D: Disk> Inner<D> {
         if removed.is_err()
             && let Some(partition) = self.partitions.borrow_mut().get_mut(&at)
         {
-            partition.stale = stale;
+            partition.replaced.get_or_insert_default().stale = stale;
         }
         removed
     }
@@ -409,7 +429,7 @@ impl<D: Disk> Inner<D> {
         let (mut files, stale) = self.files_on_disk(at).await?;
         let behind = files.split_off(&next);
         if let Some(partition) = self.partitions.borrow_mut().get_mut(&at) {
-            (partition.files, partition.stale) = (Some(files.clone()), stale);
+            partition.listed(files.clone(), stale);
         }
         self.remove_stale(at).await?;
         if !files.is_empty() || !behind.is_empty() {
@@ -536,7 +556,7 @@ impl<D: Disk> Inner<D> {
 
     /// Keeps a file open that was just used.
     pub fn keep_open(&self, at: PartitionRef, file: OpenFile<D::File>) {
-        if self.partitions.borrow().get(&at).is_some_and(|partition| partition.swaps == file.swaps) {
+        if self.partitions.borrow().get(&at).is_some_and(|partition| partition.swaps() == file.swaps) {
             self.open.borrow_mut().keep(at, file, self.config.open_max);
         }
     }

@@ -18,7 +18,7 @@ pub(super) struct OpenFile<F> {
     pub index: Rc<RefCell<SparseIndex>>,
     /// If it is compacted, so that records may be missing: what its header says.
     pub compacted: Option<Compacted>,
-    /// [`Partition::swaps`](super::files::Partition::swaps) when it was opened.
+    /// [`Replaced::swaps`](super::files::Replaced::swaps) when it was opened.
     pub swaps: u64,
 }
 
