@@ -231,10 +231,10 @@ impl<D: Disk> StreamFiles<D> {
             }
             self.inner.dirty.borrow_mut().retain(|dirty| dirty.path != path);
             self.inner.open.borrow_mut().close(at, file);
-            if let Some(partition) = self.inner.partitions.borrow_mut().get_mut(&at) {
-                if let Some(files) = &mut partition.files {
-                    files.remove(&file);
-                }
+            if let Some(partition) = self.inner.partitions.borrow_mut().get_mut(&at)
+                && let Some(files) = &mut partition.files
+            {
+                files.remove(&file);
             }
         }
         Ok(())
