@@ -147,7 +147,7 @@ pub fn reply(reply: &Reply) -> String {
             Ok(extended) => format!("until {}", extended.until),
             Err(reject) => format!("{} {reject}", reject.reason()),
         }),
-        Reply::QueueStatus(s) => {
+        Reply::QueueStatus(s, _) => {
             let more = [
                 ("blocked", s.blocked),
                 ("kept", s.done),
