@@ -9,6 +9,9 @@ use crate::machine::{Machine, arm};
 /// Delayed jobs one tick makes ready, for each fact it may return: about as much work.
 const PROMOTIONS_PER_FACT: usize = 4;
 
+/// Bytes of facts beyond which a tick looks at no other resource: they are one entry.
+const BYTES_PER_TICK: usize = 1024 * 1024;
+
 impl Machine {
     /// Promotes delayed jobs whose time has come, and says which facts are due: dropped resources, leases and keys whose
     /// time is up, schedules that fire. At most `facts_max` facts, 2 or more, which the caller logs and applies at once.
@@ -20,11 +23,14 @@ impl Machine {
         let mut promotions = facts_max.saturating_mul(PROMOTIONS_PER_FACT);
         let due = self.timers.range(..=(now, ResourceId(u64::MAX))).map(|&(_, id)| id);
         let due: Vec<ResourceId> = due.take(facts_max.max(1)).collect();
+        let mut bytes = 0;
         for id in due {
-            if facts.len() >= facts_max || promotions == 0 {
+            if facts.len() >= facts_max || promotions == 0 || bytes > BYTES_PER_TICK {
                 break;
             }
+            let before = facts.len();
             promotions -= self.tick_one(id, now, facts_max, promotions, &mut facts);
+            bytes += facts.iter().skip(before).map(Fact::encoded_len_max).sum::<usize>();
         }
         let next = if facts.is_empty() { self.next_due().map(|due| due.max(now)) } else { Some(now) };
         Tick { facts, next }

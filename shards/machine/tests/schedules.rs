@@ -9,7 +9,8 @@ use bytes::{Bytes, BytesMut};
 use common::{Outcome, World};
 use flowmesh_model::command::NewJob;
 use flowmesh_model::limits::{
-    HEADERS_MAX, SCHEDULE_MISSED_AFTER_MS, SCHEDULE_NEXT_MAX, SCHEDULE_PAYLOAD_BYTES_MAX, SCHEDULES_MAX,
+    ENTRY_BYTES_MAX, HEADERS_MAX, SCHEDULE_MISSED_AFTER_MS, SCHEDULE_NEXT_MAX, SCHEDULE_PAYLOAD_BYTES_MAX,
+    SCHEDULES_MAX,
 };
 use flowmesh_model::record::put_header;
 use flowmesh_model::schedule::fact::ScheduleFact;
@@ -191,6 +192,27 @@ fn times_to_come_end_with_the_schedule() {
     assert!(times.windows(2).all(|pair| pair[1].since(pair[0]) == 24 * 3600 * 1000));
     driver.ask(ScheduleCommand::Pause("s".into())).unwrap();
     assert_eq!(driver.ask(next("s")), Ok(ScheduleReply::Times(Vec::new())));
+}
+
+#[test]
+fn what_fires_at_the_same_time_fits_entries() {
+    let mut driver = Driver::new();
+    let large = NewJob { payload: vec![0; SCHEDULE_PAYLOAD_BYTES_MAX].into(), ..NewJob::default() };
+    for queue in 0..100 {
+        driver.queue = driver.world.create(Kind::Queue, &format!("q{queue}"));
+        for name in ["s", "t"] {
+            driver.create(name, ScheduleSpec { job: large.clone(), ..cron("@hourly", "UTC") }).unwrap();
+        }
+    }
+    driver.world.now = driver.world.now.plus(3_600_000);
+    let mut fired = 0;
+    while fired < 200 {
+        let facts = driver.world.machine.tick(driver.world.now, 512).facts;
+        fired += facts.iter().filter(|fact| matches!(fact, Fact::JobEnqueued { .. })).count();
+        assert!(facts.iter().map(Fact::encoded_len_max).sum::<usize>() < ENTRY_BYTES_MAX / 2);
+        assert!(!facts.is_empty());
+        driver.world.commit(facts);
+    }
 }
 
 #[test]

@@ -24,7 +24,7 @@ use crate::queue::decide::enqueued;
 /// Schedules that one tick looks at: computing the times of one takes some 20 µs, or 1 ms where many were missed.
 const SCHEDULES_PER_TICK: usize = 64;
 
-/// Bytes of jobs that one tick enqueues, give or take one: they are one entry.
+/// Bytes of jobs that one tick enqueues in a queue, give or take one: they are one entry.
 const JOB_BYTES_PER_TICK: usize = 1024 * 1024;
 
 /// The facts of a firing.
