@@ -93,6 +93,7 @@ fn shard_config(id: ShardId, plan: &Plan) -> ShardConfig {
         sync_interval_ms: config.sync_interval_ms,
         memory_bytes,
         tail_bytes: (memory_bytes / 8).min(TAIL_BYTES_MAX),
+        body_bytes: memory_bytes / 8,
         log_segment_bytes: config.log_segment_bytes,
         log_bytes_max: config.log_bytes_max,
         checkpoint_log_bytes: (config.log_bytes_max / 4).min(memory_bytes / 4).min(CHECKPOINT_LOG_BYTES_MAX),

@@ -80,6 +80,7 @@ pub fn job(line: &[u8], base: &v1::NewJob) -> Result<v1::NewJob, String> {
         headers,
         delay_ms,
         max_attempts: parsed.max_attempts.or(base.max_attempts),
+        ..base.clone()
     })
 }
 

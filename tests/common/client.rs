@@ -190,7 +190,7 @@ impl Client {
 
     /// Enqueues jobs.
     pub async fn enqueue_jobs(&mut self, queue: &str, jobs: Vec<v1::NewJob>) -> Result<Vec<u64>, Status> {
-        let request = v1::EnqueueRequest { queue: queue.into(), jobs };
+        let request = v1::EnqueueRequest { queue: queue.into(), jobs, wait_ms: 0 };
         Ok(self.queue.enqueue(request).await?.into_inner().job_ids)
     }
 
@@ -214,7 +214,7 @@ impl Client {
 
     /// Acknowledges jobs; the reasons of those that were refused.
     pub async fn ack(&mut self, queue: &str, jobs: &[v1::LeasedJob]) -> Vec<Option<String>> {
-        let request = v1::AckRequest { queue: queue.into(), leases: jobs.iter().map(lease).collect() };
+        let request = v1::AckRequest { queue: queue.into(), leases: jobs.iter().map(ack_of).collect() };
         let outcomes = self.queue.ack(request).await.unwrap().into_inner().outcomes;
         assert_eq!(outcomes.len(), jobs.len());
         outcomes.into_iter().map(|outcome| outcome.error.map(|error| error.reason)).collect()
@@ -222,7 +222,13 @@ impl Client {
 
     /// Gives one job back; the reason if that was refused.
     pub async fn nack(&mut self, queue: &str, job: &v1::LeasedJob, delay_ms: Option<u64>) -> Option<String> {
-        let nack = v1::NackItem { job_id: job.job_id, token: job.token, delay_ms, error: "no luck".into() };
+        let nack = v1::NackItem {
+            job_id: job.job_id,
+            token: job.token,
+            delay_ms,
+            error: "no luck".into(),
+            ..Default::default()
+        };
         let request = v1::NackRequest { queue: queue.into(), nacks: vec![nack] };
         let outcomes = self.queue.nack(request).await.unwrap().into_inner().outcomes;
         outcomes.into_iter().next().unwrap().error.map(|error| error.reason)
@@ -278,6 +284,11 @@ pub fn entry(key: impl Into<Bytes>, value: impl Into<Bytes>) -> v1::SetEntry {
 /// The lease of a job.
 pub fn lease(job: &v1::LeasedJob) -> v1::Lease {
     v1::Lease { job_id: job.job_id, token: job.token }
+}
+
+/// A job that is done, with nothing to say.
+pub fn ack_of(job: &v1::LeasedJob) -> v1::AckItem {
+    v1::AckItem { job_id: job.job_id, token: job.token, ..v1::AckItem::default() }
 }
 
 /// A read from an offset.

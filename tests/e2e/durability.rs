@@ -239,7 +239,7 @@ async fn acknowledged_jobs_survive_a_kill_and_done_ones_do_not_return() {
                 let (mut acked, mut unknown, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
                 while let Ok(jobs) = client.reserve("mail", 4, 3_000, 100).await {
                     tokens.extend(jobs.iter().map(|job| job.token));
-                    let leases = jobs.iter().map(crate::common::client::lease).collect();
+                    let leases = jobs.iter().map(crate::common::client::ack_of).collect();
                     let ids = jobs.iter().map(|job| job.job_id);
                     if jobs.is_empty() {
                         continue;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use flowmesh_model::limits::METRIC_RESOURCES_MAX;
 use flowmesh_proto::v1;
 
-use crate::common::client::{lease, record};
+use crate::common::client::{ack_of, record};
 use crate::common::{Home, eventually};
 
 #[tokio::test]
@@ -48,7 +48,7 @@ async fn metrics_count_what_was_done() {
     client.read_from("logs", 0, 0).await;
     client.enqueue("mail", ["x"]).await.unwrap();
     let jobs = client.reserve("mail", 1, 60_000, 0).await.unwrap();
-    let ack = v1::AckRequest { queue: "mail".into(), leases: jobs.iter().map(lease).collect() };
+    let ack = v1::AckRequest { queue: "mail".into(), leases: jobs.iter().map(ack_of).collect() };
     client.queue.ack(ack).await.unwrap();
     client.set("store", "k", "v").await.unwrap();
     client.get("store", "k").await;

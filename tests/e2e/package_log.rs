@@ -12,7 +12,7 @@ use flowmesh_proto::v1;
 use tokio::sync::Barrier;
 use tonic::Status;
 
-use crate::common::client::lease;
+use crate::common::client::ack_of;
 use crate::common::{Client, Home, Random, eventually, within};
 
 const LOG: &str = "/var/log/dpkg.log";
@@ -125,7 +125,7 @@ async fn work(port: u16, stop: Arc<AtomicBool>, done: Arc<AtomicUsize>) {
                     let text = std::str::from_utf8(&job.payload).unwrap();
                     let (offset, action) = text.split_once(' ').unwrap();
                     client.set("counts", format!("done/{action}/{offset}"), "").await?;
-                    let ack = v1::AckRequest { queue: "work".into(), leases: vec![lease(job)] };
+                    let ack = v1::AckRequest { queue: "work".into(), leases: vec![ack_of(job)] };
                     client.queue.ack(ack).await?;
                     done.fetch_add(1, Ordering::Relaxed);
                 }

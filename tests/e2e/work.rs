@@ -4,7 +4,7 @@ use flowmesh_proto::v1;
 use tokio::sync::mpsc;
 use tonic::{Code, Status, Streaming};
 
-use crate::common::client::lease;
+use crate::common::client::{ack_of, lease};
 use crate::common::{Client, Home, eventually, refused, within};
 
 const LONG_MS: u64 = 600_000;
@@ -12,8 +12,12 @@ const LONG_MS: u64 = 600_000;
 type Sender = mpsc::Sender<v1::WorkRequest>;
 
 fn hello(queue: &str, credit: u32) -> v1::WorkRequest {
-    let hello =
-        v1::WorkHello { queue: queue.into(), worker: "test".into(), visibility_timeout_ms: Some(LONG_MS) };
+    let hello = v1::WorkHello {
+        queue: queue.into(),
+        worker: "test".into(),
+        visibility_timeout_ms: Some(LONG_MS),
+        ..Default::default()
+    };
     v1::WorkRequest { hello: Some(hello), credit, ..v1::WorkRequest::default() }
 }
 
@@ -57,7 +61,7 @@ async fn no_more_jobs_are_pushed_than_there_is_credit() {
     let first = jobs(&mut answers, 3).await;
     assert_eq!(first.len(), 3);
     // Acknowledging gives no credit: the outcomes come, and no job before them.
-    let acks = first.iter().map(lease).collect();
+    let acks = first.iter().map(ack_of).collect();
     sender.send(v1::WorkRequest { acks, ..v1::WorkRequest::default() }).await.unwrap();
     assert!(outcomes(&mut answers, 3).await.iter().all(|outcome| outcome.error.is_none()));
     let status = client.queue_status("mail").await;
@@ -79,18 +83,18 @@ async fn jobs_come_as_they_are_enqueued_and_the_call_ends_when_all_is_answered()
         let got = jobs(&mut answers, 1).await;
         assert_eq!((got.len(), got[0].payload.as_ref()), (1, i.to_string().as_bytes()));
         let settle = if i % 2 == 0 {
-            v1::WorkRequest { acks: vec![lease(&got[0])], ..v1::WorkRequest::default() }
+            v1::WorkRequest { acks: vec![ack_of(&got[0])], ..v1::WorkRequest::default() }
         } else {
             let delay_ms = Some(LONG_MS);
             let nack =
-                v1::NackItem { job_id: got[0].job_id, token: got[0].token, delay_ms, error: String::new() };
+                v1::NackItem { job_id: got[0].job_id, token: got[0].token, delay_ms, ..Default::default() };
             v1::WorkRequest { nacks: vec![nack], ..v1::WorkRequest::default() }
         };
         sender.send(settle).await.unwrap();
         assert_eq!(outcomes(&mut answers, 1).await[0].error, None);
     }
     // Half-close right after a last acknowledgement, this one stale: it is still answered.
-    let stale = v1::Lease { job_id: 1, token: 1 };
+    let stale = v1::AckItem { job_id: 1, token: 1, ..Default::default() };
     sender.send(v1::WorkRequest { acks: vec![stale], ..v1::WorkRequest::default() }).await.unwrap();
     drop(sender);
     let last = outcomes(&mut answers, 1).await;

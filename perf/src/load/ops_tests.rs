@@ -97,7 +97,8 @@ fn appends_deletes_and_enqueues_are_counted() {
     let deleted = v1::DeleteResponse { deleted: vec![true, false] }.encode_to_vec();
     assert!(operation("delete*2").check(&[1, 2], &deleted, false, false).is_ok());
     assert!(operation("delete*3").check(&[1, 2, 3], &deleted, false, false).is_err());
-    let enqueued = v1::EnqueueResponse { job_ids: vec![1, 300, 70_000] }.encode_to_vec();
+    let enqueued =
+        v1::EnqueueResponse { job_ids: vec![1, 300, 70_000], existing: Vec::new() }.encode_to_vec();
     assert!(operation("enqueue*3").check(&[], &enqueued, false, false).is_ok());
     assert!(operation("enqueue*2").check(&[], &enqueued, false, false).is_err());
 }

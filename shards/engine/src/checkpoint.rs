@@ -14,7 +14,7 @@
 
 use std::time::Duration;
 
-use flowmesh_machine::FlushRange;
+use flowmesh_machine::{BodyCursor, FlushRange};
 use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{IndexWrite, Lsn, Offset, PartitionRef, Reject};
 use flowmesh_store::disk::Disk;
@@ -38,6 +38,9 @@ const RECORDS_CHUNK_BYTES: usize = 4 * 1024 * 1024;
 
 /// Appends dropped from memory before other tasks run: about 100 µs.
 const EVICT_STEP: usize = 4096;
+
+/// Pages of 64 jobs looked at for what can be dropped before other tasks run: about 100 µs.
+const EVICT_PAGES: usize = 32;
 
 /// Items handed to the index at once: a few MiB.
 const CHUNK_ITEMS: usize = 16 * 1024;
@@ -144,6 +147,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         let written = self.write_checkpoint(durable, lsn, &ranges).await;
         let (dropped, trim) = self.checkpoint_written(written, lsn)?;
         self.evict_tails().await;
+        self.evict_bodies().await;
         self.remove_trimmed(durable).await?;
         for at in dropped {
             durable.streams.delete(at).await?;
@@ -254,6 +258,16 @@ impl<D: Disk, T: Timer> Shard<D, T> {
     async fn evict_tails(&self) {
         let bytes_max = self.inner.config.tail_bytes;
         while !self.inner.state.borrow_mut().machine.evict_tails(bytes_max, EVICT_STEP) {
+            self.inner.timer.yield_now().await;
+        }
+    }
+
+    /// Drops from memory what jobs are about, as far as the index has it, in small steps.
+    async fn evict_bodies(&self) {
+        let bytes_max = self.inner.config.body_bytes;
+        let mut from = Some(BodyCursor::default());
+        while let Some(at) = from {
+            from = self.inner.state.borrow_mut().machine.evict_bodies(bytes_max, EVICT_PAGES, at);
             self.inner.timer.yield_now().await;
         }
     }

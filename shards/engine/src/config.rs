@@ -20,6 +20,8 @@ pub struct ShardConfig {
     pub memory_bytes: u64,
     /// Of it, how much the newest records of streams may take once they are in segment files.
     pub tail_bytes: u64,
+    /// Of it, how much headers and payloads of jobs may take once they are in the index.
+    pub body_bytes: u64,
     /// The size of a log segment.
     pub log_segment_bytes: u64,
     /// Log to keep at most; writes wait beyond, until a checkpoint has trimmed it.

@@ -3,10 +3,13 @@
 //!
 //! A command that must first be told which record it means is decided on again once files have said so.
 
+use bytes::Bytes;
 use flowmesh_machine::{ColdFind, ColdRead};
 use flowmesh_model::command::ReadFrom;
 use flowmesh_model::reply::RecordRuns;
-use flowmesh_model::{Command, Lsn, Offset, PartitionRef, Reject, Reply, StreamCommand};
+use flowmesh_model::{
+    Command, JobId, Lsn, Offset, PartitionRef, Reject, Reply, ResourceId, Space, StreamCommand,
+};
 use flowmesh_store::disk::Disk;
 use flowmesh_store::segments::FoundRecords;
 use futures::StreamExt;
@@ -34,6 +37,8 @@ pub(crate) enum Wanted {
     Records(ColdRead, Command),
     /// The place of a record; the command starts there.
     Place(ColdFind, Command),
+    /// What jobs of a queue are about, in the index; the command is decided on again.
+    Bodies(ResourceId, Vec<JobId>, Command),
 }
 
 /// What a look for a record came to.
@@ -84,6 +89,13 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                     find.at
                 }
                 Found::Again(command) => return self.run_again(command, outgoing),
+            },
+            Wanted::Bodies(queue, jobs, command) => match self.read_bodies(queue, jobs).await {
+                Ok(()) => return self.run_again(command, outgoing),
+                Err(reject) => {
+                    outgoing.outcome = Err(reject);
+                    PartitionRef { resource: queue, partition: 0 }
+                }
             },
         };
         let now_ns = self.inner.timer.monotonic_ns();
@@ -150,6 +162,30 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             state.run(command, sink, now, now_ns, started_ns, &mut effects);
         }
         self.carry_on(effects);
+    }
+
+    /// Brings into memory what jobs are about that only the index has.
+    async fn read_bodies(&self, queue: ResourceId, jobs: Vec<JobId>) -> Result<(), Reject> {
+        let Some(durable) = &self.inner.durable else { return Err(NO_DISK) };
+        let keys: Vec<(JobId, Bytes)> = {
+            let machine = &self.inner.state.borrow().machine;
+            jobs.into_iter().filter_map(|job| Some((job, machine.cold_body_key(queue, job)?))).collect()
+        };
+        let found = durable.index.get_many(Space::Bodies, keys.iter().map(|(_, key)| key.clone()).collect());
+        let found = found.await.map_err(|error| Reject::Damaged { place: error.to_string() })?;
+        let machine = &mut self.inner.state.borrow_mut().machine;
+        for ((job, key), value) in keys.into_iter().zip(found) {
+            // Of a job that is gone by now the index may have nothing.
+            if machine.cold_body_key(queue, job).as_ref() != Some(&key) {
+                continue;
+            }
+            let place = |what: &str| Reject::Damaged {
+                place: format!("the payload of job {job} is {what} in the index"),
+            };
+            let value = value.ok_or_else(|| place("not"))?;
+            machine.warm(queue, job, value).map_err(|_| place("malformed"))?;
+        }
+        Ok(())
     }
 
     async fn read_segments(&self, read: &ColdRead, mut command: Command) -> Found {

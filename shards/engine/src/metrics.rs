@@ -30,6 +30,10 @@ pub enum Operation {
     QueueNack,
     /// Leases extended.
     QueueExtend,
+    /// Cancel, change, redrive, purge jobs.
+    QueueManage,
+    /// Look at jobs.
+    QueueLook,
     /// Keys set.
     KvSet,
     /// Keys read.
@@ -58,7 +62,7 @@ pub enum Operation {
 
 impl Operation {
     /// All operations, in the order of their counters.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::StreamAppend,
         Self::StreamRead,
         Self::StreamTrim,
@@ -68,6 +72,8 @@ impl Operation {
         Self::QueueAck,
         Self::QueueNack,
         Self::QueueExtend,
+        Self::QueueManage,
+        Self::QueueLook,
         Self::KvSet,
         Self::KvGet,
         Self::KvDelete,
@@ -94,6 +100,8 @@ impl Operation {
             Self::QueueAck => "queue_ack",
             Self::QueueNack => "queue_nack",
             Self::QueueExtend => "queue_extend",
+            Self::QueueManage => "queue_manage",
+            Self::QueueLook => "queue_look",
             Self::KvSet => "kv_set",
             Self::KvGet => "kv_get",
             Self::KvDelete => "kv_delete",
@@ -121,15 +129,23 @@ impl Operation {
             Command::Stream(_, StreamCommand::Read { .. }) => (Self::StreamRead, 0),
             Command::Stream(_, StreamCommand::Trim { .. }) => (Self::StreamTrim, 1),
             Command::Stream(_, StreamCommand::Status | StreamCommand::FindOffset { .. })
-            | Command::Queue(_, QueueCommand::Status) => (Self::Status, 1),
-            Command::Queue(_, QueueCommand::Enqueue { jobs }) => (Self::QueueEnqueue, jobs.len() as u64),
+            | Command::Queue(_, QueueCommand::Status | QueueCommand::Pause(_)) => (Self::Status, 1),
+            Command::Queue(_, QueueCommand::Enqueue { jobs, .. }) => (Self::QueueEnqueue, jobs.len() as u64),
             Command::Queue(_, QueueCommand::Reserve { .. }) => (Self::QueueReserve, 0),
-            Command::Queue(_, QueueCommand::Ack { leases }) => (Self::QueueAck, leases.len() as u64),
+            Command::Queue(_, QueueCommand::Ack { acks }) => (Self::QueueAck, acks.len() as u64),
             Command::Queue(_, QueueCommand::Nack { nacks }) => (Self::QueueNack, nacks.len() as u64),
             Command::Queue(_, QueueCommand::Extend { leases, .. }) => {
                 (Self::QueueExtend, leases.len() as u64)
             }
             Command::Queue(_, QueueCommand::Schedule(_)) => (Self::Schedule, 1),
+            Command::Queue(_, QueueCommand::Progress { .. }) => (Self::QueueExtend, 1),
+            Command::Queue(_, QueueCommand::Cancel { jobs }) => (Self::QueueManage, jobs.len() as u64),
+            Command::Queue(_, QueueCommand::Change { .. }) => (Self::QueueManage, 1),
+            Command::Queue(_, QueueCommand::Redrive { .. } | QueueCommand::Purge { .. }) => {
+                (Self::QueueManage, 0)
+            }
+            Command::Queue(_, QueueCommand::Get { .. }) => (Self::QueueLook, 1),
+            Command::Queue(_, QueueCommand::Peek { .. } | QueueCommand::List { .. }) => (Self::QueueLook, 0),
             Command::Kv(_, KvCommand::Set { entries }) => (Self::KvSet, entries.len() as u64),
             Command::Kv(_, KvCommand::Get { keys }) => (Self::KvGet, keys.len() as u64),
             Command::Kv(_, KvCommand::Delete { keys, .. }) => (Self::KvDelete, keys.len() as u64),

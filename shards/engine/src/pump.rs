@@ -6,6 +6,7 @@
 //! | answer | the reply waits for the newest entry it shows |
 //! | wait | the command waits for its key, or its time |
 //! | fetch, find | the records, or their place, are read from segment files first |
+//! | warm | what jobs are about is read from the index first |
 //! | rejected by the state | as an answer that shows everything so far: a crash must not take the reason back |
 //! | rejected by itself | answered at once |
 
@@ -193,11 +194,18 @@ impl<D: Disk> State<D> {
                 };
                 (Lsn(0), Err(reject))
             }
-            Ok(Decision::Fetch(_) | Decision::Find(_)) if self.fetches.len() >= FETCHES_MAX => {
+            Ok(Decision::Fetch(_) | Decision::Find(_) | Decision::Warm(..))
+                if self.fetches.len() >= FETCHES_MAX =>
+            {
                 (Lsn(0), Err(Reject::Overloaded { what: "cold reads", retry_after_ms: 50 }))
             }
             Ok(Decision::Fetch(read)) => {
                 self.fetches.push_back(Fetch { wanted: Wanted::Records(read, command), outgoing });
+                effects.fetch = true;
+                return None;
+            }
+            Ok(Decision::Warm(queue, jobs)) => {
+                self.fetches.push_back(Fetch { wanted: Wanted::Bodies(queue, jobs, command), outgoing });
                 effects.fetch = true;
                 return None;
             }
@@ -415,7 +423,12 @@ impl<D: Disk> State<D> {
 fn command_wait(command: &Command) -> Option<Millis> {
     match command {
         Command::Stream(_, StreamCommand::Read { wait_until, .. })
-        | Command::Queue(_, QueueCommand::Reserve { wait_until, .. })
+        | Command::Queue(
+            _,
+            QueueCommand::Enqueue { wait_until, .. }
+            | QueueCommand::Reserve { wait_until, .. }
+            | QueueCommand::Get { wait_until, .. },
+        )
         | Command::Replay(_, ReplayCommand::Status { wait_until, .. }) => *wait_until,
         Command::Group(_, GroupCommand::Heartbeat(heartbeat))
         | Command::Replay(_, ReplayCommand::Member(GroupCommand::Heartbeat(heartbeat))) => {
@@ -445,6 +458,8 @@ fn items_of(reply: &Reply) -> u64 {
     match reply {
         Reply::Records(records) => records.runs.iter().map(|run| u64::from(run.count)).sum(),
         Reply::Reserved(jobs) => jobs.len() as u64,
+        Reply::Jobs { jobs, .. } => jobs.len() as u64,
+        Reply::Swept { count, .. } => *count,
         Reply::Scanned { entries, .. } => entries.len() as u64,
         _ => 0,
     }

@@ -136,7 +136,7 @@ async fn restore<D: Disk>(
     let mut index_config = IndexConfig::new(&config.dir, config.shard);
     index_config.on_thread_start.clone_from(&config.on_thread_start);
     let (index, applied) = Index::open(index_config).await?;
-    for space in Space::ALL {
+    for space in Space::STATE {
         index.scan_all(space, |key, value| machine.restore(space, &key, value)).await?;
     }
     machine.finish_restore().map_err(|error| OpenError::Restore { shard: config.shard, error })?;

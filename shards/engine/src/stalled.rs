@@ -68,7 +68,7 @@ impl Stalled {
 fn weight(command: &Command) -> usize {
     match command {
         Command::Stream(_, StreamCommand::Append { records, .. }) => records.bytes().len(),
-        Command::Queue(_, QueueCommand::Enqueue { jobs }) => {
+        Command::Queue(_, QueueCommand::Enqueue { jobs, .. }) => {
             jobs.iter().map(|job| job.payload.len() + job.headers.len()).sum()
         }
         Command::Kv(_, KvCommand::Set { entries }) => {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use flowmesh_machine::WaitKey;
-use flowmesh_model::{Command, Millis, PartitionRef, ResourceId};
+use flowmesh_model::{Command, JobId, Millis, PartitionRef, ResourceId};
 
 use crate::sink::ReplySink;
 
@@ -63,8 +63,11 @@ impl Waiting {
     pub fn keys_of(&self, resource: ResourceId) -> impl Iterator<Item = WaitKey> {
         let at = |partition| WaitKey::Stream(PartitionRef { resource, partition });
         let partitions = self.by_key.range(at(0)..=at(u32::MAX)).map(|(key, _)| *key);
-        let whole = [WaitKey::Queue(resource), WaitKey::Group(resource)];
-        partitions.chain(whole.into_iter().filter(|key| self.by_key.contains_key(key)))
+        let job = |job| WaitKey::Job(resource, JobId(job));
+        let jobs = self.by_key.range(job(0)..=job(u64::MAX)).map(|(key, _)| *key);
+        let whole = [WaitKey::Queue(resource), WaitKey::Room(resource), WaitKey::Group(resource)];
+        let whole = whole.into_iter().filter(|key| self.by_key.contains_key(key));
+        partitions.chain(jobs).chain(whole)
     }
 
     /// Takes all that wait for `key`, in order. Those that must wait on are put back with [`Waiting::put_back`].

@@ -142,7 +142,7 @@ fn crash_run(seed: u64) {
                 }
                 _ => {
                     let job = NewJob { payload: value.into(), ..NewJob::default() };
-                    let enqueue = QueueCommand::Enqueue { jobs: Batch::from_iter([job]) };
+                    let enqueue = QueueCommand::enqueue(Batch::from_iter([job]));
                     ledger.enqueued.push(rig.submit(Command::Queue(ids.1, enqueue)));
                 }
             }

@@ -196,7 +196,7 @@ fn queues() {
         let mut shard = Shard::new();
         let queue = shard.create(Kind::Queue);
         let new = NewJob { payload: Bytes::from_static(&[7; 100]), ..NewJob::default() };
-        let enqueue = Command::Queue(queue, QueueCommand::Enqueue { jobs: Batch::from_elem(new, batch) });
+        let enqueue = Command::Queue(queue, QueueCommand::enqueue(Batch::from_elem(new, batch)));
         let reserve = Command::Queue(
             queue,
             QueueCommand::Reserve {
@@ -216,9 +216,8 @@ fn queues() {
                 shard.now = shard.now.plus(u64::from(batch > 1));
                 shard.run(&enqueue);
                 let Reply::Reserved(leased) = shard.run(&reserve) else { panic!() };
-                let leases: Batch<_> =
-                    leased.iter().map(|job| LeaseRef { job: job.job, token: job.token }).collect();
-                black_box(shard.run(&Command::Queue(queue, QueueCommand::Ack { leases })));
+                let leases = leased.iter().map(|job| LeaseRef { job: job.job, token: job.token });
+                black_box(shard.run(&Command::Queue(queue, QueueCommand::ack(leases))));
             }
         });
     }
@@ -246,6 +245,7 @@ fn replay() {
             priority: 0,
             headers: Bytes::new(),
             payload: payload.clone(),
+            options: None,
         };
         let token = flowmesh_model::LeaseToken(number);
         let leased =

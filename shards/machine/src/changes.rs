@@ -77,6 +77,11 @@ impl Seals {
         self.epoch != 0
     }
 
+    /// The epoch of what is being written, or was written last.
+    pub fn sealed_epoch(&self) -> u32 {
+        self.epoch - 1
+    }
+
     /// Whether a sealed state is being written.
     pub fn writing(&self) -> bool {
         self.writing

@@ -11,15 +11,16 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use flowmesh_model::codec::put_varint;
+use flowmesh_model::codec::{Malformed, put_varint};
 use flowmesh_model::reply::RecordRun;
-use flowmesh_model::{IndexWrite, Lsn, Millis, Offset, PartitionRef, ProducerId, ResourceId, Space};
+use flowmesh_model::{IndexWrite, JobId, Lsn, Millis, Offset, PartitionRef, ProducerId, ResourceId, Space};
 
 use crate::changes::{Seals, Touch, image, removal};
 use crate::decision::FlushRange;
 use crate::held::{HELD_BYTES, Held, Parts};
 use crate::keys::{self, Home};
 use crate::machine::Machine;
+use crate::queue::Queue;
 
 /// What is to be written next, and what is being written.
 #[derive(Debug, Default)]
@@ -235,10 +236,10 @@ impl Machine {
         for id in std::mem::take(&mut self.checkpoint.sealed) {
             if let Some(held) = self.held.get_mut(&id) {
                 let before = held.parts.memory_bytes();
-                held.parts.sealed_written(id, &mut trimmed);
+                held.parts.sealed_written(id, &self.seals, &mut trimmed);
                 self.memory_bytes = self.memory_bytes + held.parts.memory_bytes() - before;
             } else if let Some(grave) = self.checkpoint.graves.get_mut(&id) {
-                grave.parts.sealed_written(id, &mut trimmed);
+                grave.parts.sealed_written(id, &self.seals, &mut trimmed);
             }
         }
         self.checkpoint.trimmed_streams = trimmed;
@@ -340,6 +341,55 @@ impl Machine {
         true
     }
 
+    /// Drops from memory what jobs are about, as far as the index has it, those enqueued last first, until at most
+    /// `bytes_max` are left. Looks at no more than `pages_max` pages of 64 jobs at once; returns where to go on, if there
+    /// is more to look at. Begins with [`BodyCursor::default`].
+    pub fn evict_bodies(&mut self, bytes_max: u64, pages_max: usize, from: BodyCursor) -> Option<BodyCursor> {
+        let queues = || self.held.iter().filter(|(_, held)| matches!(held.parts, Parts::Queue(_)));
+        let hot_bytes =
+            |held: &Held| if let Parts::Queue(queue) = &held.parts { queue.hot_bytes() } else { 0 };
+        let all: u64 = queues().map(|(_, held)| hot_bytes(held)).sum();
+        if all <= bytes_max {
+            return None;
+        }
+        // Queue by queue in the order of their numbers.
+        let id = queues().map(|(id, _)| *id).filter(|id| *id >= from.queue).min()?;
+        let held = self.held.get_mut(&id)?;
+        let Parts::Queue(queue) = &mut held.parts else { return None };
+        let before = queue.memory_bytes();
+        let keep = queue.hot_bytes().saturating_sub(all - bytes_max);
+        let below = if id == from.queue { from.below } else { u64::MAX };
+        let next = queue.evict_bodies(keep, pages_max, below);
+        self.memory_bytes = self.memory_bytes + queue.memory_bytes() - before;
+        Some(match next {
+            Some(below) => BodyCursor { queue: id, below },
+            None => BodyCursor { queue: ResourceId(id.0 + 1), below: u64::MAX },
+        })
+    }
+
+    /// The key in [`Space::Bodies`] of what a job is about, if the shard has the job and only the index has that.
+    pub fn cold_body_key(&self, queue: ResourceId, job: JobId) -> Option<Bytes> {
+        let held = self.held.get(&queue)?;
+        match &held.parts {
+            Parts::Queue(queue) if queue.is_cold(job) => Some(Queue::body_key(&held.home, job)),
+            _ => None,
+        }
+    }
+
+    /// Takes into memory what a job is about, as the index has it; nothing if the job is gone.
+    ///
+    /// # Errors
+    /// [`Malformed`] if a newer version wrote it.
+    pub fn warm(&mut self, queue: ResourceId, job: JobId, value: Bytes) -> Result<(), Malformed> {
+        let Some(Parts::Queue(queue)) = self.held.get_mut(&queue).map(|held| &mut held.parts) else {
+            return Ok(());
+        };
+        let before = queue.memory_bytes();
+        queue.warm(job, value)?;
+        self.memory_bytes = self.memory_bytes + queue.memory_bytes() - before;
+        Ok(())
+    }
+
     /// Bytes of records in memory.
     pub(crate) fn tail_bytes(&self) -> u64 {
         let tails = self.held.values().map(|held| match &held.parts {
@@ -347,6 +397,19 @@ impl Machine {
             Parts::Queue(_) | Parts::Kv(_) | Parts::Group(_) => 0,
         });
         tails.sum()
+    }
+}
+
+/// How far [`Machine::evict_bodies`] has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BodyCursor {
+    queue: ResourceId,
+    below: u64,
+}
+
+impl Default for BodyCursor {
+    fn default() -> Self {
+        Self { queue: ResourceId(0), below: u64::MAX }
     }
 }
 

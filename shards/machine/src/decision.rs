@@ -1,6 +1,6 @@
 //! What goes into the machine besides commands and facts, and what comes out.
 
-use flowmesh_model::{Batch, Fact, Lsn, Millis, Offset, PartitionRef, Reply, ResourceId, ShardId};
+use flowmesh_model::{Batch, Fact, JobId, Lsn, Millis, Offset, PartitionRef, Reply, ResourceId, ShardId};
 
 /// What a machine is told once.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +32,10 @@ pub enum WaitKey {
     Stream(PartitionRef),
     /// A ready job in this queue.
     Queue(ResourceId),
+    /// Room for more jobs in this queue.
+    Room(ResourceId),
+    /// The end of this job.
+    Job(ResourceId, JobId),
     /// News for a member of this group.
     Group(ResourceId),
 }
@@ -73,6 +77,8 @@ pub enum Decision {
     /// Nothing is there yet and the command may wait: decide again when the key is woken, or at `wait_until`.
     /// Before the command is put away it goes through [`crate::Machine::pin`].
     Wait(WaitKey),
+    /// What these jobs of a queue are about is only in the index: decide again once [`crate::Machine::warm`] has it.
+    Warm(ResourceId, Vec<JobId>),
     /// The records are in segment files.
     Fetch(ColdRead),
     /// Segment files know which record is meant.

@@ -75,10 +75,13 @@ impl Parts {
     }
 
     /// Takes over what settings say that deciding alone does not look at.
-    pub fn configure(&mut self, settings: &Settings) {
+    pub fn configure(&mut self, settings: &Settings, now: Millis) {
         match (self, settings) {
             (Self::Stream(stream), Settings::Stream(settings)) => stream.configure(settings),
-            (Self::Queue(queue), Settings::Queue(settings)) => queue.schedules.configure(settings),
+            (Self::Queue(queue), Settings::Queue(settings)) => {
+                queue.configure(settings, now);
+                queue.schedules.wake();
+            }
             (Self::Group(group), Settings::Group(_)) => group.look_at_all(),
             _ => {}
         }
@@ -122,10 +125,15 @@ impl Parts {
     }
 
     /// The sealed state is in the index. Appends to `trimmed` where the files of partitions start now.
-    pub fn sealed_written(&mut self, id: ResourceId, trimmed: &mut Vec<(PartitionRef, Offset)>) {
+    pub fn sealed_written(
+        &mut self,
+        id: ResourceId,
+        seals: &Seals,
+        trimmed: &mut Vec<(PartitionRef, Offset)>,
+    ) {
         match self {
             Self::Stream(stream) => stream.sealed_written(id, trimmed),
-            Self::Queue(queue) => queue.sealed_written(),
+            Self::Queue(queue) => queue.sealed_written(seals),
             Self::Kv(store) => store.sealed_written(),
             Self::Group(group) => group.sealed_written(),
         }
@@ -160,9 +168,9 @@ impl Held {
     }
 
     /// Takes over what the catalog says.
-    pub fn set_info(&mut self, info: Option<Arc<ResourceInfo>>) {
+    pub fn set_info(&mut self, info: Option<Arc<ResourceInfo>>, now: Millis) {
         if let Some(info) = &info {
-            self.parts.configure(&info.settings);
+            self.parts.configure(&info.settings, now);
             // One text for both.
             self.home.share(info);
         }

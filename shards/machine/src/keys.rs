@@ -11,6 +11,8 @@
 //! | meta | slot `u16`, stream `u64`, `6`, the name | the producer of a name |
 //! | meta | slot `u16`, stream `u64`, `7`, partition `u32`, number `u64` | some closed segments of a partition |
 //! | jobs | slot `u16`, queue `u64`, job `u64` | a job; numbers are below 2^56, so that the first byte is 0 |
+//! | jobs | slot `u16`, queue `u64`, `1`, the key | a key by which a job is recognised |
+//! | bodies | slot `u16`, queue `u64`, job `u64` | what a job is about |
 //! | jobs | slot `u16`, queue `u64`, `3`, the name | a schedule |
 //! | keys | slot `u16`, store `u64`, the key | an entry |
 //! | groups | slot `u16`, group `u64`, `0`, member `u32` | a member |
@@ -41,6 +43,8 @@ const CATALOG_RESOURCE: u8 = 4;
 
 const MEMBER: u8 = 0;
 const PLACE: u8 = 1;
+const DEDUP: u8 = 1;
+
 const PRODUCER: u8 = 5;
 const PRODUCER_NAME: u8 = 6;
 const SEGMENTS: u8 = 7;
@@ -99,6 +103,10 @@ impl Home {
 
     pub fn job_key(&self, job: JobId) -> Bytes {
         key(self.first_slot, self.id, &job.0.to_be_bytes())
+    }
+
+    pub fn job_dedup_key(&self, dedup: &[u8]) -> Bytes {
+        key(self.first_slot, self.id, &[&[DEDUP], dedup].concat())
     }
 
     pub fn schedule_key(&self, name: &str) -> Bytes {
@@ -184,6 +192,7 @@ impl<'a> MetaKey<'a> {
 pub(crate) enum QueueKey<'a> {
     Job(JobId),
     Schedule(&'a [u8]),
+    Dedup(&'a [u8]),
 }
 
 impl<'a> QueueKey<'a> {
@@ -195,6 +204,7 @@ impl<'a> QueueKey<'a> {
                 Ok(Self::Job(JobId(u64::from_be_bytes(job))))
             }
             [SCHEDULE, name @ ..] => Ok(Self::Schedule(name)),
+            [DEDUP, key @ ..] => Ok(Self::Dedup(key)),
             _ => Err(Malformed("unknown key in jobs")),
         }
     }
@@ -267,7 +277,7 @@ mod tests {
         assert_eq!(QueueKey::read(split(&job).unwrap().2), Ok(QueueKey::Job(JobId(5))));
         let schedule = home.schedule_key("nightly");
         assert_eq!(QueueKey::read(split(&schedule).unwrap().2), Ok(QueueKey::Schedule(b"nightly")));
-        assert!(QueueKey::read(&schedule[..0]).is_err() && QueueKey::read(&[1, 2]).is_err());
+        assert!(QueueKey::read(&schedule[..0]).is_err() && QueueKey::read(&[9, 2]).is_err());
         assert!(QueueKey::read(&[0; 7]).is_err());
         let (member, at) = (MemberNumber(9), PartitionRef { resource: ResourceId(5), partition: 6 });
         let group_key = |key: &[u8]| GroupKey::read(split(key).unwrap().2);

@@ -38,6 +38,7 @@ mod ticks;
 mod walk;
 mod woken;
 
+pub use checkpoint::BodyCursor;
 pub use decision::{
     CatalogNews, ColdFind, ColdRead, Decision, EntryContext, FlushRange, MachineConfig, MachineStats, Tick,
     WaitKey,

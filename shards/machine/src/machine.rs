@@ -7,8 +7,8 @@ use flowmesh_model::command::ReadFrom;
 use flowmesh_model::replay::ReplayRef;
 use flowmesh_model::{
     Catalog, Cleaned, Command, CompactedSegment, Fact, GroupCommand, GroupSettings, Kind, KvSettings, Lsn,
-    Millis, PartitionRef, QueueSettings, Reject, ReplaySettings, ResourceId, ResourceInfo, ResourcePath,
-    Settings, StreamCommand, StreamSettings,
+    Millis, PartitionRef, QueueCommand, QueueSettings, Reject, ReplaySettings, ResourceId, ResourceInfo,
+    ResourcePath, Settings, StreamCommand, StreamSettings,
 };
 use rustc_hash::FxBuildHasher;
 
@@ -100,9 +100,9 @@ impl Machine {
         };
         let news = news.map_or(CatalogNews::OfAny, CatalogNews::Of);
         let (held, drops, timers) = (&mut self.held, &mut self.drops, &mut self.timers);
-        let compacted = &mut self.compacted;
+        let (compacted, now) = (&mut self.compacted, self.clock);
         let mut look = |id: ResourceId, held: &mut Held| {
-            held.set_info(catalog.get(id).cloned());
+            held.set_info(catalog.get(id).cloned(), now);
             list_compacted(compacted, held);
             arm_earlier(timers, held);
             // A larger number is not deleted but newer than the snapshot.
@@ -260,8 +260,13 @@ impl Machine {
     }
 
     /// Makes a command that waits mean the same later: a read from `Latest` or a time becomes one from the offset that
-    /// is now.
-    pub fn pin(&self, command: &mut Command) {
+    /// is now. Of a job whose end is awaited it is noted.
+    pub fn pin(&mut self, command: &mut Command) {
+        if let Command::Queue(id, QueueCommand::Get { job, .. }) = command
+            && let Some(Parts::Queue(queue)) = self.held.get_mut(id).map(|held| &mut held.parts)
+        {
+            queue.watch(*job);
+        }
         let Command::Stream(at, StreamCommand::Read { from, .. }) = command else { return };
         if !matches!(from, ReadFrom::Latest | ReadFrom::Timestamp(_)) {
             return;
@@ -335,37 +340,32 @@ impl Machine {
                     stream.producers_mut().forgotten(cx, place.partition, id);
                 });
             }
-            Fact::JobEnqueued { queue, job, ready_at, max_attempts, priority, headers, payload } => {
-                let new = Enqueued { job, ready_at, max_attempts, priority, headers, payload };
+            Fact::JobEnqueued { queue, job, ready_at, max_attempts, priority, headers, payload, options } => {
+                let new = Enqueued { job, ready_at, max_attempts, priority, headers, payload, options };
                 self.change_queue(at, queue, |cx, queue| queue.enqueued(cx, &new));
             }
             Fact::JobLeased { queue, job, token, until, worker } => {
-                self.change_queue(at, queue, |cx, queue| {
-                    queue.leased(cx, job, token, until, &worker);
-                    false
-                });
+                self.change_queue(at, queue, |cx, queue| queue.leased(cx, job, token, until, &worker));
             }
             Fact::LeaseExtended { queue, job, until } => {
-                self.change_queue(at, queue, |cx, queue| {
-                    queue.extended(cx, job, until);
-                    false
-                });
+                self.change_queue(at, queue, |cx, queue| queue.extended(cx, job, until));
             }
-            Fact::JobDone { queue, job } => {
-                self.change_queue(at, queue, |cx, queue| {
+            Fact::JobDone { queue: id, job } => {
+                self.change_queue(at, id, |cx, queue| {
+                    queue.wake_watchers(cx, id, job);
                     queue.done(cx, job);
-                    false
                 });
             }
             Fact::JobReturned { queue, job, ready_at, cause, error } => {
                 self.change_queue(at, queue, |cx, queue| queue.returned(cx, job, ready_at, cause, &error));
             }
-            Fact::JobDied { queue, job, cause, error } => {
-                self.change_queue(at, queue, |cx, queue| {
+            Fact::JobDied { queue: id, job, cause, error } => {
+                self.change_queue(at, id, |cx, queue| {
+                    queue.wake_watchers(cx, id, job);
                     queue.died(cx, job, cause, &error);
-                    false
                 });
             }
+            Fact::Queue(id, fact) => self.change_queue(at, id, |cx, queue| queue.apply(cx, id, fact)),
             Fact::KeySet { store, key, value, expires_at } => {
                 self.change_store(at, store, |cx, store| store.set(cx, &key, &value, expires_at));
             }
@@ -378,10 +378,9 @@ impl Machine {
                     cx.woken.wake(&mut group.woken, WaitKey::Group(id));
                 }
             }),
-            Fact::Schedule(id, fact) => self.change_queue(at, id, |cx, queue| {
-                queue.schedule(cx, fact);
-                false
-            }),
+            Fact::Schedule(id, fact) => {
+                self.change_queue(at, id, |cx, queue| queue.apply_schedule(cx, fact));
+            }
             Fact::Replay(id, fact) => self.change(at, id, |cx, parts| {
                 let Parts::Group(group) = parts else { wrong_kind(cx) };
                 group.apply_replay(cx, fact);
@@ -393,7 +392,7 @@ impl Machine {
     /// `ResourceHeld`.
     fn hold(&mut self, id: ResourceId, path: ResourcePath) {
         let mut held = Held::new(Home::new(id, path), self.sip);
-        held.set_info(self.snapshot.as_ref().and_then(|catalog| catalog.get(id)).cloned());
+        held.set_info(self.snapshot.as_ref().and_then(|catalog| catalog.get(id)).cloned(), self.clock);
         list_compacted(&mut self.compacted, &held);
         if self.seals.touch(&mut held.mark) != Touch::Known {
             self.checkpoint.list(id);
@@ -424,7 +423,10 @@ impl Machine {
                         .wake(&mut held.woken, WaitKey::Stream(PartitionRef { resource: id, partition }));
                 }
             }
-            Parts::Queue(queue) => self.woken.wake(&mut queue.woken, WaitKey::Queue(id)),
+            Parts::Queue(queue) => {
+                self.woken.wake(&mut queue.woken, WaitKey::Queue(id));
+                self.woken.wake(&mut queue.room_woken, WaitKey::Room(id));
+            }
             Parts::Kv(_) => {}
             Parts::Group(group) => self.woken.wake(&mut group.woken, WaitKey::Group(id)),
         }
@@ -448,12 +450,17 @@ impl Machine {
         &mut self,
         at: EntryContext,
         id: ResourceId,
-        change: impl FnOnce(&mut Apply<'_>, &mut Queue) -> bool,
+        change: impl FnOnce(&mut Apply<'_>, &mut Queue),
     ) {
         self.change(at, id, |cx, parts| {
             let Parts::Queue(queue) = parts else { wrong_kind(cx) };
-            if change(cx, queue) {
+            let waiting = queue.waiting();
+            change(cx, queue);
+            if queue.is_leasable(cx.at.time) {
                 cx.woken.wake(&mut queue.woken, WaitKey::Queue(id));
+            }
+            if queue.waiting() < waiting {
+                cx.woken.wake(&mut queue.room_woken, WaitKey::Room(id));
             }
         });
     }
@@ -497,7 +504,7 @@ impl Machine {
         let key = self.woken.pop()?;
         let id = match key {
             WaitKey::Stream(at) => at.resource,
-            WaitKey::Queue(id) | WaitKey::Group(id) => id,
+            WaitKey::Queue(id) | WaitKey::Room(id) | WaitKey::Job(id, _) | WaitKey::Group(id) => id,
         };
         match (key, self.held.get_mut(&id).map(|held| &mut held.parts)) {
             (WaitKey::Stream(at), Some(Parts::Stream(stream))) => {
@@ -506,6 +513,7 @@ impl Machine {
                 }
             }
             (WaitKey::Queue(_), Some(Parts::Queue(queue))) => queue.woken = 0,
+            (WaitKey::Room(_), Some(Parts::Queue(queue))) => queue.room_woken = 0,
             (WaitKey::Group(_), Some(Parts::Group(group))) => group.woken = 0,
             _ => {}
         }

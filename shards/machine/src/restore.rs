@@ -5,12 +5,12 @@ use flowmesh_model::codec::Malformed;
 use flowmesh_model::{Millis, Offset, PartitionRef, ResourceId, Space};
 
 use crate::held::{HELD_BYTES, Held, Parts};
-use crate::keys::{self, MetaKey, QueueKey};
+use crate::keys::{self, MetaKey};
 use crate::machine::{Machine, arm};
 use crate::stream::Stream;
 
 impl Machine {
-    /// At start, before any fact: takes an entry of the index. Spaces come in the order of [`Space::ALL`], entries of a
+    /// At start, before any fact: takes an entry of the index. Spaces come in the order of [`Space::STATE`], entries of a
     /// space in the order of their keys.
     ///
     /// # Errors
@@ -21,12 +21,9 @@ impl Machine {
             Space::Jobs => {
                 let (_, id, key) = keys::split(key)?;
                 let now = self.entry_time;
-                let Some(Parts::Queue(queue)) = self.held.get_mut(&id).map(|held| &mut held.parts) else {
-                    return Err(Malformed("a part of no queue"));
-                };
-                match QueueKey::read(key)? {
-                    QueueKey::Job(job) => queue.restore_job(job, value, now),
-                    QueueKey::Schedule(name) => queue.schedules.restore(name, &value),
+                match self.held.get_mut(&id).map(|held| &mut held.parts) {
+                    Some(Parts::Queue(queue)) => queue.restore_item(key, value, now),
+                    _ => Err(Malformed("a job of no queue")),
                 }
             }
             Space::Keys => {
@@ -43,6 +40,8 @@ impl Machine {
                     _ => Err(Malformed("a part of no group")),
                 }
             }
+            // Comes back job by job, when it is wanted.
+            Space::Bodies => Ok(()),
         }
     }
 
@@ -112,7 +111,8 @@ impl Machine {
                     group.finish_restore()?;
                     self.groups.insert(*id);
                 }
-                Parts::Queue(_) | Parts::Kv(_) => {}
+                Parts::Queue(queue) => queue.finish_restore(),
+                Parts::Kv(_) => {}
             }
             self.memory_bytes += HELD_BYTES + held.parts.memory_bytes();
             let due = held.parts.next_due();

@@ -1,6 +1,6 @@
 //! What time brings.
 
-use flowmesh_model::{Fact, Millis, ResourceId};
+use flowmesh_model::{Fact, Millis, ResourceId, Settings};
 
 use crate::decision::{Tick, WaitKey};
 use crate::held::Parts;
@@ -55,8 +55,11 @@ impl Machine {
                 Parts::Queue(queue) => {
                     promoted = queue.promote(now, promotions_max);
                     queue.expire(id, now, facts_max - before, facts);
-                    queue.fire(id, now, facts_max - facts.len(), facts);
-                    if promoted > 0 {
+                    let settings = held.info.as_deref().map(|info| &info.settings);
+                    if let Some(Settings::Queue(settings)) = settings {
+                        queue.fire(id, settings, now, facts_max - facts.len(), facts);
+                    }
+                    if queue.is_leasable(now) {
                         self.woken.wake(&mut queue.woken, WaitKey::Queue(id));
                     }
                 }

@@ -23,8 +23,11 @@ use std::path::Path;
 
 use bytes::Bytes;
 use common::{World, pack, text};
-use flowmesh_model::command::{LeaseRef, Nack, NewJob, ReadFrom, SetEntry, SetIf, SetTtl};
+use flowmesh_model::command::{Ack, LeaseRef, Nack, NewJob, ReadFrom, SetEntry, SetIf, SetTtl};
 use flowmesh_model::group::Name;
+use flowmesh_model::job::{
+    Backoff, JobCursor, JobFilter, JobKey, JobOptions, JobPhase, JobRef, NackKind, RetryPolicy, Which,
+};
 use flowmesh_model::replay::{ReplayRef, Speed, StepMove};
 use flowmesh_model::schedule::{MissedPolicy, ScheduleSpec, Timing};
 use flowmesh_model::{
@@ -124,6 +127,7 @@ impl Script {
             }
             ["evict"] => {
                 self.world.machine.evict_tails(0, usize::MAX);
+                self.world.evict_bodies(usize::MAX);
                 String::new()
             }
             _ => {
@@ -268,12 +272,25 @@ fn read_from(word: &str) -> ReadFrom {
 
 fn queue_command(verb: &str, rest: &[&str], words: &Words<'_>, line: &str, now: Millis) -> QueueCommand {
     let leases = || rest.iter().map(|word| lease(word)).collect::<Batch<_>>();
+    let jobs = || rest.iter().map(|word| JobId(word.parse().unwrap())).collect::<Batch<_>>();
+    let jobs_max = || rest.first().map_or(100, |jobs| jobs.parse().unwrap());
+    let phase = || {
+        let word = words.option("phase")?;
+        JobPhase::ALL.into_iter().find(|phase| phase.as_str() == word)
+    };
+    let which = || match rest {
+        [] => Which::Matching(filter(words), JobCursor::default()),
+        _ => Which::Jobs(jobs()),
+    };
     match verb {
         "enqueue" => {
             let jobs = line.split_once(char::is_whitespace).unwrap().1;
             let jobs = jobs.split_once(char::is_whitespace).map_or("", |(_, jobs)| jobs);
+            let jobs =
+                jobs.split('|').filter(|job| !job.trim().is_empty() && !job.trim().starts_with("wait="));
             QueueCommand::Enqueue {
-                jobs: jobs.split('|').filter(|job| !job.trim().is_empty()).map(new_job).collect(),
+                jobs: jobs.map(new_job).collect(),
+                wait_until: words.number("wait").map(|ms| now.plus(ms)),
             }
         }
         "reserve" => QueueCommand::Reserve {
@@ -282,12 +299,22 @@ fn queue_command(verb: &str, rest: &[&str], words: &Words<'_>, line: &str, now: 
             worker: bytes(words.option("worker").unwrap_or("w")),
             wait_until: words.number("wait").map(|ms| now.plus(ms)),
         },
-        "ack" => QueueCommand::Ack { leases: leases() },
+        "ack" => QueueCommand::Ack {
+            acks: leases()
+                .into_iter()
+                .map(|lease| Ack { lease, result: bytes(words.option("result").unwrap_or("")) })
+                .collect(),
+        },
         "nack" => QueueCommand::Nack {
             nacks: leases()
                 .into_iter()
                 .map(|lease| Nack {
                     lease,
+                    kind: match words.option("kind") {
+                        Some("final") => NackKind::Final,
+                        Some("released") => NackKind::Released,
+                        _ => NackKind::Failed,
+                    },
                     delay_ms: words.number("delay"),
                     error: bytes(words.option("error").unwrap_or("")),
                 })
@@ -295,6 +322,32 @@ fn queue_command(verb: &str, rest: &[&str], words: &Words<'_>, line: &str, now: 
         },
         "extend" => QueueCommand::Extend { leases: leases(), visibility_timeout_ms: words.number("timeout") },
         "status" => QueueCommand::Status,
+        "progress" => QueueCommand::Progress { lease: lease(rest[0]), progress: bytes(rest[1]) },
+        "cancel" => QueueCommand::Cancel { jobs: jobs() },
+        "change" => QueueCommand::Change {
+            job: jobs()[0],
+            priority: words.number("priority").map(|priority| priority as u8),
+            ready_at: words.number("ready_at").map(Millis),
+        },
+        "redrive" => QueueCommand::Redrive {
+            which: which(),
+            per_second: words.number("per_second").map(|rate| rate as u32),
+            delay_ms: words.number("delay").unwrap_or(0),
+        },
+        "purge" => QueueCommand::Purge { which: which(), phase: phase().unwrap_or(JobPhase::Dead) },
+        "pause" => QueueCommand::Pause(true),
+        "resume" => QueueCommand::Pause(false),
+        "job" => {
+            QueueCommand::Get { job: jobs()[0], wait_until: words.number("wait").map(|ms| now.plus(ms)) }
+        }
+        "peek" => QueueCommand::Peek { jobs_max: jobs_max() },
+        "list" => QueueCommand::List {
+            phase: phase(),
+            filter: filter(words),
+            after: JobCursor { moment: Millis(0), job: JobId(words.number("after").unwrap_or(0)) },
+            jobs_max: jobs_max(),
+            with_bodies: words.option("bodies") != Some("no"),
+        },
         _ => panic!("what is `{line}`?"),
     }
 }
@@ -307,6 +360,47 @@ fn new_job(text: &str) -> NewJob {
         priority: words.number("priority").unwrap_or(0) as u8,
         delay_ms: words.number("delay").unwrap_or(0),
         max_attempts: words.number("attempts").map(|attempts| attempts as u32),
+        options: job_options(&words),
+    }
+}
+
+/// `after` names jobs: places of the batch, or numbers after a `#`.
+fn job_options(words: &Words<'_>) -> Option<Box<JobOptions>> {
+    let key = words.option("key").map(|key| JobKey { key: bytes(key), window_ms: words.number("window") });
+    let after = words.option("after").into_iter().flat_map(|after| after.split(','));
+    let retry = words.number("fixed").map(|ms| RetryPolicy {
+        backoff: Backoff::Fixed,
+        initial_ms: ms,
+        max_ms: ms,
+        jitter_percent: 0,
+    });
+    let options = JobOptions {
+        run_at: words.number("run_at").map(Millis),
+        ttl_ms: words.number("ttl"),
+        retry,
+        key,
+        group: bytes(words.option("group").unwrap_or("")),
+        after: after
+            .map(|of| match of.strip_prefix('#') {
+                Some(job) => JobRef::Job(JobId(job.parse().unwrap())),
+                None => JobRef::InBatch(of.parse().unwrap()),
+            })
+            .collect(),
+        after_any_end: words.option("any_end").is_some(),
+    };
+    (options != JobOptions::default()).then(|| Box::new(options))
+}
+
+fn filter(words: &Words<'_>) -> JobFilter {
+    JobFilter {
+        error: bytes(words.option("error").unwrap_or("")),
+        header: words.option("header").map(|header| {
+            let (name, value) = header.split_once(':').unwrap();
+            (bytes(name), bytes(value))
+        }),
+        since: words.number("since").map(Millis),
+        before: words.number("before").map(Millis),
+        group: bytes(words.option("group").unwrap_or("")),
     }
 }
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use common::{CONFIG, Outcome, World};
 use flowmesh_machine::{EntryContext, Machine};
 use flowmesh_model::command::{LeaseRef, Nack, NewJob, SetEntry, SetIf, SetTtl};
+use flowmesh_model::job::NackKind;
 use flowmesh_model::limits::{
     ATTEMPTS_MAX, BATCH_ITEMS_MAX, DELAY_MS_MAX, HEADERS_MAX, KEY_BYTES_MAX, REPLY_BYTES_MAX, RESOURCES_MAX,
     TEXT_BYTES_MAX, VALUE_BYTES_MAX, VISIBILITY_MS_MAX, VISIBILITY_MS_MIN, WAIT_MS_MAX,
@@ -50,7 +51,7 @@ impl Queue {
     }
 
     fn enqueue(&mut self, job: NewJob) -> Outcome {
-        self.ask(QueueCommand::Enqueue { jobs: Batch::from_vec(vec![job]) })
+        self.ask(QueueCommand::enqueue(Batch::from_vec(vec![job])))
     }
 
     fn reserve(&mut self, jobs_max: u32, timeout_ms: Option<u64>, worker: usize, wait_ms: u64) -> Outcome {
@@ -84,9 +85,9 @@ fn what_is_enqueued() {
         "max_attempts",
     );
     let jobs = Batch::from_elem(NewJob::default(), BATCH_ITEMS_MAX);
-    accepted(queue.ask(QueueCommand::Enqueue { jobs }));
+    accepted(queue.ask(QueueCommand::enqueue(jobs)));
     let jobs = Batch::from_elem(NewJob::default(), BATCH_ITEMS_MAX + 1);
-    refused(queue.ask(QueueCommand::Enqueue { jobs }), "jobs");
+    refused(queue.ask(QueueCommand::enqueue(jobs)), "jobs");
 }
 
 #[test]
@@ -103,12 +104,12 @@ fn what_is_reserved_and_settled() {
     assert!(matches!(accepted(all), Reply::Reserved(jobs) if jobs.len() == 1));
     let lease = LeaseRef { job: JobId(1), token: LeaseToken(1) };
     let nack = |delay_ms, error| {
-        let nack = Nack { lease, delay_ms: Some(delay_ms), error: bytes(error) };
+        let nack = Nack { lease, kind: NackKind::Failed, delay_ms: Some(delay_ms), error: bytes(error) };
         QueueCommand::Nack { nacks: Batch::from_elem(nack, 1) }
     };
     refused(queue.ask(nack(DELAY_MS_MAX + 1, 0)), "delay_ms");
     refused(queue.ask(nack(0, TEXT_BYTES_MAX + 1)), "error");
-    refused(queue.ask(QueueCommand::Ack { leases: Batch::from_elem(lease, BATCH_ITEMS_MAX + 1) }), "leases");
+    refused(queue.ask(QueueCommand::ack(vec![lease; BATCH_ITEMS_MAX + 1])), "leases");
     accepted(queue.ask(nack(DELAY_MS_MAX, TEXT_BYTES_MAX)));
 }
 
@@ -126,7 +127,7 @@ fn a_reply_carries_no_more_payload_than_one_message_takes() {
 #[test]
 fn leases_with_a_long_worker_name_fit_an_entry() {
     let mut queue = Queue::new();
-    accepted(queue.ask(QueueCommand::Enqueue { jobs: Batch::from_elem(NewJob::default(), BATCH_ITEMS_MAX) }));
+    accepted(queue.ask(QueueCommand::enqueue(Batch::from_elem(NewJob::default(), BATCH_ITEMS_MAX))));
     let outcome = queue.reserve(BATCH_ITEMS_MAX as u32, None, TEXT_BYTES_MAX, 0);
     let Outcome::Changed(Reply::Reserved(jobs), facts) = outcome else { panic!() };
     let bytes: usize = facts.iter().map(Fact::encoded_len_max).sum();

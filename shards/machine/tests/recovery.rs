@@ -12,6 +12,7 @@ use bytes::Bytes;
 use common::{Outcome, World, pack, restored, values, written_afresh};
 use flowmesh_model::command::{LeaseRef, Nack, NewJob, ReadFrom, SetEntry, SetIf, SetTtl};
 use flowmesh_model::group::Name;
+use flowmesh_model::job::NackKind;
 use flowmesh_model::schedule::{MissedPolicy, ScheduleSpec, Timing};
 use flowmesh_model::{
     Batch, Command, Kind, KvCommand, Millis, Offset, PartitionRef, ProducerId, ProducerStamp, QueueCommand,
@@ -128,7 +129,7 @@ impl Driver {
                     delay_ms,
                     ..NewJob::default()
                 });
-                self.queue(*queue, QueueCommand::Enqueue { jobs: jobs.collect() });
+                self.queue(*queue, QueueCommand::enqueue(jobs.collect()));
             }
             Step::Reserve { queue, jobs } => {
                 let reserve = QueueCommand::Reserve {
@@ -175,7 +176,10 @@ impl Driver {
             Step::Collect { items } => self.world.collect(*items),
             Step::Write => self.write(),
             Step::Fail => self.world.unseal(),
-            Step::Evict => while !self.world.machine.evict_tails(100, 1) {},
+            Step::Evict => {
+                while !self.world.machine.evict_tails(100, 1) {}
+                self.world.evict_bodies(1);
+            }
             Step::Crash => self.crash(),
         }
     }
@@ -216,7 +220,7 @@ impl Driver {
         let leases = &self.leases[usize::from(queue)];
         let Some(&lease) = leases.get(lease % leases.len().max(1)) else { return };
         let nack = |delay_ms| {
-            let nack = Nack { lease, delay_ms, error: Bytes::from_static(b"no") };
+            let nack = Nack { lease, kind: NackKind::Failed, delay_ms, error: Bytes::from_static(b"no") };
             QueueCommand::Nack { nacks: Batch::from_elem(nack, 1) }
         };
         let command = match how {
@@ -225,7 +229,7 @@ impl Driver {
             2 => {
                 QueueCommand::Extend { leases: Batch::from_elem(lease, 1), visibility_timeout_ms: Some(200) }
             }
-            _ => QueueCommand::Ack { leases: Batch::from_vec(vec![lease, lease]) },
+            _ => QueueCommand::ack([lease, lease]),
         };
         self.queue(queue, command);
     }

@@ -8,6 +8,7 @@ mod common;
 use bytes::{Bytes, BytesMut};
 use common::{Outcome, World};
 use flowmesh_model::command::NewJob;
+use flowmesh_model::job::{JobKey, JobOptions, JobRef};
 use flowmesh_model::limits::{
     ENTRY_BYTES_MAX, HEADERS_MAX, SCHEDULE_MISSED_AFTER_MS, SCHEDULE_NEXT_MAX, SCHEDULE_PAYLOAD_BYTES_MAX,
     SCHEDULES_MAX,
@@ -73,7 +74,7 @@ fn a_firing_is_the_job_and_the_note_of_it_in_one_entry() {
     let status = driver.create("s", spec.clone()).unwrap();
     let next = status.next_at.unwrap();
     assert!(next > driver.world.now && next.0.is_multiple_of(60_000));
-    assert_eq!(status.spec, ScheduleSpec { timing: cron("* * * * *", "UTC").timing, ..spec });
+    assert_eq!(status.spec, ScheduleSpec { timing: cron("* * * * *", "UTC").timing, ..spec.clone() });
     assert!(driver.world.tick(2).is_empty());
     assert_eq!(driver.world.machine.next_due(), Some(next));
     driver.world.now = next;
@@ -137,6 +138,20 @@ fn all_that_is_wrong_with_a_schedule_is_refused_by_name() {
     assert!(matches!(ours, Err(Reject::InvalidArgument { field: "headers", .. })), "{ours:?}");
     let attempts = create(NewJob { max_attempts: Some(0), ..NewJob::default() });
     assert!(matches!(attempts, Err(Reject::InvalidArgument { field: "max_attempts", .. })), "{attempts:?}");
+    for (field, options) in [
+        ("run_at_ms", JobOptions { run_at: Some(now), ..JobOptions::default() }),
+        (
+            "key",
+            JobOptions { key: Some(JobKey { key: "k".into(), window_ms: None }), ..JobOptions::default() },
+        ),
+        ("after", JobOptions { after: vec![JobRef::Job(JobId(1))], ..JobOptions::default() }),
+    ] {
+        let refused = create(NewJob { options: Some(Box::new(options)), ..NewJob::default() });
+        assert!(
+            matches!(&refused, Err(Reject::InvalidArgument { field: named, .. }) if *named == field),
+            "{refused:?}"
+        );
+    }
     create(NewJob { headers: headers(HEADERS_MAX - 2, "n"), ..NewJob::default() }).unwrap();
     let other = driver.create("s", cron("@hourly", "UTC"));
     assert_eq!(other, Err(Reject::ScheduleExists { name: "s".into() }));

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use crate::Batch;
 use crate::group::GroupCommand;
 use crate::ids::{JobId, LeaseToken, Lsn, Millis, Offset, PartitionRef, ProducerId, ResourceId};
+use crate::job::{JobCursor, JobFilter, JobOptions, JobPhase, NackKind, Which};
 use crate::path::ResourcePath;
 use crate::record::PackedRecords;
 use crate::replay::{ReplayCommand, ReplayRef};
@@ -120,6 +121,8 @@ pub struct NewJob {
     pub delay_ms: u64,
     /// Deliveries before it is dead; `None`: the queue's setting.
     pub max_attempts: Option<u32>,
+    /// What most jobs have not.
+    pub options: Option<Box<JobOptions>>,
 }
 
 /// What a worker holds: the job and the token of its lease.
@@ -131,12 +134,23 @@ pub struct LeaseRef {
     pub token: LeaseToken,
 }
 
+/// A job that is done.
+#[derive(Clone, Debug)]
+pub struct Ack {
+    /// Which lease.
+    pub lease: LeaseRef,
+    /// What came of it, kept as long as the queue's `result_retention_ms`; empty: nothing to be kept.
+    pub result: Bytes,
+}
+
 /// A job given back.
 #[derive(Clone, Debug)]
 pub struct Nack {
     /// Which lease.
     pub lease: LeaseRef,
-    /// Milliseconds before the next attempt; `None`: the queue's backoff.
+    /// Why.
+    pub kind: NackKind,
+    /// Milliseconds before the next attempt; `None`: as the job's or queue's retries say, at once if it is released.
     pub delay_ms: Option<u64>,
     /// What went wrong, kept with the job.
     pub error: Bytes,
@@ -149,6 +163,8 @@ pub enum QueueCommand {
     Enqueue {
         /// The jobs, at least one.
         jobs: Batch<NewJob>,
+        /// Wait for room until then, if the queue is full and its `when_full` is to wait.
+        wait_until: Option<Millis>,
     },
     /// Leases ready jobs: highest priority first, then oldest. → [`crate::Reply::Reserved`], empty if none is ready.
     Reserve {
@@ -163,10 +179,10 @@ pub enum QueueCommand {
     },
     /// The jobs are done. → [`crate::Reply::Settled`], one outcome a lease.
     Ack {
-        /// Which leases.
-        leases: Batch<LeaseRef>,
+        /// Which leases, and what came of them.
+        acks: Batch<Ack>,
     },
-    /// The jobs failed: they are ready again later, or dead after their last attempt. → [`crate::Reply::Settled`]
+    /// The jobs are given back: they are ready again later, or dead. → [`crate::Reply::Settled`]
     Nack {
         /// Which leases, and what went wrong.
         nacks: Batch<Nack>,
@@ -178,10 +194,98 @@ pub enum QueueCommand {
         /// How long from now; `None`: the queue's setting.
         visibility_timeout_ms: Option<u64>,
     },
+    /// The worker says how far it is. → [`crate::Reply::Settled`], one outcome.
+    Progress {
+        /// Which lease.
+        lease: LeaseRef,
+        /// What it says, kept with the job.
+        progress: Bytes,
+    },
+    /// The jobs are not to be done: those that wait are gone, workers of others are asked to stop.
+    /// → [`crate::Reply::Cancelled`]
+    Cancel {
+        /// Which.
+        jobs: Batch<JobId>,
+    },
+    /// A waiting job gets another priority or time. → [`crate::Reply::Settled`], one outcome.
+    Change {
+        /// Which.
+        job: JobId,
+        /// Its priority from now on.
+        priority: Option<u8>,
+        /// When it is ready.
+        ready_at: Option<Millis>,
+    },
+    /// Dead jobs wait again, with all their attempts to come. → [`crate::Reply::Swept`]
+    Redrive {
+        /// Which.
+        which: Which,
+        /// So many of them become ready a second; `None`: all at once.
+        per_second: Option<u32>,
+        /// The first of them becomes ready after so many milliseconds.
+        delay_ms: u64,
+    },
+    /// Dead jobs, or kept ones that are done, are forgotten. → [`crate::Reply::Swept`]
+    Purge {
+        /// Which.
+        which: Which,
+        /// [`JobPhase::Dead`] or [`JobPhase::Done`].
+        phase: JobPhase,
+    },
+    /// No job is given out, or they are again. → [`crate::Reply::Settled`], one outcome.
+    Pause(bool),
+    /// All that is known of a job. → [`crate::Reply::Job`]
+    Get {
+        /// Which.
+        job: JobId,
+        /// Wait until then for it to be done or dead.
+        wait_until: Option<Millis>,
+    },
+    /// The jobs that would be leased next, which they are not. → [`crate::Reply::Jobs`]
+    Peek {
+        /// At most so many.
+        jobs_max: u32,
+    },
+    /// Jobs in the order of their numbers; dead and done ones in the order of time. → [`crate::Reply::Jobs`]
+    List {
+        /// Only in this phase.
+        phase: Option<JobPhase>,
+        /// Only those that match.
+        filter: JobFilter,
+        /// Only behind this one.
+        after: JobCursor,
+        /// At most so many.
+        jobs_max: u32,
+        /// Whether headers and payloads come along.
+        with_bodies: bool,
+    },
     /// Counts of jobs by state. → [`crate::Reply::QueueStatus`]
     Status,
     /// On the queue's schedules. → [`crate::Reply::Schedule`]
     Schedule(ScheduleCommand),
+}
+
+impl QueueCommand {
+    /// Jobs without conditions on the queue's room.
+    #[must_use]
+    pub fn enqueue(jobs: Batch<NewJob>) -> Self {
+        Self::Enqueue { jobs, wait_until: None }
+    }
+
+    /// Jobs that are done and have nothing to say.
+    pub fn ack(leases: impl IntoIterator<Item = LeaseRef>) -> Self {
+        Self::Ack { acks: leases.into_iter().map(|lease| Ack { lease, result: Bytes::new() }).collect() }
+    }
+
+    /// Whether it can change anything.
+    #[must_use]
+    pub fn is_write(&self) -> bool {
+        match self {
+            Self::Status | Self::Get { .. } | Self::Peek { .. } | Self::List { .. } => false,
+            Self::Schedule(command) => command.is_write(),
+            _ => true,
+        }
+    }
 }
 
 /// What must hold for a key to be set.
@@ -306,8 +410,7 @@ impl Command {
                     | StreamCommand::FenceProducer { .. }
                     | StreamCommand::Trim { .. }
             ),
-            Self::Queue(_, QueueCommand::Schedule(command)) => command.is_write(),
-            Self::Queue(_, command) => !matches!(command, QueueCommand::Status),
+            Self::Queue(_, command) => command.is_write(),
             Self::Kv(_, command) => matches!(command, KvCommand::Set { .. } | KvCommand::Delete { .. }),
             Self::Group(_, command) => !matches!(
                 command,
@@ -322,7 +425,12 @@ impl Command {
     pub fn wait_until_mut(&mut self) -> Option<&mut Option<Millis>> {
         match self {
             Self::Stream(_, StreamCommand::Read { wait_until, .. })
-            | Self::Queue(_, QueueCommand::Reserve { wait_until, .. })
+            | Self::Queue(
+                _,
+                QueueCommand::Enqueue { wait_until, .. }
+                | QueueCommand::Reserve { wait_until, .. }
+                | QueueCommand::Get { wait_until, .. },
+            )
             | Self::Replay(_, ReplayCommand::Status { wait_until, .. }) => Some(wait_until),
             Self::Group(_, GroupCommand::Heartbeat(heartbeat))
             | Self::Replay(_, ReplayCommand::Member(GroupCommand::Heartbeat(heartbeat))) => {

@@ -25,12 +25,14 @@
 //! | 35 | `JobDone` | queue, job |
 //! | 36 | `JobReturned` | queue, job, ready at, cause, error |
 //! | 37 | `JobDied` | queue, job, cause, error |
+//! | 38 | `JobEnqueued` with options | queue, then as 32, then as [`crate::job::fact::put_options`] says |
 //! | 48 | `KeySet` | store, key, value, expires at (0 = never) |
 //! | 49 | `KeyDeleted` | store, key |
 //! | 50 | `KeyExpired` | store, key |
 //! | 64–79 | `Group` | group, then as [`crate::group::fact`] says |
 //! | 80–95 | `Replay` | group, then as [`crate::replay::fact`] says |
 //! | 96–103 | `Schedule` | queue, then as [`crate::schedule::fact`] says |
+//! | 104–119 | `Queue` | queue, then as [`crate::job::fact`] says |
 //!
 //! The time of a fact and its LSN are its entry's.
 
@@ -40,19 +42,12 @@ use crate::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::command::ProducerStamp;
 use crate::group::fact::{self as group, GroupFact};
 use crate::ids::{JobId, LeaseToken, Millis, Offset, PartitionRef, ProducerId, ResourceId};
+use crate::job::AttemptEnd;
+use crate::job::fact::{self as job, EnqueuedOptions, QueueFact};
 use crate::path::{Kind, ResourcePath};
 use crate::replay::fact::{self as replay, ReplayFact};
 use crate::schedule::fact::{self as schedule, ScheduleFact};
 use crate::settings::Settings;
-
-/// Why a lease ended without success.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReturnCause {
-    /// The worker said so.
-    Nacked,
-    /// Its time was up.
-    Expired,
-}
 
 /// What became true.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,6 +183,8 @@ pub enum Fact {
         headers: Bytes,
         /// What the worker gets.
         payload: Bytes,
+        /// What most jobs have not.
+        options: Option<Box<EnqueuedOptions>>,
     },
     /// The job is with a worker; this is one more attempt.
     JobLeased {
@@ -227,7 +224,7 @@ pub enum Fact {
         /// When it is ready.
         ready_at: Millis,
         /// Why.
-        cause: ReturnCause,
+        cause: AttemptEnd,
         /// What the worker said.
         error: Bytes,
     },
@@ -238,7 +235,7 @@ pub enum Fact {
         /// Which.
         job: JobId,
         /// Why.
-        cause: ReturnCause,
+        cause: AttemptEnd,
         /// What the worker said.
         error: Bytes,
     },
@@ -267,6 +264,8 @@ pub enum Fact {
         /// Which.
         key: Bytes,
     },
+    /// Something else became true of a queue.
+    Queue(ResourceId, QueueFact),
     /// Something became true of a consumer group.
     Group(ResourceId, GroupFact),
     /// Something became true of the replay session whose sandbox this group is.
@@ -294,6 +293,7 @@ const LEASE_EXTENDED: u8 = 34;
 const JOB_DONE: u8 = 35;
 const JOB_RETURNED: u8 = 36;
 const JOB_DIED: u8 = 37;
+const JOB_ENQUEUED_WITH_OPTIONS: u8 = 38;
 const KEY_SET: u8 = 48;
 const KEY_DELETED: u8 = 49;
 const KEY_EXPIRED: u8 = 50;
@@ -369,14 +369,18 @@ impl Fact {
                 put_varint(out, upto.0);
                 put_varint(out, tombstone.map_or(0, |offset| offset.0.saturating_add(1)));
             }
-            Self::JobEnqueued { queue, job, ready_at, max_attempts, priority, headers, payload } => {
-                put_head(out, JOB_ENQUEUED, *queue);
+            Self::JobEnqueued { queue, job, ready_at, max_attempts, priority, headers, payload, options } => {
+                let tag = if options.is_some() { JOB_ENQUEUED_WITH_OPTIONS } else { JOB_ENQUEUED };
+                put_head(out, tag, *queue);
                 put_varint(out, job.0);
                 put_varint(out, ready_at.0);
                 put_varint(out, u64::from(*max_attempts));
                 out.put_u8(*priority);
                 put_bytes(out, headers);
                 put_bytes(out, payload);
+                if let Some(options) = options {
+                    job::put_options(out, options);
+                }
             }
             Self::JobLeased { queue, job, token, until, worker } => {
                 put_head(out, JOB_LEASED, *queue);
@@ -398,13 +402,13 @@ impl Fact {
                 put_head(out, JOB_RETURNED, *queue);
                 put_varint(out, job.0);
                 put_varint(out, ready_at.0);
-                out.put_u8(cause.to_byte());
+                out.put_u8(*cause as u8);
                 put_bytes(out, error);
             }
             Self::JobDied { queue, job, cause, error } => {
                 put_head(out, JOB_DIED, *queue);
                 put_varint(out, job.0);
-                out.put_u8(cause.to_byte());
+                out.put_u8(*cause as u8);
                 put_bytes(out, error);
             }
             Self::KeySet { store, key, value, expires_at } => {
@@ -420,6 +424,10 @@ impl Fact {
             Self::KeyExpired { store, key } => {
                 put_head(out, KEY_EXPIRED, *store);
                 put_bytes(out, key);
+            }
+            Self::Queue(id, fact) => {
+                put_head(out, fact.tag(), *id);
+                fact.encode(out);
             }
             Self::Group(id, fact) => {
                 put_head(out, fact.tag(), *id);
@@ -456,11 +464,15 @@ impl Fact {
                 Self::RecordsProduced { records, .. } => STAMP + records.len(),
                 Self::ProducerInitialised { name, .. } => name.len(),
                 Self::SegmentsCompacted { .. } => RANGE,
-                Self::JobEnqueued { headers, payload, .. } => headers.len() + payload.len(),
+                Self::JobEnqueued { headers, payload, options, .. } => {
+                    let options = options.as_deref().map_or(0, job::options_len_max);
+                    headers.len() + payload.len() + options
+                }
                 Self::JobLeased { worker, .. } => worker.len(),
                 Self::JobReturned { error, .. } | Self::JobDied { error, .. } => error.len(),
                 Self::KeySet { key, value, .. } => key.len() + value.len(),
                 Self::KeyDeleted { key, .. } | Self::KeyExpired { key, .. } => key.len(),
+                Self::Queue(_, fact) => fact.encoded_len_max(),
                 Self::Group(_, fact) => fact.encoded_len_max(),
                 Self::Replay(_, fact) => fact.encoded_len_max(),
                 Self::Schedule(_, fact) => fact.encoded_len_max(),
@@ -539,7 +551,7 @@ impl Fact {
                 upto: Offset(reader.varint()?),
                 tombstone: reader.varint()?.checked_sub(1).map(Offset),
             },
-            JOB_ENQUEUED => Self::JobEnqueued {
+            JOB_ENQUEUED | JOB_ENQUEUED_WITH_OPTIONS => Self::JobEnqueued {
                 queue: id,
                 job: JobId(reader.varint()?),
                 ready_at: Millis(reader.varint()?),
@@ -547,6 +559,10 @@ impl Fact {
                 priority: reader.byte()?,
                 headers: reader.bytes()?,
                 payload: reader.bytes()?,
+                options: match tag {
+                    JOB_ENQUEUED => None,
+                    _ => Some(Box::new(job::read_options(reader)?)),
+                },
             },
             JOB_LEASED => Self::JobLeased {
                 queue: id,
@@ -565,13 +581,13 @@ impl Fact {
                 queue: id,
                 job: JobId(reader.varint()?),
                 ready_at: Millis(reader.varint()?),
-                cause: ReturnCause::from_byte(reader.byte()?)?,
+                cause: job::one_of(&AttemptEnd::ALL, reader.byte()?)?,
                 error: reader.bytes()?,
             },
             JOB_DIED => Self::JobDied {
                 queue: id,
                 job: JobId(reader.varint()?),
-                cause: ReturnCause::from_byte(reader.byte()?)?,
+                cause: job::one_of(&AttemptEnd::ALL, reader.byte()?)?,
                 error: reader.bytes()?,
             },
             KEY_SET => {
@@ -581,31 +597,12 @@ impl Fact {
             }
             KEY_DELETED => Self::KeyDeleted { store: id, key: reader.bytes()? },
             KEY_EXPIRED => Self::KeyExpired { store: id, key: reader.bytes()? },
+            tag if job::TAGS.contains(&tag) => Self::Queue(id, QueueFact::decode(tag, reader)?),
             tag if group::TAGS.contains(&tag) => Self::Group(id, GroupFact::decode(tag, reader)?),
             tag if replay::TAGS.contains(&tag) => Self::Replay(id, ReplayFact::decode(tag, reader)?),
             tag if schedule::TAGS.contains(&tag) => Self::Schedule(id, ScheduleFact::decode(tag, reader)?),
             _ => return Err(Malformed("unknown fact; a newer version wrote it")),
         })
-    }
-}
-
-impl ReturnCause {
-    /// The cause on disk.
-    #[must_use]
-    pub const fn to_byte(self) -> u8 {
-        match self {
-            Self::Nacked => 0,
-            Self::Expired => 1,
-        }
-    }
-
-    /// The cause of that byte.
-    pub const fn from_byte(byte: u8) -> Result<Self, Malformed> {
-        match byte {
-            0 => Ok(Self::Nacked),
-            1 => Ok(Self::Expired),
-            _ => Err(Malformed("unknown cause")),
-        }
     }
 }
 
@@ -656,8 +653,23 @@ mod tests {
         proptest::collection::vec(any::<u8>(), 0..64).prop_map(Bytes::from)
     }
 
-    fn cause() -> impl Strategy<Value = ReturnCause> {
-        prop_oneof![Just(ReturnCause::Nacked), Just(ReturnCause::Expired)]
+    fn cause() -> impl Strategy<Value = AttemptEnd> {
+        prop::sample::select(AttemptEnd::ALL.to_vec())
+    }
+
+    fn options() -> impl Strategy<Value = EnqueuedOptions> {
+        let key = prop::option::of((bytes(), prop::option::of(1u64..)));
+        let after = prop::collection::vec(any::<u64>(), 0..5);
+        (bytes(), prop::option::of(1u64..), key, after, any::<bool>()).prop_map(
+            |(group, expires_at, key, after, after_any_end)| EnqueuedOptions {
+                group,
+                expires_at: expires_at.map(Millis),
+                retry: None,
+                key: key.map(|(key, until)| (key, until.map(Millis))),
+                after: after.into_iter().map(JobId).collect(),
+                after_any_end,
+            },
+        )
     }
 
     prop_compose! {
@@ -745,17 +757,27 @@ mod tests {
                     }
                 }
             ),
-            (ids(), any::<u32>(), any::<u8>(), bytes(), bytes()).prop_map(
-                |((queue, job, _, ready_at), max_attempts, priority, headers, payload)| Fact::JobEnqueued {
-                    queue,
-                    job,
-                    ready_at,
-                    max_attempts,
-                    priority,
-                    headers,
-                    payload
+            (ids(), any::<u32>(), any::<u8>(), bytes(), bytes(), prop::option::of(options())).prop_map(
+                |((queue, job, _, ready_at), max_attempts, priority, headers, payload, options)| {
+                    let options = options.map(Box::new);
+                    Fact::JobEnqueued {
+                        queue,
+                        job,
+                        ready_at,
+                        max_attempts,
+                        priority,
+                        headers,
+                        payload,
+                        options,
+                    }
                 }
             ),
+            (ids(), bytes(), prop::option::of(1u64..)).prop_map(|((queue, job, ..), result, until)| {
+                Fact::Queue(queue, QueueFact::Finished { job, keep_until: until.map(Millis), result })
+            }),
+            (ids(), any::<u8>()).prop_map(|((queue, job, _, ready_at), priority)| {
+                Fact::Queue(queue, QueueFact::Changed { job, priority, ready_at })
+            }),
             (ids(), bytes()).prop_map(|((queue, job, token, until), worker)| Fact::JobLeased {
                 queue,
                 job,

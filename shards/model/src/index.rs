@@ -1,4 +1,4 @@
-//! What a checkpoint writes to the shard's index: key-value pairs in four spaces.
+//! What a checkpoint writes to the shard's index: key-value pairs in five spaces.
 //!
 //! The machine encodes and decodes its own entries; the store only keeps them. Every key starts with the slot (two
 //! bytes, big-endian) and the resource (eight bytes, big-endian), so that a slot can be moved as one range.
@@ -10,17 +10,22 @@ use bytes::Bytes;
 pub enum Space {
     /// The catalog, and a small entry for each stream partition, queue and store: counters, first offsets.
     Meta,
-    /// Jobs.
+    /// Jobs, and what queues keep beside them.
     Jobs,
     /// Entries of key-value stores.
     Keys,
     /// Members of consumer groups, and partitions as the groups see them.
     Groups,
+    /// What jobs are about: headers and payloads. Not needed to start.
+    Bodies,
 }
 
 impl Space {
-    /// All spaces.
-    pub const ALL: [Self; 4] = [Self::Meta, Self::Jobs, Self::Keys, Self::Groups];
+    /// All spaces, by their byte on disk.
+    pub const ALL: [Self; 5] = [Self::Meta, Self::Jobs, Self::Keys, Self::Groups, Self::Bodies];
+
+    /// Those that a start reads.
+    pub const STATE: [Self; 4] = [Self::Meta, Self::Jobs, Self::Keys, Self::Groups];
 
     /// The name of the space on disk.
     #[must_use]
@@ -30,6 +35,7 @@ impl Space {
             Self::Jobs => "jobs",
             Self::Keys => "keys",
             Self::Groups => "groups",
+            Self::Bodies => "bodies",
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`ids`] (numbers that must not be mixed), [`path`] (what a resource is called),
 //! [`placement`] (which shard owns it), [`settings`] (what can be set for it), [`record`] (how stream records
-//! are packed), [`filter`] (which of them a reader wants), [`command`] → [`fact`] → [`reply`]
+//! are packed), [`filter`] (which of them a reader wants), [`job`] (what is told about a job), [`command`] → [`fact`] → [`reply`]
 //! (what is asked, what became true, what is answered), [`compaction`] (what is kept of each key), [`reject`] (why not)
 //! and [`limits`] (how much).
 
@@ -16,6 +16,7 @@ pub mod filter;
 pub mod group;
 pub mod ids;
 pub mod index;
+pub mod job;
 pub mod limits;
 pub mod path;
 pub mod placement;

@@ -78,6 +78,30 @@ pub const WAIT_MS_MAX: u64 = 60_000;
 /// Delivery attempts of a job.
 pub const ATTEMPTS_MAX: u32 = 10_000;
 
+/// A group, or the key by which a job is recognised: as SQS's message groups and deduplication ids, and then some.
+pub const JOB_KEY_BYTES_MAX: usize = 255;
+
+/// Jobs that one job waits for.
+pub const JOB_AFTER_MAX: usize = 1_000;
+
+/// Attempts that are kept with a job: the last ones.
+pub const ATTEMPTS_KEPT_MAX: usize = 20;
+
+/// What comes of a job, kept with it and given to the jobs that wait for it. What is larger belongs elsewhere.
+pub const RESULT_BYTES_MAX: usize = 64 * 1024;
+
+/// What came of the jobs that one job waited for, in all; results beyond are left out, for the job is handed out with them.
+pub const AWAITED_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long a result is kept unless the queue says otherwise: an hour.
+pub const RESULT_RETENTION_MS: u64 = 3_600 * 1000;
+
+/// Leases a second, of a queue or group: beyond it there is no limit.
+pub const RATE_PER_SECOND_MAX: u64 = 1_000_000;
+
+/// Jobs that a list, a redrive or a purge looks at before it answers with what it has: bounds the time a core spends.
+pub const JOBS_LOOKED_MAX: usize = 10_000;
+
 /// A worker's error text or name, kept with the job.
 pub const TEXT_BYTES_MAX: usize = 1024;
 

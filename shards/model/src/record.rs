@@ -158,6 +158,13 @@ pub fn check_headers(packed: &[u8]) -> Result<(), Reject> {
     check_header_count("headers of a job", headers)
 }
 
+/// Whether packed headers have one of this name and value.
+#[must_use]
+pub fn has_header(packed: &[u8], name: &[u8], value: &[u8]) -> bool {
+    RecordSlices::new(packed)
+        .any(|header| header.and_then(split_header).is_ok_and(|found| found == (name, value)))
+}
+
 fn check_header(header: &[u8]) -> Result<(), Reject> {
     let (name, value) = split_header(header).map_err(malformed)?;
     check_size("header name", name, HEADER_NAME_BYTES_MAX)?;

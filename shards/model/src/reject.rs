@@ -5,6 +5,7 @@
 use thiserror::Error;
 
 use crate::ids::{CatalogVersion, GroupEpoch, JobId, Lsn, Millis, Offset, ProducerId};
+use crate::job::JobPhase;
 use crate::path::Kind;
 use crate::replay::{ReplayAction, ReplayState};
 
@@ -250,6 +251,48 @@ pub enum Reject {
         /// Why.
         reason: LeaseLost,
     },
+    /// The job is not where it would have to be for this.
+    #[error("job {job} is {}; this is only for jobs that are {wanted}", .phase.as_str())]
+    WrongPhase {
+        /// The job.
+        job: JobId,
+        /// Where it is in its life.
+        phase: JobPhase,
+        /// Where it would have to be.
+        wanted: &'static str,
+    },
+    /// Another job has the key, with another payload.
+    #[error("the key belongs to job {job}, which has another payload")]
+    KeyConflict {
+        /// That job.
+        job: JobId,
+    },
+    /// The queue takes no more jobs.
+    #[error("the queue is full: it has {waiting} of at most {max} {what}; try again in {retry_after_ms} ms")]
+    QueueFull {
+        /// What it has too many of.
+        what: &'static str,
+        /// How many, or how many bytes, wait.
+        waiting: u64,
+        /// At most so many.
+        max: u64,
+        /// When it makes sense to try again.
+        retry_after_ms: u64,
+    },
+    /// Jobs of a batch wait for each other.
+    #[error("job {job} of the batch, counted from 0, waits in the end for itself")]
+    FlowCycle {
+        /// One of them.
+        job: u32,
+    },
+    /// A job is to wait for one that is not there.
+    #[error("job {job} of the batch, counted from 0, waits for {missing}, which is not there")]
+    FlowMissing {
+        /// Which job waits.
+        job: u32,
+        /// For what.
+        missing: String,
+    },
     /// A condition of a write does not hold.
     #[error("condition does not hold: the key is {}", describe_version(*.actual))]
     ConditionFailed {
@@ -407,17 +450,21 @@ impl Reject {
             | Self::IllegalFilter { .. }
             | Self::IllegalCron { .. }
             | Self::UnknownTimeZone { .. }
+            | Self::FlowCycle { .. }
             | Self::WrongKind { .. }
             | Self::NoSuchPartition { .. } => Code::InvalidArgument,
             Self::ResourceNotFound { .. }
             | Self::JobNotFound { .. }
             | Self::ScheduleNotFound { .. }
+            | Self::FlowMissing { .. }
             | Self::UnknownMember { .. } => Code::NotFound,
-            Self::ResourceExists { .. } | Self::ScheduleExists { .. } | Self::DuplicateSequence { .. } => {
-                Code::AlreadyExists
-            }
+            Self::ResourceExists { .. }
+            | Self::ScheduleExists { .. }
+            | Self::DuplicateSequence { .. }
+            | Self::KeyConflict { .. } => Code::AlreadyExists,
             Self::OffsetOutOfRange { .. } => Code::OutOfRange,
             Self::LeaseLost { .. }
+            | Self::WrongPhase { .. }
             | Self::StaleMemberEpoch { .. }
             | Self::FencedInstance { .. }
             | Self::PartitionNotOwned { .. }
@@ -435,7 +482,7 @@ impl Reject {
             | Self::ReplayState { .. }
             | Self::ReplayMoved { .. }
             | Self::ScheduleInPast { .. } => Code::FailedPrecondition,
-            Self::Overloaded { .. } | Self::DiskFull => Code::ResourceExhausted,
+            Self::Overloaded { .. } | Self::QueueFull { .. } | Self::DiskFull => Code::ResourceExhausted,
             Self::CatalogBehind { .. } | Self::Fenced { .. } | Self::ShuttingDown => Code::Unavailable,
             Self::Damaged { .. } => Code::DataLoss,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
@@ -473,6 +520,11 @@ impl Reject {
             Self::LeaseLost { reason: LeaseLost::Expired, .. } => "LEASE_EXPIRED",
             Self::LeaseLost { reason: LeaseLost::Superseded, .. } => "LEASE_SUPERSEDED",
             Self::LeaseLost { reason: LeaseLost::Settled, .. } => "LEASE_SETTLED",
+            Self::WrongPhase { .. } => "WRONG_PHASE",
+            Self::KeyConflict { .. } => "KEY_CONFLICT",
+            Self::QueueFull { .. } => "QUEUE_FULL",
+            Self::FlowCycle { .. } => "FLOW_CYCLE",
+            Self::FlowMissing { .. } => "FLOW_MISSING",
             Self::ConditionFailed { .. } => "CONDITION_FAILED",
             Self::UnknownMember { .. } => "UNKNOWN_MEMBER",
             Self::StaleMemberEpoch { .. } => "STALE_MEMBER_EPOCH",
@@ -503,6 +555,8 @@ impl Reject {
     pub fn details(&self) -> Vec<(&'static str, u64)> {
         match self {
             Self::KeyMissing { record } => vec![("record", u64::from(*record))],
+            Self::KeyConflict { job } => vec![("job_id", job.0)],
+            Self::QueueFull { waiting, max, .. } => vec![("waiting", *waiting), ("max", *max)],
             Self::OffsetMismatch { expected, next } => vec![("expected", expected.0), ("next", next.0)],
             Self::SequenceGap { expected, got } => vec![("expected", *expected), ("got", *got)],
             Self::ProducerFenced { id, epoch, current } => {
@@ -526,7 +580,9 @@ impl Reject {
     #[must_use]
     pub fn retry_after_ms(&self) -> Option<u64> {
         match self {
-            Self::Overloaded { retry_after_ms, .. } => Some(*retry_after_ms),
+            Self::Overloaded { retry_after_ms, .. } | Self::QueueFull { retry_after_ms, .. } => {
+                Some(*retry_after_ms)
+            }
             Self::DiskFull => Some(1_000),
             Self::CatalogBehind { .. } => Some(1),
             _ => None,

@@ -8,6 +8,7 @@ use crate::codec::Malformed;
 use crate::compression;
 use crate::group::GroupReply;
 use crate::ids::{CatalogVersion, JobId, LeaseToken, Lsn, Millis, Offset, ProducerId};
+use crate::job::{Awaited, JobCursor, JobView};
 use crate::reject::Reject;
 use crate::replay::ReplayStatus;
 use crate::schedule::ScheduleReply;
@@ -69,9 +70,16 @@ pub struct LeasedJob {
     pub payload: Bytes,
     /// Packed headers.
     pub headers: Bytes,
+    /// Its group; empty: none.
+    pub group: Bytes,
+    /// What became of the jobs it waited for.
+    pub awaited: Vec<Awaited>,
 }
 
-/// Jobs of a queue by state.
+/// A queue's jobs and what became of them.
+///
+/// `enqueued_total` = ready + delayed + blocked + leased + dead + done + `done_total` - done + `expired_total` +
+/// `cancelled_total` + `dropped_total` + `purged_total`: what is kept once it is done was counted as done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueStatus {
     /// To be had now.
@@ -80,14 +88,69 @@ pub struct QueueStatus {
     pub delayed: u64,
     /// With a worker.
     pub leased: u64,
+    /// Waiting for other jobs, or ready behind others of their group.
+    pub blocked: u64,
     /// Out of attempts, kept.
     pub dead: u64,
-    /// Acknowledged since the queue was created.
-    pub done_total: u64,
+    /// Done, kept.
+    pub done: u64,
     /// Enqueued since the queue was created.
     pub enqueued_total: u64,
+    /// Acknowledged since the queue was created.
+    pub done_total: u64,
+    /// Attempts that failed and were followed by another one.
+    pub retried_total: u64,
+    /// Jobs that died, each time.
+    pub died_total: u64,
+    /// Jobs nobody had in their time.
+    pub expired_total: u64,
+    /// Cancelled jobs.
+    pub cancelled_total: u64,
+    /// Dropped because the queue was full.
+    pub dropped_total: u64,
+    /// Dead jobs that are not kept any more.
+    pub purged_total: u64,
     /// How long the oldest ready job has been ready.
     pub oldest_ready_ms: u64,
+    /// Bytes of headers and payloads of jobs that wait.
+    pub waiting_bytes: u64,
+    /// Whether no job is given out.
+    pub paused: bool,
+}
+
+impl QueueStatus {
+    /// Jobs that wait for a worker, their time or others.
+    #[must_use]
+    pub fn waiting(&self) -> u64 {
+        self.ready + self.delayed + self.blocked
+    }
+}
+
+/// A job that was enqueued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EnqueuedJob {
+    /// Its number.
+    pub job: JobId,
+    /// Whether it was there before, under the same key.
+    pub existing: bool,
+}
+
+/// A lease that was extended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extended {
+    /// When it ends now.
+    pub until: Millis,
+    /// Whether the worker is to stop: the job was cancelled.
+    pub cancel_requested: bool,
+}
+
+/// What became of a job that was cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancelled {
+    /// It is gone.
+    Removed,
+    /// Its worker learns that it is to stop when it next extends its lease.
+    Requested,
 }
 
 /// A key's value.
@@ -158,13 +221,31 @@ pub enum Reply {
         next: Offset,
     },
     /// The new jobs, in order.
-    Enqueued(Batch<JobId>),
+    Enqueued(Batch<EnqueuedJob>),
     /// The leased jobs.
     Reserved(Vec<LeasedJob>),
     /// One outcome a lease, in order.
     Settled(Batch<Result<(), Reject>>),
     /// The leases' new ends, or why not, in order.
-    Extended(Batch<Result<Millis, Reject>>),
+    Extended(Batch<Result<Extended, Reject>>),
+    /// What became of each job, or why not, in order.
+    Cancelled(Batch<Result<Cancelled, Reject>>),
+    /// All that is known of a job.
+    Job(Box<JobView>),
+    /// Jobs in order.
+    Jobs {
+        /// As far as they were looked at.
+        jobs: Vec<JobView>,
+        /// The last one that was looked at, if there are more behind it.
+        next: Option<JobCursor>,
+    },
+    /// Jobs were redriven or purged.
+    Swept {
+        /// How many.
+        count: u64,
+        /// The last one that was looked at, if there are more behind it.
+        next: Option<JobCursor>,
+    },
     /// Counts by state.
     QueueStatus(QueueStatus),
     /// The new versions, or why not, in order.

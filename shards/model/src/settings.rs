@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::compression::Codec;
+use crate::job::{Backoff, RetryPolicy};
 use crate::limits;
 use crate::path::Kind;
 use crate::reject::Reject;
@@ -166,6 +167,62 @@ impl StreamSettings {
     }
 }
 
+/// What happens to a job that is enqueued when its queue is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenFull {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// The call waits for room, as long as it says.
+    Wait,
+    /// The oldest waiting job is dropped.
+    DropOldest,
+    /// The waiting job of the lowest priority is dropped, the newest of several; if none has a lower one than the new job,
+    /// that one is refused.
+    DropLowestPriority,
+}
+
+impl WhenFull {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Refuse, Self::Wait, Self::DropOldest, Self::DropLowestPriority];
+
+    /// The word in settings.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Wait => "wait",
+            Self::DropOldest => "drop_oldest",
+            Self::DropLowestPriority => "drop_lowest_priority",
+        }
+    }
+}
+
+/// So many a second, and so many at once after a pause: a token bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// How many a second.
+    pub per_second: u32,
+    /// How many at once; absent: as many as a second has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u32>,
+}
+
+impl Rate {
+    /// How many at once.
+    #[must_use]
+    pub fn burst(&self) -> u32 {
+        self.burst.unwrap_or(self.per_second)
+    }
+
+    fn validate(&self, name: &'static str) -> Result<(), Reject> {
+        within(name, u64::from(self.per_second), 1, limits::RATE_PER_SECOND_MAX)?;
+        within(name, u64::from(self.burst()), 1, limits::RATE_PER_SECOND_MAX)
+    }
+}
+
 /// Settings of a queue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -174,10 +231,54 @@ pub struct QueueSettings {
     pub visibility_timeout_ms: u64,
     /// Deliveries before a job is dead; a job may set its own.
     pub max_attempts: u32,
-    /// The wait before the second attempt; doubles with each further one.
+    /// How the wait between attempts grows; a job may have its own retries.
+    #[serde(skip_serializing_if = "is_default")]
+    pub backoff: Backoff,
+    /// The wait before the second attempt.
     pub backoff_initial_ms: u64,
     /// The longest wait between attempts.
     pub backoff_max_ms: u64,
+    /// By so much, in percent, a wait may be shorter.
+    #[serde(skip_serializing_if = "is_default")]
+    pub backoff_jitter_percent: u8,
+    /// A job whose lease ran out without an answer so many times, whatever happened in between, is set aside: dead,
+    /// quarantined. `None`: never for that alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quarantine_after: Option<u32>,
+    /// For each so many milliseconds that a job is ready it counts as one priority higher. `None`: priorities are
+    /// strict.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority_aging_ms: Option<u64>,
+    /// Jobs of a group that are leased at the same time; with 1 they are worked on strictly in order.
+    #[serde(skip_serializing_if = "is_one")]
+    pub group_concurrency: u32,
+    /// Jobs that are leased at the same time. `None`: any number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
+    /// Leases a second. `None`: any number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+    /// Leases a second of each group. `None`: any number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_rate: Option<Rate>,
+    /// Jobs that may wait. `None`: as many as the disk holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jobs_max: Option<u64>,
+    /// Bytes of headers and payloads of jobs that may wait. `None`: as many as the disk holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_max: Option<u64>,
+    /// What happens beyond those.
+    #[serde(skip_serializing_if = "is_default")]
+    pub when_full: WhenFull,
+    /// How long dead jobs are kept. `None`: until they are purged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dead_retention_ms: Option<u64>,
+    /// How long jobs are kept that are done. `None`: not at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub done_retention_ms: Option<u64>,
+    /// How long jobs are kept that are done with a result, if that is longer.
+    #[serde(skip_serializing_if = "is_default_result_retention")]
+    pub result_retention_ms: u64,
     /// Overrides the server's durability.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub durability: Option<Durability>,
@@ -188,20 +289,93 @@ impl Default for QueueSettings {
         Self {
             visibility_timeout_ms: 30_000,
             max_attempts: 3,
+            backoff: Backoff::default(),
             backoff_initial_ms: 1_000,
             backoff_max_ms: 60_000,
+            backoff_jitter_percent: 0,
+            quarantine_after: None,
+            priority_aging_ms: None,
+            group_concurrency: 1,
+            concurrency: None,
+            rate: None,
+            group_rate: None,
+            jobs_max: None,
+            bytes_max: None,
+            when_full: WhenFull::default(),
+            dead_retention_ms: None,
+            done_retention_ms: None,
+            result_retention_ms: limits::RESULT_RETENTION_MS,
             durability: None,
         }
     }
 }
 
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(value: &u32) -> bool {
+    *value == 1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_default_result_retention(ms: &u64) -> bool {
+    *ms == limits::RESULT_RETENTION_MS
+}
+
 impl QueueSettings {
-    /// The wait after the `attempts`-th failed delivery: initial × 2^(attempts - 1), capped.
+    /// When jobs that failed are tried again that do not say it themselves.
     #[must_use]
-    pub fn backoff_ms(&self, attempts: u32) -> u64 {
-        let doublings = attempts.saturating_sub(1).min(63);
-        self.backoff_initial_ms.saturating_mul(1 << doublings).min(self.backoff_max_ms)
+    pub fn retry(&self) -> RetryPolicy {
+        RetryPolicy {
+            backoff: self.backoff,
+            initial_ms: self.backoff_initial_ms,
+            max_ms: self.backoff_max_ms,
+            jitter_percent: self.backoff_jitter_percent,
+        }
     }
+
+    fn validate(&self) -> Result<(), Reject> {
+        within(
+            "visibility_timeout_ms",
+            self.visibility_timeout_ms,
+            limits::VISIBILITY_MS_MIN,
+            limits::VISIBILITY_MS_MAX,
+        )?;
+        within("max_attempts", u64::from(self.max_attempts), 1, u64::from(limits::ATTEMPTS_MAX))?;
+        check_retry(&self.retry())?;
+        let counts = [
+            ("quarantine_after", self.quarantine_after.map(u64::from), u64::from(limits::ATTEMPTS_MAX)),
+            ("priority_aging_ms", self.priority_aging_ms, limits::DELAY_MS_MAX),
+            ("group_concurrency", Some(u64::from(self.group_concurrency)), u64::from(u32::MAX)),
+            ("concurrency", self.concurrency.map(u64::from), u64::from(u32::MAX)),
+            ("jobs_max", self.jobs_max, u64::MAX),
+            ("bytes_max", self.bytes_max, u64::MAX),
+            ("dead_retention_ms", self.dead_retention_ms, limits::RETENTION_MS_MAX),
+            ("done_retention_ms", self.done_retention_ms, limits::RETENTION_MS_MAX),
+            ("result_retention_ms", Some(self.result_retention_ms), limits::RETENTION_MS_MAX),
+        ];
+        for (name, value, max) in counts {
+            value.map_or(Ok(()), |value| within(name, value, 1, max))?;
+        }
+        if self.when_full != WhenFull::Refuse && self.jobs_max.is_none() && self.bytes_max.is_none() {
+            let reason = "is only for queues with jobs_max or bytes_max; set one of them too";
+            return Err(Reject::invalid("when_full", reason));
+        }
+        self.rate.map_or(Ok(()), |rate| rate.validate("rate"))?;
+        self.group_rate.map_or(Ok(()), |rate| rate.validate("group_rate"))
+    }
+}
+
+/// Refuses retries that are none.
+///
+/// # Errors
+/// [`Reject::InvalidArgument`].
+pub fn check_retry(retry: &RetryPolicy) -> Result<(), Reject> {
+    within("backoff_max_ms", retry.max_ms, 0, limits::DELAY_MS_MAX)?;
+    within("backoff_initial_ms", retry.initial_ms, 0, retry.max_ms)?;
+    within("backoff_jitter_percent", u64::from(retry.jitter_percent), 0, 100)
 }
 
 /// Settings of a key-value store.
@@ -379,17 +553,7 @@ impl Settings {
                 s.validate_segments()?;
                 s.validate_compaction()
             }
-            Self::Queue(s) => {
-                within(
-                    "visibility_timeout_ms",
-                    s.visibility_timeout_ms,
-                    limits::VISIBILITY_MS_MIN,
-                    limits::VISIBILITY_MS_MAX,
-                )?;
-                within("max_attempts", u64::from(s.max_attempts), 1, u64::from(limits::ATTEMPTS_MAX))?;
-                within("backoff_max_ms", s.backoff_max_ms, 0, limits::DELAY_MS_MAX)?;
-                within("backoff_initial_ms", s.backoff_initial_ms, 0, s.backoff_max_ms)
-            }
+            Self::Queue(s) => s.validate(),
             Self::Kv(s) => {
                 s.default_ttl_ms.map_or(Ok(()), |ttl| within("default_ttl_ms", ttl, 1, limits::DELAY_MS_MAX))
             }

@@ -105,6 +105,7 @@ impl EnqueueArgs {
             headers: self.headers.clone(),
             delay_ms: millis(self.delay),
             max_attempts: self.max_attempts,
+            ..v1::NewJob::default()
         };
         let json_lines = self.json_lines;
         let parse = move |line: Bytes| -> Result<Option<v1::NewJob>, String> {
@@ -155,7 +156,7 @@ impl EnqueueArgs {
         before: u64,
     ) -> Result<Vec<u64>, Failure> {
         let mut backoff = Backoff::new(Some(self.give_up_after));
-        let mut request = v1::EnqueueRequest { queue: self.queue.clone(), jobs };
+        let mut request = v1::EnqueueRequest { queue: self.queue.clone(), jobs, wait_ms: 0 };
         loop {
             let message = if self.retry { request.clone() } else { std::mem::take(&mut request) };
             let status = match client.enqueue(self.server.request(message)).await {

@@ -216,10 +216,15 @@ fn job_json(job: &v1::LeasedJob) -> JobJson<'_> {
     }
 }
 
+/// A lease whose job is done, with nothing to say.
+fn acked(lease: &v1::Lease) -> v1::AckItem {
+    v1::AckItem { job_id: lease.job_id, token: lease.token, ..v1::AckItem::default() }
+}
+
 impl AckArgs {
     async fn run(self) -> Result<(), Failure> {
         let mut queue = client!(queue_client::QueueClient, self.server.connect().await?);
-        let request = v1::AckRequest { queue: self.queue, leases: self.leases.clone() };
+        let request = v1::AckRequest { queue: self.queue, leases: self.leases.iter().map(acked).collect() };
         let outcomes = queue.ack(self.server.request(request)).await?.into_inner().outcomes;
         let errors = outcomes.into_iter().map(|outcome| outcome.error);
         write_outcomes(self.output.format, "done", &self.leases, errors, |_| None)
@@ -234,6 +239,7 @@ impl NackArgs {
             token: lease.token,
             delay_ms: self.delay.map(millis),
             error: self.error.clone(),
+            kind: v1::NackKind::NackFailed.into(),
         };
         let request =
             v1::NackRequest { queue: self.queue.clone(), nacks: self.leases.iter().map(item).collect() };

@@ -63,7 +63,7 @@ impl Book {
     }
 
     /// The verdict on one lease, to be sent.
-    pub fn verdict(&self, key: LeaseKey) -> (Vec<v1::Lease>, Vec<v1::NackItem>) {
+    pub fn verdict(&self, key: LeaseKey) -> (Vec<v1::AckItem>, Vec<v1::NackItem>) {
         let (mut acks, mut nacks) = (Vec::new(), Vec::new());
         if let Some(open) = self.open.get(&key) {
             put(key, &open.verdict, &mut acks, &mut nacks);
@@ -72,7 +72,7 @@ impl Book {
     }
 
     /// All open verdicts, to be sent again after a loss.
-    pub fn all_again(&mut self) -> (Vec<v1::Lease>, Vec<v1::NackItem>) {
+    pub fn all_again(&mut self) -> (Vec<v1::AckItem>, Vec<v1::NackItem>) {
         let (mut acks, mut nacks) = (Vec::new(), Vec::new());
         for (key, open) in &mut self.open {
             open.sent_again = true;
@@ -115,12 +115,12 @@ impl Book {
     }
 }
 
-fn put(key: LeaseKey, verdict: &Verdict, acks: &mut Vec<v1::Lease>, nacks: &mut Vec<v1::NackItem>) {
+fn put(key: LeaseKey, verdict: &Verdict, acks: &mut Vec<v1::AckItem>, nacks: &mut Vec<v1::NackItem>) {
     let (job_id, token) = key;
     match verdict {
-        Verdict::Done => acks.push(v1::Lease { job_id, token }),
+        Verdict::Done => acks.push(v1::AckItem { job_id, token, ..v1::AckItem::default() }),
         Verdict::Failed(error) => {
-            nacks.push(v1::NackItem { job_id, token, delay_ms: None, error: error.clone() });
+            nacks.push(v1::NackItem { job_id, token, error: error.clone(), ..v1::NackItem::default() });
         }
     }
 }
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(book.held(), [v1::Lease { job_id: 1, token: 2 }]);
         book.finish((1, 2), Verdict::Done);
         assert!(book.held().is_empty() && !book.is_empty());
-        assert_eq!(book.verdict((1, 2)).0, [v1::Lease { job_id: 1, token: 2 }]);
+        assert_eq!(book.verdict((1, 2)).0, [v1::AckItem { job_id: 1, token: 2, ..v1::AckItem::default() }]);
         assert_eq!(book.settle((1, 2), None), None);
         assert!(book.is_empty());
         assert_eq!(book.counts, Counts { done: 1, failed: 0, lost: 0 });

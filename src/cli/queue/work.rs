@@ -244,12 +244,14 @@ impl Worker {
                 queue: self.args.queue.clone(),
                 worker: self.name.clone(),
                 visibility_timeout_ms: Some(millis(self.visibility)),
+                release_on_disconnect: false,
             }),
             credit: self.args.concurrency.saturating_sub(running),
             acks,
             nacks,
             extends: self.book.held(),
             extend_ms: Some(millis(self.visibility)),
+            ..v1::WorkRequest::default()
         }
     }
 
@@ -340,7 +342,7 @@ impl Worker {
 
     async fn settle_in_calls(
         &mut self,
-        acks: Vec<v1::Lease>,
+        acks: Vec<v1::AckItem>,
         nacks: Vec<v1::NackItem>,
     ) -> Result<(), Status> {
         let mut queue = self.queue.clone();

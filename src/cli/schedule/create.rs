@@ -120,6 +120,7 @@ impl CreateArgs {
             headers: self.headers,
             delay_ms: millis(self.delay),
             max_attempts: self.max_attempts,
+            ..Default::default()
         };
         let missed = match self.missed {
             Missed::Skip => v1::MissedPolicy::Skip,

@@ -209,6 +209,11 @@ fn reply_bytes(reply: &Reply) -> usize {
                 entries.iter().map(|(key, value)| key.len() + value.value.len() + 40).sum()
             }
             Reply::Enqueued(jobs) => jobs.len() * 10,
+            Reply::Cancelled(outcomes) => outcomes.len() * 4,
+            Reply::Job(job) => job.payload.len() + job.headers.len() + 4 * SMALL,
+            Reply::Jobs { jobs, .. } => {
+                jobs.iter().map(|job| job.payload.len() + job.headers.len() + 2 * SMALL).sum()
+            }
             Reply::Settled(outcomes) => outcomes.len() * 2,
             Reply::Extended(outcomes) => outcomes.len() * 10,
             Reply::Written(outcomes) => outcomes.len() * 13,
@@ -222,6 +227,7 @@ fn reply_bytes(reply: &Reply) -> usize {
             | Reply::Replay(_)
             | Reply::Schedule(_)
             | Reply::QueueStatus(_)
+            | Reply::Swept { .. }
             | Reply::Resource { .. } => 0,
         }
 }

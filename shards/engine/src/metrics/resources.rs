@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use flowmesh_machine::Machine;
 pub use flowmesh_machine::PartitionHeld;
 use flowmesh_model::group::fact::GroupFact;
+use flowmesh_model::job::fact::QueueFact;
 use flowmesh_model::{
     Command, Fact, Millis, Offset, PartitionRef, QueueCommand, Reply, ResourceId, StreamCommand,
 };
@@ -314,7 +315,9 @@ impl Resources {
                     continue;
                 }
                 Fact::JobEnqueued { queue, .. } => (*queue, [1, 0, 0]),
-                Fact::JobDone { queue, .. } => (*queue, [0, 1, 0]),
+                Fact::JobDone { queue, .. } | Fact::Queue(queue, QueueFact::Finished { .. }) => {
+                    (*queue, [0, 1, 0])
+                }
                 Fact::JobReturned { queue, .. } | Fact::JobDied { queue, .. } => (*queue, [0, 0, 1]),
                 _ => continue,
             };

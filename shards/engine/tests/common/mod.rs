@@ -99,6 +99,7 @@ impl Rig {
             sync_interval_ms: 10,
             memory_bytes: 64 << 20,
             tail_bytes: 16 << 10,
+            body_bytes: 16 << 10,
             log_segment_bytes: 1 << 20,
             log_bytes_max: 64 << 20,
             checkpoint_log_bytes: 256 << 10,

@@ -1,15 +1,17 @@
 //! How facts change a queue. Whatever contradicts the state is a bug, or another machine's log.
 
 use bytes::Bytes;
-use flowmesh_model::fact::ReturnCause;
+use flowmesh_model::job::fact::{EnqueuedOptions, QueueFact, RemovalCause};
+use flowmesh_model::job::{AttemptEnd, JobPhase};
 use flowmesh_model::schedule::fact::ScheduleFact;
-use flowmesh_model::{JobId, LeaseToken, Millis};
+use flowmesh_model::{JobId, LeaseToken, Millis, ResourceId, Space};
 
-use super::job::{self, Job, JobState};
-use super::{JOB_BYTES, Queue};
+use super::job::{self, Extra, Job, JobState};
+use super::jobs::Body;
+use super::{Facets, Queue, dedup};
 use crate::changes::{Touch, image};
+use crate::decision::WaitKey;
 use crate::held::Apply;
-use flowmesh_model::Space;
 
 /// A new job, as its fact says.
 pub(crate) struct Enqueued {
@@ -19,27 +21,70 @@ pub(crate) struct Enqueued {
     pub priority: u8,
     pub headers: Bytes,
     pub payload: Bytes,
+    pub options: Option<Box<EnqueuedOptions>>,
 }
 
 impl Queue {
-    /// `JobEnqueued`. Returns whether the job is ready.
-    pub fn enqueued(&mut self, cx: &mut Apply<'_>, new: &Enqueued) -> bool {
+    /// `JobEnqueued`.
+    pub fn enqueued(&mut self, cx: &mut Apply<'_>, new: &Enqueued) {
         assert!(new.job > self.counters.last_job, "job numbers only grow");
         let now = cx.at.time;
+        let body = Body::new(&new.headers, &new.payload, now);
         let state = JobState::waiting(new.ready_at, now);
-        let mut job =
-            Box::new(Job::new(&new.headers, &new.payload, new.priority, new.max_attempts, now, state));
-        let touch = cx.seals.touch(&mut job.mark);
-        self.memory_bytes += JOB_BYTES + job.extra_bytes();
+        let mut job = Job::new(new.priority, new.max_attempts, body.len(), state);
+        if let Some(options) = new.options.as_deref() {
+            self.set_options(cx, new, options, &mut job);
+        }
+        let listed = cx.seals.touch(&mut job.mark) != Touch::Known;
         self.counters.last_job = new.job;
         self.counters.enqueued_total += 1;
         self.counters.last_lsn = cx.at.lsn;
-        self.arrange(new.job, new.priority, state);
+        let facets = Facets::of(&job);
         self.jobs.insert(new.job, job);
-        if touch != Touch::Known {
+        self.jobs.warm(new.job, body);
+        self.arrange(new.job, now, facets);
+        if listed {
             self.list(new.job);
         }
-        matches!(state, JobState::Ready { .. })
+    }
+
+    fn set_options(&mut self, cx: &mut Apply<'_>, new: &Enqueued, options: &EnqueuedOptions, job: &mut Job) {
+        job.group = self.ready.join(&options.group);
+        if let Some((key, until)) = &options.key {
+            self.keys.add(cx, key, new.job, *until, dedup::digest(&new.payload));
+        }
+        let key = options.key.as_ref().map(|(key, _)| Bytes::copy_from_slice(key));
+        if options.expires_at.is_some() || options.retry.is_some() || key.is_some() {
+            let extra = job.extra_mut();
+            (extra.expires_at, extra.retry, extra.key) = (options.expires_at, options.retry, key);
+        }
+        if options.after.is_empty() {
+            return;
+        }
+        if options.after_any_end {
+            job.set_after_any_end();
+        }
+        job.extra_mut().after.clone_from(&options.after);
+        let mut waits = false;
+        for other in &options.after {
+            let (phase, result) = match self.jobs.get(*other) {
+                Some(other) => {
+                    (Some(other.phase()), other.extra().map_or_else(Bytes::new, |extra| extra.result.clone()))
+                }
+                None => (None, Bytes::new()),
+            };
+            match phase {
+                Some(JobPhase::Done) => drop(job.awaited(*other, true, &result)),
+                Some(JobPhase::Dead) if options.after_any_end => drop(job.awaited(*other, false, &result)),
+                _ => {
+                    waits = true;
+                    self.waiters.entry(*other).or_default().push(new.job);
+                }
+            }
+        }
+        if waits {
+            job.set_state(JobState::Blocked { ready_at: new.ready_at });
+        }
     }
 
     /// `JobLeased`.
@@ -53,84 +98,293 @@ impl Queue {
     ) {
         assert!(token > self.counters.last_token, "tokens only grow");
         self.counters.last_token = token;
-        if self.worker != worker {
-            self.worker = Bytes::copy_from_slice(worker);
-        }
-        let (now, worker) = (cx.at.time, self.worker.clone());
+        let (now, worker) = (cx.at.time, self.workers.take(worker));
         self.change(cx, id, |job| job.lease(token, until, now, worker));
+        if let Some(rate) = self.limits.rate {
+            self.bucket.take(rate, now);
+        }
+        let group = self.jobs.get(id).map_or(0, |job| job.group);
+        self.ready.served(group, now);
     }
 
     /// `LeaseExtended`.
     pub fn extended(&mut self, cx: &mut Apply<'_>, id: JobId, until: Millis) {
-        self.change(cx, id, |job| job.extend(until));
+        self.change(cx, id, |job| {
+            job.assert_leased();
+            job.set_state(JobState::Leased { until });
+        });
     }
 
-    /// `JobReturned`. Returns whether the job is ready.
+    /// `JobReturned`.
     pub fn returned(
         &mut self,
         cx: &mut Apply<'_>,
         id: JobId,
         ready_at: Millis,
-        cause: ReturnCause,
+        cause: AttemptEnd,
         error: &Bytes,
-    ) -> bool {
-        let now = cx.at.time;
-        self.change(cx, id, |job| job.give_back(ready_at, now, cause, error));
-        ready_at <= now
+    ) {
+        self.counters.retried_total += u64::from(cause != AttemptEnd::Released);
+        self.end_lease(cx, id, JobState::waiting(ready_at, cx.at.time), cause, error);
     }
 
     /// `JobDied`.
-    pub fn died(&mut self, cx: &mut Apply<'_>, id: JobId, cause: ReturnCause, error: &Bytes) {
-        let now = cx.at.time;
-        self.change(cx, id, |job| job.die(now, cause, error));
+    pub fn died(&mut self, cx: &mut Apply<'_>, id: JobId, cause: AttemptEnd, error: &Bytes) {
+        self.counters.died_total += 1;
+        let since = cx.at.time;
+        self.end_lease(cx, id, JobState::Dead { since }, cause, error);
+        self.ended(cx, id, End::Dead, &Bytes::new());
+    }
+
+    /// Ends a lease: the worker has one job less.
+    fn end_lease(
+        &mut self,
+        cx: &mut Apply<'_>,
+        id: JobId,
+        state: JobState,
+        cause: AttemptEnd,
+        error: &Bytes,
+    ) {
+        let (now, number) = (cx.at.time, self.jobs.get(id).map_or(0, |job| job.worker));
+        let worker = self.workers.text(number);
+        self.change(cx, id, |job| {
+            job.end_lease(now, cause, worker, error);
+            job.set_state(state);
+        });
+        // Not before: the index may have got the job as it was.
+        self.workers.give_back(number);
     }
 
     /// `JobDone`.
     pub fn done(&mut self, cx: &mut Apply<'_>, id: JobId) {
-        let mut job = self.jobs.remove(&id).unwrap_or_else(|| panic!("no such job: {id}"));
-        job.assert_leased();
-        if cx.seals.touch(&mut job.mark) == Touch::CaptureAndList {
-            cx.seals.capture(image(Space::Jobs, cx.home.job_key(id), job::encode(&job)));
-        }
-        if job.mark.in_index() {
-            self.changes.list_gone(id);
-        }
-        self.disarrange(id, job.priority, job.state);
-        self.memory_bytes -= JOB_BYTES + job.extra_bytes();
+        self.finished(cx, id, None, &Bytes::new());
+    }
+
+    /// `JobDone` and `Finished`.
+    fn finished(&mut self, cx: &mut Apply<'_>, id: JobId, keep_until: Option<Millis>, result: &Bytes) {
         self.counters.done_total += 1;
-        self.counters.last_lsn = cx.at.lsn;
+        if let Some(until) = keep_until {
+            self.end_lease(cx, id, JobState::Done { until }, AttemptEnd::Acked, &Bytes::new());
+            self.set_extra(id, |extra| extra.result = flowmesh_model::codec::detached(result));
+        } else {
+            self.jobs.get(id).unwrap_or_else(|| no_such(id)).assert_leased();
+            self.remove(cx, id);
+        }
+        self.ended(cx, id, End::Done, result);
+    }
+
+    /// What became true beside the life that every job has.
+    pub fn apply(&mut self, cx: &mut Apply<'_>, queue: ResourceId, fact: QueueFact) {
+        match fact {
+            QueueFact::Finished { job, keep_until, result } => {
+                self.wake_watchers(cx, queue, job);
+                self.finished(cx, job, keep_until, &result);
+            }
+            QueueFact::Removed { job, cause } => {
+                self.wake_watchers(cx, queue, job);
+                self.removed(cx, job, cause);
+            }
+            QueueFact::Progressed { job, progress } => self.change(cx, job, |job| {
+                job.assert_leased();
+                job.extra_mut().progress = flowmesh_model::codec::detached(&progress);
+            }),
+            QueueFact::CancelRequested { job } => self.change(cx, job, |job| {
+                job.assert_leased();
+                job.request_cancel();
+            }),
+            QueueFact::Changed { job, priority, ready_at } => {
+                let now = cx.at.time;
+                self.change(cx, job, |job| {
+                    job.priority = priority;
+                    job.set_state(match job.state() {
+                        JobState::Blocked { .. } => JobState::Blocked { ready_at },
+                        JobState::Delayed { .. } | JobState::Ready { .. } => JobState::waiting(ready_at, now),
+                        other => panic!("a job was changed that does not wait: {other:?}"),
+                    });
+                });
+            }
+            QueueFact::Redriven { job, ready_at } => {
+                let now = cx.at.time;
+                self.change(cx, job, |job| job.redrive(ready_at, now));
+            }
+            QueueFact::Paused(paused) => {
+                self.counters.paused = paused;
+                self.counters.last_lsn = cx.at.lsn;
+            }
+            QueueFact::KeysForgotten(upto) => {
+                self.keys.forgotten(cx, upto);
+                self.counters.last_lsn = cx.at.lsn;
+            }
+        }
     }
 
     /// What became true of a schedule.
-    pub fn schedule(&mut self, cx: &mut Apply<'_>, fact: ScheduleFact) {
+    pub fn apply_schedule(&mut self, cx: &mut Apply<'_>, fact: ScheduleFact) {
         self.schedules.apply(cx, fact);
         self.counters.last_lsn = cx.at.lsn;
     }
 
+    /// Whoever waits for the end of a job looks again.
+    pub fn wake_watchers(&self, cx: &mut Apply<'_>, queue: ResourceId, id: JobId) {
+        if self.jobs.get(id).is_some_and(Job::is_watched) {
+            cx.woken.wake(&mut 0, WaitKey::Job(queue, id));
+        }
+    }
+
+    /// `Removed`.
+    fn removed(&mut self, cx: &mut Apply<'_>, id: JobId, cause: RemovalCause) {
+        let phase = self.jobs.get(id).unwrap_or_else(|| no_such(id)).phase();
+        // Of the same entry: one that it waited for is gone, and it died of that.
+        if phase == JobPhase::Dead && matches!(cause, RemovalCause::Expired | RemovalCause::Dropped) {
+            return;
+        }
+        match cause {
+            RemovalCause::Cancelled => self.counters.cancelled_total += 1,
+            RemovalCause::Expired => self.counters.expired_total += 1,
+            RemovalCause::Dropped => self.counters.dropped_total += 1,
+            // What is done was counted when it was.
+            RemovalCause::Purged => self.counters.purged_total += u64::from(phase == JobPhase::Dead),
+        }
+        self.remove(cx, id);
+        if phase != JobPhase::Done {
+            self.ended(cx, id, End::Gone, &Bytes::new());
+        }
+    }
+
+    /// Takes a job out of everything.
+    fn remove(&mut self, cx: &mut Apply<'_>, id: JobId) {
+        self.touch(cx, id);
+        let now = cx.at.time;
+        let job = self.jobs.remove(id).unwrap_or_else(|| no_such(id));
+        if job.mark.in_index() {
+            self.changes.list_gone(id);
+        }
+        self.disarrange(id, now, Facets::of(&job));
+        self.ready.leave(job.group);
+        self.workers.give_back(job.worker);
+        self.counters.last_lsn = cx.at.lsn;
+        let Some(extra) = job.extra() else { return };
+        if let Some(key) = &extra.key {
+            self.keys.ended(cx, key, id);
+        }
+        self.wait_no_more(id, &extra.after);
+    }
+
+    /// A job does not wait for these any more.
+    fn wait_no_more(&mut self, id: JobId, after: &[JobId]) {
+        for other in after {
+            if let Some(waiters) = self.waiters.get_mut(other) {
+                waiters.retain(|waiter| *waiter != id);
+                if waiters.is_empty() {
+                    self.waiters.remove(other);
+                }
+            }
+        }
+    }
+
+    /// A job has come to its end, or to one from which it may come back: those that wait for it go on, wait on, or die.
+    fn ended(&mut self, cx: &mut Apply<'_>, id: JobId, end: End, result: &Bytes) {
+        if end == End::Done
+            && let Some(key) = self.jobs.get(id).and_then(|job| job.extra()?.key.clone())
+        {
+            self.keys.ended(cx, &key, id);
+        }
+        let now = cx.at.time;
+        let mut ends = vec![(id, end)];
+        while let Some((ended, end)) = ends.pop() {
+            let Some(waiters) = self.waiters.remove(&ended) else { continue };
+            let mut still = Vec::new();
+            for waiter in waiters {
+                let any_end = self.jobs.get(waiter).is_some_and(Job::after_any_end);
+                match end {
+                    _ if end == End::Done || any_end => self.change(cx, waiter, |job| {
+                        if job.awaited(ended, end == End::Done, result)
+                            && let JobState::Blocked { ready_at } = job.state()
+                        {
+                            job.set_state(JobState::waiting(ready_at, now));
+                        }
+                    }),
+                    End::Gone => {
+                        self.counters.died_total += 1;
+                        let mut after = Vec::new();
+                        self.change(cx, waiter, |job| {
+                            job.awaited(ended, false, &Bytes::new());
+                            after = std::mem::take(&mut job.extra_mut().after);
+                            job.give_up(now, format!("job {ended}, which it waits for, is gone"));
+                        });
+                        self.wait_no_more(waiter, &after);
+                        ends.push((waiter, End::Dead));
+                    }
+                    _ => still.push(waiter),
+                }
+            }
+            if !still.is_empty() {
+                self.waiters.insert(ended, still);
+            }
+        }
+    }
+
+    /// Before a job changes: the index gets it as it is, if it must.
+    fn touch(&mut self, cx: &mut Apply<'_>, id: JobId) -> Touch {
+        let job = self.jobs.get_mut(id).unwrap_or_else(|| no_such(id));
+        let touch = cx.seals.touch(&mut job.mark);
+        if touch == Touch::CaptureAndList
+            && let Some(job) = self.jobs.get(id)
+        {
+            let names = self.names_of(job);
+            cx.seals.capture(image(Space::Jobs, cx.home.job_key(id), job::encode(job, &names)));
+            if let Some(body) = self.jobs.store_body(id, cx.seals.sealed_epoch()) {
+                cx.seals.capture(image(Space::Bodies, cx.home.job_key(id), body));
+            }
+        }
+        touch
+    }
+
     /// Changes a job and its place in the orders.
     fn change(&mut self, cx: &mut Apply<'_>, id: JobId, change: impl FnOnce(&mut Job)) {
-        let job = self.jobs.get_mut(&id).unwrap_or_else(|| panic!("no such job: {id}"));
-        let touch = cx.seals.touch(&mut job.mark);
-        if touch == Touch::CaptureAndList {
-            cx.seals.capture(image(Space::Jobs, cx.home.job_key(id), job::encode(job)));
-        }
-        let (priority, before, extra) = (job.priority, job.state, job.extra_bytes());
+        let (touch, now) = (self.touch(cx, id), cx.at.time);
+        let job = self.jobs.get_mut(id).unwrap_or_else(|| no_such(id));
+        let (before, bytes_before) = (Facets::of(job), job.extra_bytes());
         change(job);
-        let (after, extra_after) = (job.state, job.extra_bytes());
-        self.memory_bytes = self.memory_bytes + extra_after - extra;
-        self.disarrange(id, priority, before);
-        self.arrange(id, priority, after);
+        let (after, bytes_after) = (Facets::of(job), job.extra_bytes());
+        self.jobs.resized(bytes_before, bytes_after);
+        self.disarrange(id, now, before);
+        self.arrange(id, now, after);
         self.counters.last_lsn = cx.at.lsn;
         if touch != Touch::Known {
             self.list(id);
         }
     }
 
+    /// Changes what a job has that most have not; after its other changes, which have put it on the list.
+    fn set_extra(&mut self, id: JobId, set: impl FnOnce(&mut Extra)) {
+        let job = self.jobs.get_mut(id).unwrap_or_else(|| no_such(id));
+        let before = job.extra_bytes();
+        set(job.extra_mut());
+        let after = job.extra_bytes();
+        self.jobs.resized(before, after);
+    }
+
     /// Lists a change of a job that is there: of one that is not, thinning out would forget it.
     fn list(&mut self, id: JobId) {
         self.changes.list(id);
-        if self.changes.is_stale(self.jobs.len()) {
-            self.changes.thin(|id| self.jobs.contains_key(id));
+        if self.changes.is_stale(self.jobs.len() as usize) {
+            let jobs = &self.jobs;
+            self.changes.thin(|id| jobs.get(*id).is_some());
         }
     }
+}
+
+/// How a job ended, for those that wait for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Done,
+    /// It may be redriven.
+    Dead,
+    /// It is never going to be done.
+    Gone,
+}
+
+fn no_such(id: JobId) -> ! {
+    panic!("no such job: {id}")
 }

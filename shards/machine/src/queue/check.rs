@@ -1,72 +1,112 @@
 //! A queue's invariants, and its state as text.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use flowmesh_model::JobId;
+use flowmesh_model::job::JobPhase;
 
+use super::Queue;
 use super::job::{Job, JobState};
-use super::{JOB_BYTES, Queue};
 use crate::changes::Seals;
 
 impl Queue {
-    fn jobs_in_order(&self) -> Vec<(JobId, &Job)> {
-        let mut jobs: Vec<_> = self.jobs.iter().map(|(id, job)| (*id, job.as_ref())).collect();
-        jobs.sort_unstable_by_key(|(id, _)| *id);
-        jobs
-    }
-
     /// Checks every invariant.
     pub fn check(&self, seals: &Seals) {
-        let mut memory_bytes = 0;
-        for (id, job) in self.jobs_in_order() {
+        self.jobs.check();
+        self.ready.check();
+        self.keys.check(seals);
+        self.schedules.check(self.counters.last_job, seals);
+        let (mut in_orders, mut waiting_bytes, mut expiring, mut waiters) = (0, 0, 0, 0);
+        let mut groups: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
+        for (id, job) in self.jobs.iter() {
             assert!(id.0 > 0 && id <= self.counters.last_job);
             assert!(job.token <= self.counters.last_token);
             assert!(job.attempts <= job.max_attempts.max(1), "no delivery beyond the last attempt");
-            assert_eq!(job.attempts == 0, job.token.0 == 0);
-            let found = match job.state {
-                JobState::Delayed { ready_at } => self.delayed.contains(&(ready_at, id)),
-                JobState::Ready { .. } => self.ready.contains(&(std::cmp::Reverse(job.priority), id)),
-                JobState::Leased { until } => job.attempts > 0 && self.leases.contains(&(until, id)),
-                JobState::Dead { .. } => job.last_end.is_some() && self.dead.contains(&id),
-            };
-            assert!(found, "job {id} is not in the order of its state");
-            memory_bytes += JOB_BYTES + job.extra_bytes();
+            assert!(job.worker == 0 || job.phase() == JobPhase::Leased, "a worker without a lease");
+            self.check_place(id, job);
+            in_orders += 1;
+            let (leased, retrying) = groups.entry(job.group).or_default();
+            *leased += u32::from(job.phase() == JobPhase::Leased);
+            *retrying += u32::from(job.phase() == JobPhase::Delayed && job.attempts > 0);
+            if job.state().is_waiting() {
+                waiting_bytes += u64::from(job.body_bytes);
+                expiring += usize::from(job.expires_at().is_some());
+                assert!(job.expires_at().is_none_or(|at| self.expiring.contains(&(at, id))));
+                assert!(self.victims.as_ref().is_none_or(|all| all.contains(&self.victim(id, job.priority))));
+            }
+            let after = job.extra().map_or(&[][..], |extra| &extra.after);
+            if job.phase() == JobPhase::Blocked {
+                assert!(!after.is_empty(), "a job is blocked by nothing");
+                waiters += after.len();
+                for other in after {
+                    assert!(self.waiters.get(other).is_some_and(|waiters| waiters.contains(&id)));
+                }
+            }
+            if let Some(body) = self.jobs.body(id) {
+                assert_eq!(body.len(), job.body_bytes as usize);
+            } else {
+                assert!(job.mark.in_index(), "what job {id} is about is nowhere");
+            }
             if seals.is_listed(job.mark) && seals.are_made() {
                 assert!(self.changes.has_listed(&id), "job {id} is marked but not listed");
             }
         }
-        let in_orders: u64 = self.counts().iter().sum();
-        assert_eq!(in_orders, self.jobs.len() as u64, "each job is in one order");
-        assert_eq!(self.memory_bytes, memory_bytes);
-        self.schedules.check(self.counters.last_job, seals);
-        assert!(self.counters.done_total + in_orders <= self.counters.enqueued_total);
+        for (group, (leased, retrying)) in groups {
+            if group > 0 {
+                assert_eq!(self.ready.group_counts(group), (leased, retrying));
+            }
+        }
+        assert_eq!(self.waiting_bytes, waiting_bytes);
+        assert_eq!(self.expiring.len(), expiring);
+        assert_eq!(self.waiters.values().map(Vec::len).sum::<usize>(), waiters);
+        let others = self.leases.len() + self.dead.len() + self.done.len();
+        assert_eq!(self.waiting() + others as u64, in_orders, "each job is in one order");
+        let c = &self.counters;
+        let ended = c.done_total + c.expired_total + c.cancelled_total + c.dropped_total + c.purged_total;
+        assert_eq!(ended + in_orders - self.done.len() as u64, c.enqueued_total, "jobs add up");
     }
 
-    /// The state as text. Delayed and ready are one: only the time tells them apart.
+    fn check_place(&self, id: JobId, job: &Job) {
+        let found = match job.state() {
+            JobState::Delayed { ready_at } => self.delayed.contains(&(ready_at, id)),
+            JobState::Ready { since } => {
+                self.ready.has(id, job.group, self.ready.rules().rank(job.priority, since))
+            }
+            JobState::Blocked { .. } => self.blocked.contains(&id),
+            JobState::Leased { until } => job.attempts > 0 && self.leases.contains(&(until, id)),
+            JobState::Dead { since } => job.last_attempt().is_some() && self.dead.contains(&(since, id)),
+            JobState::Done { until } => self.done.contains(&(until, id)),
+        };
+        assert!(found, "job {id} is not in the order of its state");
+    }
+
+    /// The state as text. Delayed and ready are one: only the time tells them apart. What jobs are about may be in the
+    /// index alone: of that, the length.
     pub fn dump(&self, out: &mut String) {
         let _ = writeln!(out, "  {:?}", self.counters);
-        for (id, job) in self.jobs_in_order() {
-            let state = match job.state {
-                JobState::Delayed { ready_at } | JobState::Ready { since: ready_at } => {
-                    format!("waiting {ready_at}")
-                }
-                JobState::Leased { until } => format!("leased until {until}"),
-                JobState::Dead { since } => format!("dead since {since}"),
-            };
+        for (key, job, until, digest) in self.keys.iter() {
+            let _ = writeln!(out, "  key {key:?} job {job} until {until:?} digest {digest}");
+        }
+        for (id, job) in self.jobs.iter() {
+            let names = self.names_of(job);
             let _ = writeln!(
                 out,
-                "  job {id} {state} priority {} attempts {}/{} enqueued {} token {} end {:?} worker {:?} error {:?} \
-                 headers {:?} payload {:?}",
+                "  job {id} {} priority {} attempts {}/{} crashes {} token {} began {} cancel {} any end {} worker {:?} group \
+                 {:?} body {} {:?}",
+                job.state().text(),
                 job.priority,
                 job.attempts,
                 job.max_attempts,
-                job.enqueued_at,
+                job.crashes,
                 job.token,
-                job.last_end,
-                job.worker,
-                bytes::Bytes::copy_from_slice(job.error()),
-                job.headers(),
-                job.payload(),
+                job.began_at,
+                job.cancel_requested(),
+                job.after_any_end(),
+                names.worker,
+                names.group,
+                job.body_bytes,
+                job.extra(),
             );
         }
         self.schedules.dump(out);

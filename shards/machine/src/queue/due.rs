@@ -1,61 +1,109 @@
-//! What time brings: delayed jobs become ready, leases expire.
+//! What time brings: delayed jobs become ready, leases expire, what is kept goes.
 
 use bytes::Bytes;
-use flowmesh_model::fact::ReturnCause;
-use flowmesh_model::{Fact, JobId, Millis, ResourceId};
+use flowmesh_model::job::AttemptEnd;
+use flowmesh_model::job::fact::{QueueFact, RemovalCause};
+use flowmesh_model::{Fact, JobId, Millis, QueueSettings, ResourceId};
 
-use super::Queue;
-use super::job::JobState;
+use super::decide::Asked;
+use super::job::{Job, JobState};
+use super::{Facets, Queue};
 
 impl Queue {
     /// When something is due next.
     #[inline]
     pub fn next_due(&self) -> Option<Millis> {
-        let (delayed, lease) = (self.delayed.first(), self.leases.first());
-        let jobs = match (delayed, lease) {
-            (Some((a, _)), Some((b, _))) => Some(*a.min(b)),
-            (Some((at, _)), None) | (None, Some((at, _))) => Some(*at),
-            (None, None) => None,
-        };
-        match (jobs, self.schedules.next_due()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let first = |order: &std::collections::BTreeSet<(Millis, JobId)>| order.first().map(|(at, _)| *at);
+        let dead = self.limits.dead_retention_ms.and_then(|ms| Some(first(&self.dead)?.plus(ms)));
+        let token = self.limits.rate.filter(|_| self.ready.any()).map(|rate| self.bucket.next(rate));
+        [
+            first(&self.delayed),
+            first(&self.leases),
+            first(&self.expiring),
+            first(&self.done),
+            dead,
+            self.keys.next_due(),
+            self.ready.next_due(),
+            self.schedules.next_due(),
+            token.filter(|at| *at > self.looked_at),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
-    /// Moves at most `jobs_max` jobs whose time has come from `delayed` to `ready`: no change of the state, which job is
-    /// to be had only depends on the time. Returns how many.
+    /// Moves at most `jobs_max` jobs whose time has come from `delayed` to `ready`, and lets groups go on whose rate
+    /// allows it again: no change of the state, which only depends on the time. Returns how many jobs.
     pub fn promote(&mut self, now: Millis, jobs_max: usize) -> usize {
+        self.looked_at = self.looked_at.max(now);
+        self.ready.refill(now, jobs_max);
         for count in 0..jobs_max {
             let Some(&(ready_at, id)) = self.delayed.first().filter(|(ready_at, _)| *ready_at <= now) else {
                 return count;
             };
-            self.delayed.pop_first();
-            if let Some(job) = self.jobs.get_mut(&id) {
-                job.state = JobState::Ready { since: ready_at };
-                let (priority, state) = (job.priority, job.state);
-                self.arrange(id, priority, state);
-            }
+            let Some(job) = self.jobs.get_mut(id) else { continue };
+            let before = Facets::of(job);
+            job.set_state(JobState::Ready { since: ready_at });
+            let after = Facets::of(job);
+            self.disarrange(id, now, before);
+            self.arrange(id, now, after);
         }
         jobs_max
     }
 
-    /// Appends what becomes of schedules that are due.
-    pub fn fire(&self, queue: ResourceId, now: Millis, facts_max: usize, facts: &mut Vec<Fact>) {
-        self.schedules.tick(queue, self.counters.last_job, now, facts_max, facts);
+    /// Appends at most `facts_max` facts about what is over: leases, times to live, what is kept.
+    pub fn expire(&self, queue: ResourceId, now: Millis, facts_max: usize, facts: &mut Vec<Fact>) {
+        let room = |facts: &Vec<Fact>, end: usize| end.saturating_sub(facts.len());
+        let end = facts.len() + facts_max;
+        let upto = ..=(now, JobId(u64::MAX));
+        for (_, id) in self.leases.range(upto).take(facts_max) {
+            facts.extend(self.jobs.get(*id).map(|job| self.expired_lease(queue, *id, job, now)));
+        }
+        let removed = |cause| {
+            move |(_, job): &(Millis, JobId)| Fact::Queue(queue, QueueFact::Removed { job: *job, cause })
+        };
+        let most = room(facts, end);
+        facts.extend(self.expiring.range(upto).take(most).map(removed(RemovalCause::Expired)));
+        let most = room(facts, end);
+        facts.extend(self.done.range(upto).take(most).map(removed(RemovalCause::Purged)));
+        if let Some(ms) = self.limits.dead_retention_ms {
+            let kept_from = (Millis(now.0.saturating_sub(ms)), JobId(u64::MAX));
+            let most = room(facts, end);
+            facts.extend(self.dead.range(..=kept_from).take(most).map(removed(RemovalCause::Purged)));
+        }
+        if room(facts, end) > 0
+            && let Some(upto) = self.keys.due(now, facts_max)
+        {
+            facts.push(Fact::Queue(queue, QueueFact::KeysForgotten(upto)));
+        }
     }
 
-    /// Appends what becomes of leases that are over: ready at once, or dead after the last attempt.
-    pub fn expire(&self, queue: ResourceId, now: Millis, facts_max: usize, facts: &mut Vec<Fact>) {
-        let over = self.leases.range(..=(now, JobId(u64::MAX)));
-        facts.extend(over.take(facts_max).filter_map(|&(_, id)| {
-            let job = self.job(id)?;
-            let (cause, error) = (ReturnCause::Expired, Bytes::new());
-            Some(if job.attempts >= job.max_attempts {
-                Fact::JobDied { queue, job: id, cause, error }
-            } else {
-                Fact::JobReturned { queue, job: id, ready_at: now, cause, error }
-            })
-        }));
+    /// Appends at most `facts_max` facts about schedules that are due.
+    pub fn fire(
+        &self,
+        id: ResourceId,
+        settings: &QueueSettings,
+        now: Millis,
+        facts_max: usize,
+        facts: &mut Vec<Fact>,
+    ) {
+        Asked { queue: self, id, settings, now }.tick_schedules(facts_max, facts);
+    }
+
+    /// What becomes of a job whose lease is over: ready at once, dead after the last attempt or the last crash.
+    fn expired_lease(&self, queue: ResourceId, id: JobId, job: &Job, now: Millis) -> Fact {
+        let error = Bytes::new();
+        if job.cancel_requested() {
+            return Fact::Queue(queue, QueueFact::Removed { job: id, cause: RemovalCause::Cancelled });
+        }
+        if self.limits.quarantine_after.is_some_and(|most| u32::from(job.crashes) + 1 >= most) {
+            return Fact::JobDied { queue, job: id, cause: AttemptEnd::Quarantined, error };
+        }
+        let cause = AttemptEnd::Expired;
+        if job.attempts >= job.max_attempts {
+            Fact::JobDied { queue, job: id, cause, error }
+        } else {
+            Fact::JobReturned { queue, job: id, ready_at: now, cause, error }
+        }
     }
 }

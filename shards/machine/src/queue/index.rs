@@ -4,10 +4,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, Reader, put_varint};
 use flowmesh_model::{IndexWrite, JobId, LeaseToken, Lsn, Millis, Space};
 
-use super::job;
-use super::{JOB_BYTES, Queue};
+use super::job::{self, JobState, ReadJob};
+use super::{Facets, Queue};
 use crate::changes::{Change, Seals, Touch, image, removal};
-use crate::keys::Home;
+use crate::keys::{Home, QueueKey};
 
 impl Queue {
     /// Appends the queue's counters in their form in the index.
@@ -15,12 +15,21 @@ impl Queue {
     /// | field | size |
     /// |---|---|
     /// | last job, last token, done total, enqueued total, last LSN | varint each |
+    /// | retried, died, expired, cancelled, dropped, purged total | varint each; may be absent |
+    /// | paused | 1; may be absent |
     pub fn encode_counters(&self, out: &mut BytesMut) {
         let c = &self.counters;
-        for number in [c.last_job.0, c.last_token.0, c.done_total, c.enqueued_total, c.last_lsn.0] {
-            put_varint(out, number);
-        }
-        debug_assert!(out.has_remaining_mut());
+        let first = [c.last_job.0, c.last_token.0, c.done_total, c.enqueued_total, c.last_lsn.0];
+        let more = [
+            c.retried_total,
+            c.died_total,
+            c.expired_total,
+            c.cancelled_total,
+            c.dropped_total,
+            c.purged_total,
+        ];
+        first.into_iter().chain(more).for_each(|number| put_varint(out, number));
+        out.put_u8(u8::from(c.paused));
     }
 
     /// Reads what [`Queue::encode_counters`] wrote.
@@ -31,26 +40,64 @@ impl Queue {
         c.done_total = reader.varint()?;
         c.enqueued_total = reader.varint()?;
         c.last_lsn = Lsn(reader.varint()?);
+        if reader.is_empty() {
+            return Ok(());
+        }
+        for total in [
+            &mut c.retried_total,
+            &mut c.died_total,
+            &mut c.expired_total,
+            &mut c.cancelled_total,
+            &mut c.dropped_total,
+            &mut c.purged_total,
+        ] {
+            *total = reader.varint()?;
+        }
+        c.paused = reader.byte()? != 0;
         Ok(())
     }
 
-    /// Takes a job out of the index.
-    pub fn restore_job(&mut self, id: JobId, value: Bytes, now: Millis) -> Result<(), Malformed> {
-        let job = job::decode(value, now)?;
+    /// Takes an item out of the index: a job, a key, or a schedule.
+    pub fn restore_item(&mut self, key: &[u8], value: Bytes, now: Millis) -> Result<(), Malformed> {
+        match QueueKey::read(key)? {
+            QueueKey::Job(id) => self.restore_job(id, value, now),
+            QueueKey::Dedup(key) => self.keys.restore(key, value),
+            QueueKey::Schedule(name) => self.schedules.restore(name, &value),
+        }
+    }
+
+    fn restore_job(&mut self, id: JobId, value: Bytes, now: Millis) -> Result<(), Malformed> {
+        let ReadJob { mut job, names, body } = job::decode(value, now)?;
         if id > self.counters.last_job || job.token > self.counters.last_token {
             return Err(Malformed("a job beyond its queue's last"));
         }
-        self.memory_bytes += JOB_BYTES + job.extra_bytes();
-        self.arrange(id, job.priority, job.state);
-        match self.jobs.insert(id, Box::new(job)) {
-            None => Ok(()),
-            Some(_) => Err(Malformed("the same job twice")),
+        job.group = self.ready.join(&names.group);
+        job.worker = self.workers.take(&names.worker);
+        let facets = Facets::of(&job);
+        if !self.jobs.insert(id, job) {
+            return Err(Malformed("the same job twice"));
+        }
+        self.arrange(id, now, facets);
+        if let Some(body) = body {
+            self.jobs.warm(id, body);
+        }
+        Ok(())
+    }
+
+    /// All jobs are there: builds what is derived from them.
+    pub fn finish_restore(&mut self) {
+        for id in &self.blocked {
+            let after = self.jobs.get(*id).and_then(|job| Some(&job.extra()?.after));
+            for other in after.into_iter().flatten() {
+                self.waiters.entry(*other).or_default().push(*id);
+            }
         }
     }
 
     /// Takes the changes into the sealed state.
     pub fn seal(&mut self) {
         self.changes.seal();
+        self.keys.seal();
         self.schedules.seal();
     }
 
@@ -64,22 +111,35 @@ impl Queue {
     ) -> usize {
         for count in 0..items_max {
             match self.changes.next() {
-                None => return count + self.schedules.collect(home, seals, items_max - count, out),
-                Some(Change::Gone(id)) => out.push(removal(Space::Jobs, home.job_key(id))),
-                Some(Change::Listed(id)) => {
-                    if let Some(job) = self.jobs.get_mut(&id).filter(|job| seals.is_sealed(job.mark)) {
-                        Seals::written(&mut job.mark);
-                        out.push(image(Space::Jobs, home.job_key(id), job::encode(job)));
-                    }
+                None => {
+                    let count = count + self.keys.collect(home, seals, items_max - count, out);
+                    return count + self.schedules.collect(home, seals, items_max - count, out);
                 }
+                Some(Change::Gone(id)) => {
+                    out.extend([Space::Jobs, Space::Bodies].map(|space| removal(space, home.job_key(id))));
+                }
+                Some(Change::Listed(id)) => self.collect_job(home, seals, id, out),
             }
         }
         items_max
     }
 
+    fn collect_job(&mut self, home: &Home, seals: &Seals, id: JobId, out: &mut Vec<IndexWrite>) {
+        let Some(job) = self.jobs.get_mut(id).filter(|job| seals.is_sealed(job.mark)) else { return };
+        Seals::written(&mut job.mark);
+        if let Some(job) = self.jobs.get(id) {
+            let names = self.names_of(job);
+            out.push(image(Space::Jobs, home.job_key(id), job::encode(job, &names)));
+        }
+        let body = self.jobs.store_body(id, seals.sealed_epoch());
+        out.extend(body.map(|body| image(Space::Bodies, home.job_key(id), body)));
+    }
+
     /// The sealed state is in the index.
-    pub fn sealed_written(&mut self) {
+    pub fn sealed_written(&mut self, seals: &Seals) {
+        self.jobs.stored(seals.sealed_epoch());
         self.changes.sealed_written();
+        self.keys.sealed_written();
         self.schedules.sealed_written();
     }
 
@@ -87,7 +147,8 @@ impl Queue {
     pub fn unseal(&mut self, seals: &Seals) {
         let (changed, gone) = self.changes.unseal();
         for id in changed {
-            if let Some(job) = self.jobs.get_mut(&id)
+            self.jobs.not_stored(id, seals.sealed_epoch());
+            if let Some(job) = self.jobs.get_mut(id)
                 && seals.touch(&mut job.mark) != Touch::Known
             {
                 self.changes.list(id);
@@ -96,6 +157,7 @@ impl Queue {
         for id in gone {
             self.changes.list_gone(id);
         }
+        self.keys.unseal(seals);
         self.schedules.unseal(seals);
     }
 
@@ -103,36 +165,45 @@ impl Queue {
     /// `gone`. Returns how many jobs it took: fewer means that is all.
     pub fn bury(&mut self, home: &Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
         for count in 0..items_max {
-            let Some(id) = self.pop_any() else {
-                let Some(id) = self.pop_gone() else {
-                    return count + self.schedules.bury(home, items_max - count, gone);
-                };
-                gone.push((Space::Jobs, home.job_key(id)));
-                continue;
+            let id = match self.jobs.first() {
+                Some(id) => match self.jobs.remove(id) {
+                    Some(job) if job.mark.in_index() => id,
+                    _ => continue,
+                },
+                None => match self.changes.next() {
+                    Some(Change::Gone(id)) => id,
+                    Some(Change::Listed(_)) => continue,
+                    None => {
+                        let count = count + self.keys.bury(home, items_max - count, gone);
+                        return count + self.schedules.bury(home, items_max - count, gone);
+                    }
+                },
             };
-            if let Some(job) = self.jobs.remove(&id)
-                && job.mark.in_index()
-            {
-                gone.push((Space::Jobs, home.job_key(id)));
-            }
+            gone.extend([Space::Jobs, Space::Bodies].map(|space| (space, home.job_key(id))));
         }
         items_max
     }
 
-    fn pop_gone(&mut self) -> Option<JobId> {
-        match self.changes.next() {
-            Some(Change::Gone(id)) => Some(id),
-            Some(Change::Listed(_)) | None => None,
-        }
+    /// The key under which the index has what a job is about.
+    pub fn body_key(home: &Home, id: JobId) -> Bytes {
+        home.job_key(id)
     }
 
-    fn pop_any(&mut self) -> Option<JobId> {
-        let delayed = || self.delayed.pop_first().map(|(_, id)| id);
-        self.ready
-            .pop_first()
-            .map(|(_, id)| id)
-            .or_else(delayed)
-            .or_else(|| self.leases.pop_first().map(|(_, id)| id))
-            .or_else(|| self.dead.pop_first())
+    /// Whether a job that is to be handed out must be fetched first.
+    pub fn is_cold(&self, id: JobId) -> bool {
+        self.jobs.body(id).is_none()
+    }
+}
+
+impl JobState {
+    /// The same on paper, whether or not a tick has seen that its time has come.
+    pub fn text(self) -> String {
+        match self {
+            Self::Delayed { ready_at } | Self::Ready { since: ready_at } => format!("waiting {ready_at}"),
+            Self::Blocked { ready_at } => format!("blocked until {ready_at}"),
+            Self::Leased { until } => format!("leased until {until}"),
+            Self::Dead { since } => format!("dead since {since}"),
+            Self::Done { until } => format!("done, kept until {until}"),
+        }
     }
 }

@@ -7,12 +7,12 @@ pub mod text;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use flowmesh_machine::{ColdFind, Decision, EntryContext, FlushRange, Machine, MachineConfig};
+use flowmesh_machine::{BodyCursor, ColdFind, Decision, EntryContext, FlushRange, Machine, MachineConfig};
 use flowmesh_model::record::{RecordPacker, RecordView};
 use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{
-    Batch, CatalogCommand, Command, Fact, IndexWrite, Kind, Lsn, Millis, Offset, PartitionRef, Reject, Reply,
-    ResourceId, ResourcePath, Settings, ShardId, Space, fact,
+    Batch, CatalogCommand, Command, Fact, IndexWrite, JobId, Kind, Lsn, Millis, Offset, PartitionRef, Reject,
+    Reply, ResourceId, ResourcePath, Settings, ShardId, Space, fact,
 };
 
 pub const CONFIG: MachineConfig =
@@ -79,6 +79,11 @@ impl World {
 
     pub fn run(&mut self, command: &Command) -> Outcome {
         match self.decide(command) {
+            Ok(Decision::Warm(queue, jobs)) => {
+                assert!(!jobs.is_empty());
+                self.warm(queue, &jobs);
+                self.run(command)
+            }
             Ok(Decision::Change { facts, reply }) => {
                 assert!(!facts.is_empty(), "a change has facts");
                 self.commit(facts.clone());
@@ -95,6 +100,24 @@ impl World {
             Ok(Decision::Fetch(read)) => Outcome::Cold(read.from),
             Ok(Decision::Find(find)) => Outcome::Finds(find),
             Err(reject) => Outcome::Rejected(reject),
+        }
+    }
+
+    /// Fetches what jobs are about from the index.
+    fn warm(&mut self, queue: ResourceId, jobs: &[JobId]) {
+        for job in jobs {
+            let key = self.machine.cold_body_key(queue, *job).expect("only what is cold is fetched");
+            let body = self.index.get(&(Space::Bodies, key)).expect("the index has what memory has not");
+            self.machine.warm(queue, *job, body.clone()).unwrap();
+        }
+        self.machine.check_all();
+    }
+
+    /// Drops all from memory of what jobs are about that the index has.
+    pub fn evict_bodies(&mut self, pages_max: usize) {
+        let mut from = Some(BodyCursor::default());
+        while let Some(at) = from {
+            from = self.machine.evict_bodies(0, pages_max, at);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Facts, replies and rejections as one line of text each, for golden scripts.
 
 use bytes::Bytes;
+use flowmesh_model::job::{JobCursor, JobView};
 use flowmesh_model::replay::{Pace, ReplayProgress, ReplayStatus};
 use flowmesh_model::reply::EntryValue;
 use flowmesh_model::schedule::fact::ScheduleFact;
@@ -51,9 +52,10 @@ pub fn fact(fact: &Fact) -> String {
             format!("PartitionCleaned {at} upto {upto} tombstone {tombstone}")
         }
         Fact::RecordsTrimmed { at, earliest } => format!("RecordsTrimmed {at} earliest {earliest}"),
-        Fact::JobEnqueued { queue, job, ready_at, max_attempts, priority, payload, .. } => format!(
-            "JobEnqueued {queue} job {job} ready at {ready_at} attempts {max_attempts} priority {priority} {}",
-            text(payload)
+        Fact::JobEnqueued { queue, job, ready_at, max_attempts, priority, payload, options, .. } => format!(
+            "JobEnqueued {queue} job {job} ready at {ready_at} attempts {max_attempts} priority {priority} {}{}",
+            text(payload),
+            options.as_ref().map_or_else(String::new, |options| format!(" {options:?}"))
         ),
         Fact::JobLeased { queue, job, token, until, worker } => {
             format!("JobLeased {queue} job {job} token {token} until {until} worker {}", text(worker))
@@ -71,6 +73,7 @@ pub fn fact(fact: &Fact) -> String {
         }
         Fact::KeyDeleted { store, key } => format!("KeyDeleted {store} {}", text(key)),
         Fact::KeyExpired { store, key } => format!("KeyExpired {store} {}", text(key)),
+        Fact::Queue(id, fact) => format!("Queue {id} {fact:?}"),
         Fact::Group(id, fact) => format!("Group {id} {fact:?}"),
         Fact::Replay(id, fact) => format!("Replay {id} {fact:?}"),
         Fact::Schedule(id, fact) => format!("Schedule {id} {}", schedule_fact(fact)),
@@ -119,18 +122,22 @@ pub fn reply(reply: &Reply) -> String {
         },
         Reply::Trimmed { earliest, next } => format!("trimmed {earliest}..{next}"),
         Reply::Enqueued(jobs) => {
-            format!("enqueued {}", jobs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+            let words =
+                jobs.iter().map(|new| format!("{}{}", new.job, if new.existing { " again" } else { "" }));
+            format!("enqueued {}", words.collect::<Vec<_>>().join(" "))
         }
         Reply::Reserved(jobs) => lines("reserved", jobs, |job| {
             format!(
-                "job {} token {} attempt {} priority {} until {} enqueued {} {}",
+                "job {} token {} attempt {} priority {} until {} enqueued {} {}{}{}",
                 job.job,
                 job.token,
                 job.attempt,
                 job.priority,
                 job.leased_until,
                 job.enqueued_at,
-                text(&job.payload)
+                text(&job.payload),
+                if job.group.is_empty() { String::new() } else { format!(" group {}", text(&job.group)) },
+                if job.awaited.is_empty() { String::new() } else { format!(" awaited {:?}", job.awaited) },
             )
         }),
         Reply::Settled(outcomes) => lines("settled", outcomes, |outcome| match outcome {
@@ -138,13 +145,36 @@ pub fn reply(reply: &Reply) -> String {
             Err(reject) => format!("{} {reject}", reject.reason()),
         }),
         Reply::Extended(outcomes) => lines("extended", outcomes, |outcome| match outcome {
-            Ok(until) => format!("until {until}"),
+            Ok(extended) if extended.cancel_requested => format!("until {}, cancelled", extended.until),
+            Ok(extended) => format!("until {}", extended.until),
             Err(reject) => format!("{} {reject}", reject.reason()),
         }),
-        Reply::QueueStatus(s) => format!(
-            "queue ready {} delayed {} leased {} dead {} done {} enqueued {} oldest {} ms",
-            s.ready, s.delayed, s.leased, s.dead, s.done_total, s.enqueued_total, s.oldest_ready_ms
-        ),
+        Reply::QueueStatus(s) => {
+            let more = [
+                ("blocked", s.blocked),
+                ("kept", s.done),
+                ("retried", s.retried_total),
+                ("died", s.died_total),
+                ("expired", s.expired_total),
+                ("cancelled", s.cancelled_total),
+                ("dropped", s.dropped_total),
+                ("purged", s.purged_total),
+                ("paused", u64::from(s.paused)),
+            ];
+            let more = more.iter().filter(|(_, count)| *count > 0);
+            let more = more.fold(String::new(), |out, (name, count)| format!("{out} {name} {count}"));
+            format!(
+                "queue ready {} delayed {} leased {} dead {} done {} enqueued {} oldest {} ms{more}",
+                s.ready, s.delayed, s.leased, s.dead, s.done_total, s.enqueued_total, s.oldest_ready_ms
+            )
+        }
+        Reply::Cancelled(outcomes) => lines("cancelled", outcomes, |outcome| match outcome {
+            Ok(cancelled) => format!("{cancelled:?}"),
+            Err(reject) => format!("{} {reject}", reject.reason()),
+        }),
+        Reply::Job(job) => self::job(job),
+        Reply::Jobs { jobs, next } => lines(&format!("jobs{}", more(*next)), jobs, job),
+        Reply::Swept { count, next } => format!("swept {count}{}", more(*next)),
         Reply::Written(outcomes) => lines("written", outcomes, |outcome| match outcome {
             Ok(version) => format!("version {version}"),
             Err(reject) => format!("{} {reject}", reject.reason()),
@@ -214,6 +244,49 @@ fn schedule(status: &ScheduleStatus) -> String {
         "schedule {name} {state:?} next {next} finished {finished} fired {fired_total} last {last_fired:?} \
          skipped {skipped_total}: {spec}"
     )
+}
+
+fn more(next: Option<JobCursor>) -> String {
+    next.map_or_else(String::new, |next| format!(", more behind {}:{}", next.moment, next.job))
+}
+
+/// A job, with what it has of what most have not.
+fn job(job: &JobView) -> String {
+    let mut out = format!(
+        "job {} {} {} priority {} attempts {}/{} enqueued {} {}",
+        job.job,
+        job.phase.as_str(),
+        job.moment,
+        job.priority,
+        job.attempts,
+        job.max_attempts,
+        job.enqueued_at,
+        text(&job.payload)
+    );
+    let mut add = |name: &str, value: String| out = format!("{out} {name} {value}");
+    let texts = [
+        ("worker", &job.worker),
+        ("group", &job.group),
+        ("progress", &job.progress),
+        ("result", &job.result),
+    ];
+    texts.iter().filter(|(_, bytes)| !bytes.is_empty()).for_each(|(name, bytes)| add(name, text(bytes)));
+    job.expires_at.iter().for_each(|at| add("expires", at.to_string()));
+    job.key.iter().for_each(|key| add("key", text(key)));
+    if job.cancel_requested {
+        add("cancel", "requested".to_owned());
+    }
+    if !job.waits_for.is_empty() {
+        add("waits for", format!("{:?}", job.waits_for));
+    }
+    for attempt in &job.history {
+        let (end, error) = (attempt.end.as_str(), text(&attempt.error));
+        add(
+            "attempt",
+            format!("{}-{} {end} {} {error}", attempt.began_at, attempt.ended_at, text(&attempt.worker)),
+        );
+    }
+    out
 }
 
 /// A session, with how far it is in each partition.

@@ -226,6 +226,11 @@ impl Index {
         self.ask(|reply| Op::Get { space, key, reply }).await
     }
 
+    /// The values of keys, in their order.
+    pub async fn get_many(&self, space: Space, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, IndexError> {
+        self.ask(|reply| Op::GetMany { space, keys, reply }).await
+    }
+
     /// All entries of a space in key order, a chunk at a time.
     pub fn scan(&self, space: Space) -> Scan {
         let mut scan = Scan { index: self.clone(), space, fetching: None };

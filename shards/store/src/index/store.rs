@@ -2,7 +2,7 @@
 //!
 //! | keyspace | key | value |
 //! |---|---|---|
-//! | `meta`, `jobs`, `keys` | slot u16 BE, resource u64 BE, then as the machine likes | as the machine likes |
+//! | `meta`, `jobs`, `keys`, `groups`, `bodies` | slot u16 BE, resource u64 BE, then as the machine likes | as the machine likes |
 //! | `state` | `format` | version u32 LE |
 //! | | `shard` | u16 LE |
 //! | | `applied` | u64 LE: everything up to this LSN is in the index |
@@ -40,7 +40,7 @@ const STAGED_KEY: &[u8] = b"staged";
 /// An open database.
 pub(super) struct Store {
     database: Database,
-    spaces: [Keyspace; 4],
+    spaces: [Keyspace; 5],
     state: Keyspace,
     stage: Keyspace,
     batch_bytes_max: usize,
@@ -78,10 +78,11 @@ impl Store {
             .max_journaling_size(config.journal_bytes_max)
             .open()?;
         let options = || KeyspaceCreateOptions::default().max_memtable_size(config.memtable_bytes);
-        let [meta, jobs, keys, groups] = Space::ALL.map(|space| database.keyspace(space.as_str(), options));
+        let [meta, jobs, keys, groups, bodies] =
+            Space::ALL.map(|space| database.keyspace(space.as_str(), options));
         let (state, stage) = (database.keyspace("state", options)?, database.keyspace("stage", options)?);
         Ok(Self {
-            spaces: [meta?, jobs?, keys?, groups?],
+            spaces: [meta?, jobs?, keys?, groups?, bodies?],
             state,
             stage,
             database,
@@ -242,12 +243,13 @@ impl Store {
     }
 
     fn space(&self, space: Space) -> &Keyspace {
-        let [meta, jobs, keys, groups] = &self.spaces;
+        let [meta, jobs, keys, groups, bodies] = &self.spaces;
         match space {
             Space::Meta => meta,
             Space::Jobs => jobs,
             Space::Keys => keys,
             Space::Groups => groups,
+            Space::Bodies => bodies,
         }
     }
 
@@ -276,12 +278,7 @@ fn stage_key(number: u64, change: u64) -> Vec<u8> {
 fn stage_value(write: &IndexWrite) -> Vec<u8> {
     let value = write.value.as_deref();
     let mut out = Vec::with_capacity(4 + write.key.len() + value.map_or(0, <[u8]>::len));
-    out.put_u8(match write.space {
-        Space::Meta => 0,
-        Space::Jobs => 1,
-        Space::Keys => 2,
-        Space::Groups => 3,
-    });
+    out.put_u8(write.space as u8);
     out.put_u8(u8::from(value.is_some()));
     out.put_u16_le(write.key.len() as u16);
     out.put_slice(&write.key);
@@ -296,13 +293,7 @@ fn read_stage_value(bytes: &[u8]) -> Option<StagedChange<'_>> {
     let (&[space, is_set], rest) = bytes.split_first_chunk::<2>()?;
     let (&key_len, rest) = rest.split_first_chunk::<2>()?;
     let (key, value) = rest.split_at_checked(usize::from(u16::from_le_bytes(key_len)))?;
-    let space = match space {
-        0 => Space::Meta,
-        1 => Space::Jobs,
-        2 => Space::Keys,
-        3 => Space::Groups,
-        _ => return None,
-    };
+    let space = *Space::ALL.get(usize::from(space))?;
     Some((space, key, (is_set == 1).then_some(value)))
 }
 
@@ -354,7 +345,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn staged_changes_round_trip(which in 0usize..4, key: Vec<u8>, value: Option<Vec<u8>>) {
+        fn staged_changes_round_trip(which in 0usize..5, key: Vec<u8>, value: Option<Vec<u8>>) {
             let write = IndexWrite { space: Space::ALL[which], key: key.clone().into(), value: value.clone().map(Bytes::from) };
             let bytes = stage_value(&write);
             prop_assert_eq!(read_stage_value(&bytes), Some((Space::ALL[which], &key[..], value.as_deref())));

@@ -14,6 +14,7 @@ type Reply<T> = oneshot::Sender<Result<T, IndexError>>;
 /// What the core asks for.
 pub(super) enum Op {
     Get { space: Space, key: Bytes, reply: Reply<Option<Bytes>> },
+    GetMany { space: Space, keys: Vec<Bytes>, reply: Reply<Vec<Option<Bytes>>> },
     Scan { space: Space, after: Option<Bytes>, bytes_max: usize, reply: Reply<Chunk> },
     Begin { number: u64 },
     Add { number: u64, writes: Vec<IndexWrite>, reply: Reply<()> },
@@ -64,6 +65,10 @@ impl Worker {
                 Op::Get { space, key, reply } => {
                     let outcome = self.read(|store| store.get(space, &key), "read");
                     drop(reply.send(outcome));
+                }
+                Op::GetMany { space, keys, reply } => {
+                    let get = |store: &Store| keys.iter().map(|key| store.get(space, key)).collect();
+                    drop(reply.send(self.read(get, "read")));
                 }
                 Op::Scan { space, after, bytes_max, reply } => {
                     let outcome = self.read(|store| store.scan(space, after.as_deref(), bytes_max), "scan");

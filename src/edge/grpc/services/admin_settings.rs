@@ -1,6 +1,8 @@
 //! Settings and resources between the API's messages and the model.
 
 use flowmesh_model::compression::Codec;
+use flowmesh_model::job::Backoff;
+use flowmesh_model::settings::{Rate, WhenFull};
 use flowmesh_model::{
     Assignor, Durability, GroupSettings, Kind, KvSettings, QueueSettings, Reject, ResourceInfo, ResourcePath,
     Settings, StreamSettings,
@@ -89,6 +91,22 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
             max_attempts: changes.max_attempts.unwrap_or(base.max_attempts),
             backoff_initial_ms: changes.backoff_initial_ms.unwrap_or(base.backoff_initial_ms),
             backoff_max_ms: changes.backoff_max_ms.unwrap_or(base.backoff_max_ms),
+            backoff: changes.backoff.map_or(Ok(base.backoff), backoff)?,
+            backoff_jitter_percent: changes
+                .backoff_jitter_percent
+                .map_or(base.backoff_jitter_percent, |percent| u8::try_from(percent).unwrap_or(u8::MAX)),
+            quarantine_after: changed(changes.quarantine_after, base.quarantine_after),
+            priority_aging_ms: changed(changes.priority_aging_ms, base.priority_aging_ms),
+            group_concurrency: changes.group_concurrency.unwrap_or(base.group_concurrency),
+            concurrency: changed(changes.concurrency, base.concurrency),
+            rate: changes.rate.map_or(base.rate, rate),
+            group_rate: changes.group_rate.map_or(base.group_rate, rate),
+            jobs_max: changed(changes.jobs_max, base.jobs_max),
+            bytes_max: changed(changes.bytes_max, base.bytes_max),
+            when_full: changes.when_full.map_or(Ok(base.when_full), when_full)?,
+            dead_retention_ms: changed(changes.dead_retention_ms, base.dead_retention_ms),
+            done_retention_ms: changed(changes.done_retention_ms, base.done_retention_ms),
+            result_retention_ms: changes.result_retention_ms.unwrap_or(base.result_retention_ms),
             durability: durability(changes.durability, base.durability)?,
         })),
         (Settings::Kv(base), Some(Message::Kv(changes))) => Ok(Settings::Kv(KvSettings {
@@ -146,6 +164,44 @@ fn durability(number: Option<i32>, base: Option<Durability>) -> Result<Option<Du
     }
 }
 
+/// How waits grow, as a message has it.
+pub fn backoff(number: i32) -> Result<Backoff, Reject> {
+    use v1::retry_policy::Backoff as Number;
+    match Number::try_from(number) {
+        Ok(Number::Exponential) => Ok(Backoff::Exponential),
+        Ok(Number::Linear) => Ok(Backoff::Linear),
+        Ok(Number::Fixed) => Ok(Backoff::Fixed),
+        Err(_) => {
+            Err(Reject::invalid("backoff", format!("{number} is none; use exponential, linear or fixed")))
+        }
+    }
+}
+
+/// A growth of waits as a message has it.
+pub fn backoff_number(backoff: Backoff) -> i32 {
+    use v1::retry_policy::Backoff as Number;
+    match backoff {
+        Backoff::Exponential => Number::Exponential.into(),
+        Backoff::Linear => Number::Linear.into(),
+        Backoff::Fixed => Number::Fixed.into(),
+    }
+}
+
+/// 0 a second takes a rate back.
+fn rate(v1::Rate { per_second, burst }: v1::Rate) -> Option<Rate> {
+    (per_second > 0).then(|| Rate { per_second, burst: Some(burst).filter(|burst| *burst > 0) })
+}
+
+fn rate_message(rate: Rate) -> v1::Rate {
+    v1::Rate { per_second: rate.per_second, burst: rate.burst.unwrap_or(0) }
+}
+
+fn when_full(number: i32) -> Result<WhenFull, Reject> {
+    let known = usize::try_from(number).ok().and_then(|number| WhenFull::ALL.get(number));
+    let words = "use refuse, wait, drop_oldest or drop_lowest_priority";
+    known.copied().ok_or_else(|| Reject::invalid("when_full", format!("{number} is none; {words}")))
+}
+
 fn assignor(number: Option<i32>, base: Assignor) -> Result<Assignor, Reject> {
     let Some(number) = number else { return Ok(base) };
     match v1::Assignor::try_from(number) {
@@ -197,6 +253,20 @@ fn to_message(settings: &Settings) -> v1::Settings {
             max_attempts: Some(queue.max_attempts),
             backoff_initial_ms: Some(queue.backoff_initial_ms),
             backoff_max_ms: Some(queue.backoff_max_ms),
+            backoff: Some(backoff_number(queue.backoff)),
+            backoff_jitter_percent: Some(queue.backoff_jitter_percent.into()),
+            quarantine_after: queue.quarantine_after,
+            priority_aging_ms: queue.priority_aging_ms,
+            group_concurrency: Some(queue.group_concurrency),
+            concurrency: queue.concurrency,
+            rate: queue.rate.map(rate_message),
+            group_rate: queue.group_rate.map(rate_message),
+            jobs_max: queue.jobs_max,
+            bytes_max: queue.bytes_max,
+            when_full: Some(queue.when_full as i32),
+            dead_retention_ms: queue.dead_retention_ms,
+            done_retention_ms: queue.done_retention_ms,
+            result_retention_ms: Some(queue.result_retention_ms),
             durability,
         }),
         Settings::Kv(kv) => Message::Kv(v1::KvSettings { default_ttl_ms: kv.default_ttl_ms, durability }),

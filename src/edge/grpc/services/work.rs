@@ -15,13 +15,13 @@ use bytes::{Bytes, BytesMut};
 use flowmesh_engine::SinkFn;
 use flowmesh_model::command::LeaseRef;
 use flowmesh_model::limits::BATCH_ITEMS_MAX;
-use flowmesh_model::reply::LeasedJob;
+use flowmesh_model::reply::{Extended, LeasedJob};
 use flowmesh_model::{Batch, Command, Kind, QueueCommand, Reject, Reply, ResourceInfo, ShardId};
 use flowmesh_proto::v1;
 use futures::future::LocalBoxFuture;
 
 use super::outbox::{Outbox, Ticket};
-use super::queue::{lease_refs, leased_job_len, nacks, put_leased_job, queue_shard};
+use super::queue::{acks, lease_ref, lease_refs, leased_job_len, nacks, put_leased_job, queue_shard};
 use super::{decode, next_round};
 use crate::edge::backend::Backend;
 use crate::edge::grpc::Edge;
@@ -155,8 +155,9 @@ impl<B: Backend> Worker<B> {
         }
         self.credit = credit as u32;
         if !request.acks.is_empty() {
-            let leases = lease_refs(&request.acks)?;
-            self.settle(bytes, leases.clone(), QueueCommand::Ack { leases });
+            let acks = acks(request.acks)?;
+            let leases = acks.iter().map(|ack| ack.lease).collect();
+            self.settle(bytes, leases, QueueCommand::Ack { acks });
         }
         if !request.nacks.is_empty() {
             let nacks = nacks(request.nacks)?;
@@ -167,6 +168,10 @@ impl<B: Backend> Worker<B> {
             let leases = lease_refs(&request.extends)?;
             let visibility_timeout_ms = request.extend_ms;
             self.settle(bytes, leases.clone(), QueueCommand::Extend { leases, visibility_timeout_ms });
+        }
+        for v1::ProgressItem { job_id, token, progress } in request.progress {
+            let lease = lease_ref(job_id, token);
+            self.settle(bytes, Batch::from_elem(lease, 1), QueueCommand::Progress { lease, progress });
         }
         Ok(())
     }
@@ -232,24 +237,26 @@ fn job_messages(jobs: &[LeasedJob]) -> Bytes {
 }
 
 fn put_outcomes(ticket: &Ticket, leases: &[LeaseRef], outcome: Result<Reply, Reject>) {
-    let put = |lease: &LeaseRef, outcome: Result<u64, &Reject>| {
+    let put = |lease: &LeaseRef, outcome: Result<Option<&Extended>, &Reject>| {
+        let extended = outcome.ok().flatten();
         let outcome = v1::WorkOutcome {
             job_id: lease.job.get(),
             token: lease.token.get(),
-            leased_until_ms: outcome.unwrap_or_default(),
+            leased_until_ms: extended.map_or(0, |extended| extended.until.get()),
             error: outcome.err().map(item_error),
+            cancel_requested: extended.is_some_and(|extended| extended.cancel_requested),
         };
         ticket.outbox().push(OUTCOMES, &outcome);
     };
     match outcome {
         Ok(Reply::Settled(outcomes)) => {
             for (lease, outcome) in leases.iter().zip(&outcomes) {
-                put(lease, outcome.as_ref().map(|()| 0));
+                put(lease, outcome.as_ref().map(|()| None));
             }
         }
         Ok(Reply::Extended(outcomes)) => {
             for (lease, outcome) in leases.iter().zip(&outcomes) {
-                put(lease, outcome.as_ref().map(|until| until.get()));
+                put(lease, outcome.as_ref().map(Some));
             }
         }
         Ok(_) => leases.iter().for_each(|lease| put(lease, Err(&wrong_reply()))),

@@ -142,15 +142,16 @@ fn jobs_are_enqueued_reserved_and_acknowledged_once() {
     run(async {
         let rig = Rig::new().await;
         let jobs = (0..3).map(|i| v1::NewJob { payload: vec![i].into(), priority: 5, ..Default::default() });
-        let request = v1::EnqueueRequest { queue: "q".into(), jobs: jobs.collect() };
+        let request = v1::EnqueueRequest { queue: "q".into(), jobs: jobs.collect(), wait_ms: 0 };
         let enqueued: v1::EnqueueResponse = rig.call("flowmesh.v1.Queue/Enqueue", &request).await.unwrap();
         assert_eq!(enqueued.job_ids.len(), 3);
         let request = v1::ReserveRequest { queue: "q".into(), max_jobs: 2, ..Default::default() };
         let reserved: v1::ReserveResponse = rig.call("flowmesh.v1.Queue/Reserve", &request).await.unwrap();
         assert_eq!(reserved.jobs.len(), 2);
         assert_eq!((&reserved.jobs[1].payload[..], reserved.jobs[1].priority), (&[1u8][..], 5));
-        let leases =
-            reserved.jobs.iter().map(|job| v1::Lease { job_id: job.job_id, token: job.token }).collect();
+        let ack =
+            |job: &v1::LeasedJob| v1::AckItem { job_id: job.job_id, token: job.token, ..Default::default() };
+        let leases = reserved.jobs.iter().map(ack).collect();
         let request = v1::AckRequest { queue: "q".into(), leases };
         let acked: v1::AckResponse = rig.call("flowmesh.v1.Queue/Ack", &request).await.unwrap();
         assert!(acked.outcomes.iter().all(|outcome| outcome.error.is_none()));
@@ -469,7 +470,7 @@ fn a_cancelled_wait_takes_no_job() {
         call.send.send_reset(h2::Reason::CANCEL);
         until(|| rig.fake.waiting() == 0).await;
         let jobs = vec![v1::NewJob::default()];
-        let enqueue = v1::EnqueueRequest { queue: "q".into(), jobs };
+        let enqueue = v1::EnqueueRequest { queue: "q".into(), jobs, wait_ms: 0 };
         rig.call::<v1::EnqueueResponse>("flowmesh.v1.Queue/Enqueue", &enqueue).await.unwrap();
         let status: v1::QueueStatusResponse = rig
             .call("flowmesh.v1.Queue/Status", &v1::QueueStatusRequest { queue: "q".into() })

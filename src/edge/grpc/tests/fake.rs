@@ -12,7 +12,9 @@ use flowmesh_engine::{ReplySink, SinkFn};
 use flowmesh_model::command::{NewJob, ReadFrom, SetIf};
 use flowmesh_model::placement::SlotMap;
 use flowmesh_model::reject::LeaseLost;
-use flowmesh_model::reply::{EntryValue, LeasedJob, QueueStatus, RecordRun, RecordRuns};
+use flowmesh_model::reply::{
+    EnqueuedJob, EntryValue, Extended, LeasedJob, QueueStatus, RecordRun, RecordRuns,
+};
 use flowmesh_model::{
     Catalog, CatalogCommand, CatalogVersion, Command, Durability, JobId, Kind, KvCommand, LeaseToken, Lsn,
     Millis, Offset, PartitionRef, ProducerId, QueueCommand, Reject, Reply, ResourceId, ResourceInfo,
@@ -241,9 +243,10 @@ impl Fake {
             queue.last
         };
         Some(Ok(match command {
-            QueueCommand::Enqueue { jobs } => {
-                let ids: flowmesh_model::Batch<JobId> = jobs.iter().map(|_| JobId(next())).collect();
-                queue.ready.extend(ids.iter().copied().zip(jobs.iter().cloned()));
+            QueueCommand::Enqueue { jobs, .. } => {
+                let ids: flowmesh_model::Batch<EnqueuedJob> =
+                    jobs.iter().map(|_| EnqueuedJob { job: JobId(next()), existing: false }).collect();
+                queue.ready.extend(ids.iter().map(|id| id.job).zip(jobs.iter().cloned()));
                 Reply::Enqueued(ids)
             }
             QueueCommand::Reserve { jobs_max, wait_until, .. } => {
@@ -254,8 +257,8 @@ impl Fake {
                 let leased: Vec<_> = queue.ready.drain(..jobs).collect();
                 Reply::Reserved(leased.into_iter().map(|(job, new)| self.lease(queue, job, new)).collect())
             }
-            QueueCommand::Ack { leases } => {
-                Reply::Settled(leases.iter().map(|lease| settle(queue, lease.job, lease.token)).collect())
+            QueueCommand::Ack { acks } => {
+                Reply::Settled(acks.iter().map(|ack| settle(queue, ack.lease.job, ack.lease.token)).collect())
             }
             QueueCommand::Nack { nacks } => Reply::Settled(
                 nacks.iter().map(|nack| settle(queue, nack.lease.job, nack.lease.token)).collect(),
@@ -264,13 +267,14 @@ impl Fake {
                 leases
                     .iter()
                     .map(|lease| match queue.leased.get(&lease.job) {
-                        Some(token) if *token == lease.token => Ok(self.now()),
+                        Some(token) if *token == lease.token => {
+                            Ok(Extended { until: self.now(), cancel_requested: false })
+                        }
                         _ => Err(Reject::JobNotFound { job: lease.job }),
                     })
                     .collect(),
             ),
-            QueueCommand::Schedule(_) => return Some(Err(Reject::Internal("the fake has no schedules"))),
-            QueueCommand::Status => Reply::QueueStatus(QueueStatus {
+            _ => Reply::QueueStatus(QueueStatus {
                 ready: queue.ready.len() as u64,
                 leased: queue.leased.len() as u64,
                 enqueued_total: queue.last,
@@ -292,6 +296,8 @@ impl Fake {
             enqueued_at: self.now(),
             payload: new.payload,
             headers: new.headers,
+            group: Bytes::new(),
+            awaited: Vec::new(),
         }
     }
 

@@ -284,13 +284,13 @@ fn wrong_subscriptions_are_refused_by_name() {
 }
 
 fn hello(credit: u32) -> v1::WorkRequest {
-    let hello = v1::WorkHello { queue: "q".into(), worker: "w".into(), visibility_timeout_ms: None };
+    let hello = v1::WorkHello { queue: "q".into(), worker: "w".into(), ..v1::WorkHello::default() };
     v1::WorkRequest { hello: Some(hello), credit, ..Default::default() }
 }
 
 async fn enqueue(rig: &Rig, jobs: usize) {
     let jobs = vec![v1::NewJob { payload: Bytes::from_static(b"work"), ..Default::default() }; jobs];
-    let request = v1::EnqueueRequest { queue: "q".into(), jobs };
+    let request = v1::EnqueueRequest { queue: "q".into(), jobs, wait_ms: 0 };
     rig.call::<v1::EnqueueResponse>("flowmesh.v1.Queue/Enqueue", &request).await.unwrap();
 }
 
@@ -303,7 +303,9 @@ fn a_worker_gets_jobs_up_to_its_credit() {
         call.send(&hello(3), false);
         let pushed: v1::WorkResponse = call.next().await.unwrap();
         assert_eq!(pushed.jobs.len(), 3);
-        let acks = pushed.jobs.iter().map(|job| v1::Lease { job_id: job.job_id, token: job.token }).collect();
+        let ack =
+            |job: &v1::LeasedJob| v1::AckItem { job_id: job.job_id, token: job.token, ..Default::default() };
+        let acks = pushed.jobs.iter().map(ack).collect();
         let wrong = v1::NackItem { job_id: 99, token: 1, ..Default::default() };
         call.send(&v1::WorkRequest { acks, nacks: vec![wrong], ..Default::default() }, false);
         let mut outcomes = Vec::new();
