@@ -70,7 +70,14 @@ fn headers(count: usize, name: &str) -> Bytes {
 fn a_firing_is_the_job_and_the_note_of_it_in_one_entry() {
     let mut driver = Driver::new();
     let mut spec = cron("* * * * *", "");
-    spec.job = NewJob { payload: "work".into(), priority: 9, headers: headers(1, "n"), ..NewJob::default() };
+    let options = JobOptions { ttl_ms: Some(5_000), group: "g".into(), ..JobOptions::default() };
+    spec.job = NewJob {
+        payload: "work".into(),
+        priority: 9,
+        headers: headers(1, "n"),
+        options: Some(Box::new(options)),
+        ..NewJob::default()
+    };
     let status = driver.create("s", spec.clone()).unwrap();
     let next = status.next_at.unwrap();
     assert!(next > driver.world.now && next.0.is_multiple_of(60_000));
@@ -81,12 +88,16 @@ fn a_firing_is_the_job_and_the_note_of_it_in_one_entry() {
     let entries = driver.world.log.len();
     let facts = driver.world.tick(2);
     assert_eq!(driver.world.log.len(), entries + 1);
-    let Fact::JobEnqueued { job, max_attempts, priority, headers: packed, payload, ready_at, .. } = &facts[0]
+    let Fact::JobEnqueued {
+        job, max_attempts, priority, headers: packed, payload, ready_at, options, ..
+    } = &facts[0]
     else {
         panic!("{facts:?}")
     };
     assert_eq!((*job, *max_attempts, *priority, *ready_at), (JobId(1), 7, 9, next));
     assert_eq!(payload, "work");
+    let options = options.as_ref().unwrap();
+    assert_eq!((&options.group[..], options.expires_at), (&b"g"[..], Some(next.plus(5_000))));
     let mut expected = BytesMut::from(&headers(1, "n")[..]);
     put_header(&mut expected, b"flowmesh-schedule", b"s");
     put_header(&mut expected, b"flowmesh-scheduled-at", next.0.to_string().as_bytes());
@@ -94,6 +105,8 @@ fn a_firing_is_the_job_and_the_note_of_it_in_one_entry() {
     let (name, next_at) = ("s".into(), Some(next.plus(60_000)));
     let fired = ScheduleFact::Fired { name, job: JobId(1), scheduled_for: next, next_at };
     assert_eq!(facts[1..], [Fact::Schedule(driver.queue, fired)]);
+    driver.world.crash();
+    assert_eq!(driver.create("s", spec).unwrap().fired_total, 1, "what does the same is the same");
 }
 
 #[test]
