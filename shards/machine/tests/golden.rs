@@ -530,6 +530,11 @@ fn queue() {
 }
 
 #[test]
+fn jobs() {
+    check("jobs.script");
+}
+
+#[test]
 fn kv() {
     check("kv.script");
 }
