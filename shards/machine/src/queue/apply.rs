@@ -232,6 +232,12 @@ impl Queue {
         }
     }
 
+    /// What became true of a schedule.
+    pub fn apply_schedule(&mut self, cx: &mut Apply<'_>, fact: ScheduleFact) {
+        self.schedules.apply(cx, fact);
+        self.counters.last_lsn = cx.at.lsn;
+    }
+
     /// Whoever waits for the end of a job looks again.
     pub fn wake_watchers(&self, cx: &mut Apply<'_>, queue: ResourceId, id: JobId) {
         if self.jobs.get(id).is_some_and(Job::is_watched) {
@@ -346,12 +352,6 @@ impl Queue {
             }
         }
         touch
-    }
-
-    /// What became true of a schedule.
-    pub fn schedule(&mut self, cx: &mut Apply<'_>, fact: ScheduleFact) {
-        self.schedules.apply(cx, fact);
-        self.counters.last_lsn = cx.at.lsn;
     }
 
     /// Changes a job and its place in the orders.

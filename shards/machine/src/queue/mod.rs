@@ -66,6 +66,7 @@ pub(crate) struct Queue {
     victims: Option<BTreeSet<Victim>>,
     keys: Keys,
     workers: Names,
+    pub schedules: Schedules,
     counters: Counters,
     waiting_bytes: u64,
     limits: Limits,
@@ -74,7 +75,6 @@ pub(crate) struct Queue {
     looked_at: Millis,
     activity: Activity,
     changes: Changes<JobId>,
-    pub schedules: Schedules,
     /// When it was last put on the list of what woke, for reservers and for those who wait for room (see
     /// [`crate::woken`]).
     pub woken: u64,

@@ -12,7 +12,7 @@ use flowmesh_model::limits::{
 use flowmesh_model::record::check_headers;
 use flowmesh_model::reply::EnqueuedJob;
 use flowmesh_model::settings::{WhenFull, check_retry, within};
-use flowmesh_model::{Batch, Fact, JobId, Millis, QueueSettings, Reject, Reply, ResourceId};
+use flowmesh_model::{Batch, Fact, JobId, Millis, Reject, Reply};
 
 use super::Asked;
 use crate::decision::{Decision, WaitKey};
@@ -124,13 +124,31 @@ impl Asked<'_> {
         Ok(facts)
     }
 
-    fn enqueued(&self, place: usize, new: &NewJob, job: JobId, ids: &[EnqueuedJob]) -> Result<Fact, Reject> {
-        let mut fact = plain(self.id, job, new, self.settings, self.now);
-        if let (Some(asked), Fact::JobEnqueued { ready_at, options, .. }) = (&new.options, &mut fact) {
-            *ready_at = asked.run_at.unwrap_or(*ready_at);
-            *options = Some(Box::new(self.options(place, asked, ids)?));
-        }
-        Ok(fact)
+    /// The fact of a new job, which is the `place`-th of those with these numbers.
+    ///
+    /// # Errors
+    /// `FLOW_MISSING`: it waits for one that is not there.
+    pub(in crate::queue) fn enqueued(
+        &self,
+        place: usize,
+        new: &NewJob,
+        job: JobId,
+        ids: &[EnqueuedJob],
+    ) -> Result<Fact, Reject> {
+        let run_at = new.options.as_ref().and_then(|options| options.run_at);
+        Ok(Fact::JobEnqueued {
+            queue: self.id,
+            job,
+            ready_at: run_at.unwrap_or_else(|| self.now.plus(new.delay_ms)),
+            max_attempts: new.max_attempts.unwrap_or(self.settings.max_attempts),
+            priority: new.priority,
+            headers: new.headers.clone(),
+            payload: new.payload.clone(),
+            options: match &new.options {
+                None => None,
+                Some(options) => Some(Box::new(self.options(place, options, ids)?)),
+            },
+        })
     }
 
     fn options(
@@ -177,27 +195,6 @@ fn body_bytes(job: &NewJob) -> u64 {
     (job.headers.len() + job.payload.len()) as u64
 }
 
-/// The fact of a new job with nothing of what most have not.
-pub(in crate::queue) fn plain(
-    queue: ResourceId,
-    job: JobId,
-    new: &NewJob,
-    settings: &QueueSettings,
-    now: Millis,
-) -> Fact {
-    Fact::JobEnqueued {
-        queue,
-        job,
-        ready_at: now.plus(new.delay_ms),
-        max_attempts: new.max_attempts.unwrap_or(settings.max_attempts),
-        priority: new.priority,
-        headers: new.headers.clone(),
-        payload: new.payload.clone(),
-        options: None,
-    }
-}
-
-/// Refuses what is no job.
 pub(in crate::queue) fn check_new(new: &NewJob, now: Millis) -> Result<(), Reject> {
     size("job payload", &new.payload, VALUE_BYTES_MAX)?;
     if !new.headers.is_empty() {

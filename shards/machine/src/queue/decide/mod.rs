@@ -79,7 +79,7 @@ impl Asked<'_> {
         }
     }
 
-    pub(in crate::queue) fn answer(&self, reply: Reply) -> Decision {
+    pub(super) fn answer(&self, reply: Reply) -> Decision {
         Decision::Answer { reply, seen: self.queue.counters.last_lsn }
     }
 
