@@ -194,3 +194,26 @@ async fn a_call_that_starts_wrong_is_refused() {
     .await;
     refused(within("the call ends", answers.message()).await, Code::NotFound, "RESOURCE_NOT_FOUND");
 }
+
+#[tokio::test]
+async fn a_worker_that_goes_can_give_its_jobs_back_at_once() {
+    let home = Home::new();
+    let server = home.start();
+    let mut client = server.client().await;
+    client.enqueue("mail", ["a", "b", "c"]).await.unwrap();
+    let mut first = hello("mail", 3);
+    first.hello.as_mut().unwrap().release_on_disconnect = true;
+    let (sender, mut answers) = open(&mut client, first).await.unwrap();
+    let got = jobs(&mut answers, 3).await;
+    let acks = vec![ack_of(&got[0])];
+    sender.send(v1::WorkRequest { acks, ..v1::WorkRequest::default() }).await.unwrap();
+    assert_eq!(outcomes(&mut answers, 1).await[0].error, None);
+    drop((sender, answers));
+    // Without waiting for their leases, and the attempts do not count.
+    let mut again = Vec::new();
+    while again.len() < 2 {
+        again.extend(client.reserve("mail", 10, LONG_MS, 5_000).await.unwrap());
+    }
+    let payloads: Vec<_> = again.iter().map(|job| (&job.payload[..], job.attempt)).collect();
+    assert_eq!(payloads, [(&b"b"[..], 1), (&b"c"[..], 1)]);
+}

@@ -85,7 +85,7 @@ const SCENARIOS: [Scenario; 20] = [
         run: backlog::opening,
     },
     Scenario { name: "rebalance", what: "a consumer group of 100 members loses one", run: groups::rebalance },
-    Scenario { name: "idle-streams", what: "memory of 10 000 streams", run: backlog::idle_streams },
+    Scenario { name: "idle-streams", what: "memory of 20 000 more streams", run: backlog::idle_streams },
     Scenario { name: "jobs", what: "enqueue, reserve, ack, 64 jobs a call", run: queues::jobs },
     Scenario {
         name: "wrong-core",

@@ -21,7 +21,10 @@ use flowmesh_store::disk::Disk;
 use flowmesh_store::index::IndexError;
 use flowmesh_store::log::{LogError, TrimWork};
 use flowmesh_store::segments::SegmentError;
+use futures::StreamExt;
 use futures::future::select;
+use futures::lock::Mutex;
+use futures::stream::FuturesUnordered;
 use thiserror::Error;
 
 use crate::shard::{Durable, Shard};
@@ -35,6 +38,13 @@ const RECORDS_STEP_BYTES: usize = 512 * 1024;
 
 /// Record bytes handed to the segment files at once: all that they keep on its way to the disk, twice.
 const RECORDS_CHUNK_BYTES: usize = 4 * 1024 * 1024;
+
+/// Partitions whose records are written at the same time: a few records of each of many wait for the file system and for
+/// their turn on a busy core, not for the disk.
+const PARTITIONS_AT_ONCE: usize = 64;
+
+/// Those of a partition with so many bytes keep the disk busy alone, and take all the memory that there is for it.
+const ALONE_FROM_BYTES: usize = 256 * 1024;
 
 /// Appends dropped from memory before other tasks run: about 100 µs.
 const EVICT_STEP: usize = 4096;
@@ -196,9 +206,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         lsn: Lsn,
         ranges: &[FlushRange],
     ) -> Result<(), CheckpointError> {
-        for range in ranges {
-            self.write_records(durable, range).await?;
-        }
+        self.write_all_records(durable, ranges).await?;
         durable.streams.sync().await?;
         let checkpoint = durable.index.checkpoint();
         let mut all = false;
@@ -217,8 +225,42 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         Ok(())
     }
 
+    /// Appends the records of all sealed ranges to their segment files, those of some partitions at a time. After a failure
+    /// it returns once nothing is on its way to the disk: it could land over what is written there next.
+    async fn write_all_records(
+        &self,
+        durable: &Durable<D>,
+        ranges: &[FlushRange],
+    ) -> Result<(), CheckpointError> {
+        let (alone, mut partitions) = (Mutex::new(()), ranges.chunk_by(|one, next| one.at == next.at));
+        let (mut writing, mut written) = (FuturesUnordered::new(), Ok(()));
+        loop {
+            while written.is_ok()
+                && writing.len() < PARTITIONS_AT_ONCE
+                && let Some(ranges) = partitions.next()
+            {
+                let alone = &alone;
+                writing.push(async move {
+                    for range in ranges {
+                        self.write_records(durable, range, alone).await?;
+                    }
+                    Ok(())
+                });
+            }
+            match writing.next().await {
+                Some(outcome) => written = written.and(outcome),
+                None => return written,
+            }
+        }
+    }
+
     /// Appends the records of a sealed range to its segment files.
-    async fn write_records(&self, durable: &Durable<D>, range: &FlushRange) -> Result<(), CheckpointError> {
+    async fn write_records(
+        &self,
+        durable: &Durable<D>,
+        range: &FlushRange,
+        alone: &Mutex<()>,
+    ) -> Result<(), CheckpointError> {
         let mut from = range.from;
         while from < range.upto {
             let mut runs: Vec<RecordRun> = Vec::new();
@@ -232,6 +274,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 runs.extend(part);
                 self.inner.timer.yield_now().await;
             }
+            let _alone = if bytes >= ALONE_FROM_BYTES { Some(alone.lock().await) } else { None };
             if range.new_file && runs.first().is_some_and(|run| run.base == range.from) {
                 durable.streams.append_segment(range.at, &runs).await?;
             } else {

@@ -137,6 +137,7 @@ impl Operation {
             Command::Queue(_, QueueCommand::Extend { leases, .. }) => {
                 (Self::QueueExtend, leases.len() as u64)
             }
+            Command::Queue(_, QueueCommand::Schedule(_)) => (Self::Schedule, 1),
             Command::Queue(_, QueueCommand::Progress { .. }) => (Self::QueueExtend, 1),
             Command::Queue(_, QueueCommand::Cancel { jobs }) => (Self::QueueManage, jobs.len() as u64),
             Command::Queue(_, QueueCommand::Change { .. }) => (Self::QueueManage, 1),
@@ -145,7 +146,6 @@ impl Operation {
             }
             Command::Queue(_, QueueCommand::Get { .. }) => (Self::QueueLook, 1),
             Command::Queue(_, QueueCommand::Peek { .. } | QueueCommand::List { .. }) => (Self::QueueLook, 0),
-            Command::Queue(_, QueueCommand::Schedule(_)) => (Self::Schedule, 1),
             Command::Kv(_, KvCommand::Set { entries }) => (Self::KvSet, entries.len() as u64),
             Command::Kv(_, KvCommand::Get { keys }) => (Self::KvGet, keys.len() as u64),
             Command::Kv(_, KvCommand::Delete { keys, .. }) => (Self::KvDelete, keys.len() as u64),

@@ -79,7 +79,7 @@ fn check(
         assert!(legal, "seed {seed}: key {key:?} holds {value:?}");
     }
     let answer = rig.ask(Command::Queue(queue, QueueCommand::Status));
-    let Ok(Reply::QueueStatus(status)) = answer else { panic!("no status: {answer:?}") };
+    let Ok(Reply::QueueStatus(status, _)) = answer else { panic!("no status: {answer:?}") };
     let acknowledged = ledger.enqueued.iter().filter(|answer| is_acknowledged(answer)).count() as u64;
     assert!(
         status.ready >= acknowledged,

@@ -79,8 +79,8 @@ impl Parts {
         match (self, settings) {
             (Self::Stream(stream), Settings::Stream(settings)) => stream.configure(settings),
             (Self::Queue(queue), Settings::Queue(settings)) => {
-                queue.schedules.configure(settings);
                 queue.configure(settings, now);
+                queue.schedules.wake();
             }
             (Self::Group(group), Settings::Group(_)) => group.look_at_all(),
             _ => {}

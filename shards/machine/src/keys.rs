@@ -12,8 +12,8 @@
 //! | meta | slot `u16`, stream `u64`, `7`, partition `u32`, number `u64` | some closed segments of a partition |
 //! | jobs | slot `u16`, queue `u64`, job `u64` | a job; numbers are below 2^56, so that the first byte is 0 |
 //! | jobs | slot `u16`, queue `u64`, `1`, the key | a key by which a job is recognised |
-//! | jobs | slot `u16`, queue `u64`, `3`, the name | a schedule |
 //! | bodies | slot `u16`, queue `u64`, job `u64` | what a job is about |
+//! | jobs | slot `u16`, queue `u64`, `3`, the name | a schedule |
 //! | keys | slot `u16`, store `u64`, the key | an entry |
 //! | groups | slot `u16`, group `u64`, `0`, member `u32` | a member |
 //! | groups | slot `u16`, group `u64`, `1`, stream `u64`, partition `u32` | a partition as the group sees it |
@@ -191,8 +191,8 @@ impl<'a> MetaKey<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QueueKey<'a> {
     Job(JobId),
-    Dedup(&'a [u8]),
     Schedule(&'a [u8]),
+    Dedup(&'a [u8]),
 }
 
 impl<'a> QueueKey<'a> {
@@ -203,8 +203,8 @@ impl<'a> QueueKey<'a> {
                 let job = rest.try_into().map_err(|_| Malformed("a job's number is eight bytes"))?;
                 Ok(Self::Job(JobId(u64::from_be_bytes(job))))
             }
-            [DEDUP, key @ ..] => Ok(Self::Dedup(key)),
             [SCHEDULE, name @ ..] => Ok(Self::Schedule(name)),
+            [DEDUP, key @ ..] => Ok(Self::Dedup(key)),
             _ => Err(Malformed("unknown key in jobs")),
         }
     }
@@ -277,7 +277,7 @@ mod tests {
         assert_eq!(QueueKey::read(split(&job).unwrap().2), Ok(QueueKey::Job(JobId(5))));
         let schedule = home.schedule_key("nightly");
         assert_eq!(QueueKey::read(split(&schedule).unwrap().2), Ok(QueueKey::Schedule(b"nightly")));
-        assert!(QueueKey::read(&schedule[..0]).is_err() && QueueKey::read(&[1, 2]).is_err());
+        assert!(QueueKey::read(&schedule[..0]).is_err() && QueueKey::read(&[9, 2]).is_err());
         assert!(QueueKey::read(&[0; 7]).is_err());
         let (member, at) = (MemberNumber(9), PartitionRef { resource: ResourceId(5), partition: 6 });
         let group_key = |key: &[u8]| GroupKey::read(split(key).unwrap().2);

@@ -378,7 +378,9 @@ impl Machine {
                     cx.woken.wake(&mut group.woken, WaitKey::Group(id));
                 }
             }),
-            Fact::Schedule(id, fact) => self.change_queue(at, id, |cx, queue| queue.schedule(cx, fact)),
+            Fact::Schedule(id, fact) => {
+                self.change_queue(at, id, |cx, queue| queue.apply_schedule(cx, fact));
+            }
             Fact::Replay(id, fact) => self.change(at, id, |cx, parts| {
                 let Parts::Group(group) = parts else { wrong_kind(cx) };
                 group.apply_replay(cx, fact);

@@ -1,6 +1,6 @@
 //! What time brings.
 
-use flowmesh_model::{Fact, Millis, ResourceId};
+use flowmesh_model::{Fact, Millis, ResourceId, Settings};
 
 use crate::decision::{Tick, WaitKey};
 use crate::held::Parts;
@@ -8,6 +8,9 @@ use crate::machine::{Machine, arm};
 
 /// Delayed jobs one tick makes ready, for each fact it may return: about as much work.
 const PROMOTIONS_PER_FACT: usize = 4;
+
+/// Bytes of facts beyond which a tick looks at no other resource: they are one entry.
+const BYTES_PER_TICK: usize = 1024 * 1024;
 
 impl Machine {
     /// Promotes delayed jobs whose time has come, and says which facts are due: dropped resources, leases and keys whose
@@ -20,11 +23,14 @@ impl Machine {
         let mut promotions = facts_max.saturating_mul(PROMOTIONS_PER_FACT);
         let due = self.timers.range(..=(now, ResourceId(u64::MAX))).map(|&(_, id)| id);
         let due: Vec<ResourceId> = due.take(facts_max.max(1)).collect();
+        let mut bytes = 0;
         for id in due {
-            if facts.len() >= facts_max || promotions == 0 {
+            if facts.len() >= facts_max || promotions == 0 || bytes > BYTES_PER_TICK {
                 break;
             }
+            let before = facts.len();
             promotions -= self.tick_one(id, now, facts_max, promotions, &mut facts);
+            bytes += facts.iter().skip(before).map(Fact::encoded_len_max).sum::<usize>();
         }
         let next = if facts.is_empty() { self.next_due().map(|due| due.max(now)) } else { Some(now) };
         Tick { facts, next }
@@ -49,7 +55,10 @@ impl Machine {
                 Parts::Queue(queue) => {
                     promoted = queue.promote(now, promotions_max);
                     queue.expire(id, now, facts_max - before, facts);
-                    queue.fire(id, now, facts_max - facts.len(), facts);
+                    let settings = held.info.as_deref().map(|info| &info.settings);
+                    if let Some(Settings::Queue(settings)) = settings {
+                        queue.fire(id, settings, now, facts_max - facts.len(), facts);
+                    }
                     if queue.is_leasable(now) {
                         self.woken.wake(&mut queue.woken, WaitKey::Queue(id));
                     }

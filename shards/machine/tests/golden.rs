@@ -24,14 +24,16 @@ use std::path::Path;
 use bytes::Bytes;
 use common::{World, pack, text};
 use flowmesh_model::command::{Ack, LeaseRef, Nack, NewJob, ReadFrom, SetEntry, SetIf, SetTtl};
+use flowmesh_model::group::Name;
 use flowmesh_model::job::{
     Backoff, JobCursor, JobFilter, JobKey, JobOptions, JobPhase, JobRef, NackKind, RetryPolicy, Which,
 };
 use flowmesh_model::replay::{ReplayRef, Speed, StepMove};
+use flowmesh_model::schedule::{MissedPolicy, ScheduleSpec, Timing};
 use flowmesh_model::{
     Batch, CatalogCommand, Command, JobId, Kind, KvCommand, LeaseToken, Lsn, Millis, Offset, PartitionRef,
-    ProducerId, ProducerStamp, QueueCommand, ReplayCommand, ResourceId, ResourcePath, Settings,
-    StreamCommand,
+    ProducerId, ProducerStamp, QueueCommand, ReplayCommand, ResourceId, ResourcePath, ScheduleCommand,
+    Settings, StreamCommand,
 };
 
 /// The words of a command: plain ones in order, and options.
@@ -168,6 +170,10 @@ impl Script {
             ["replay", session, verb, rest @ ..] => {
                 Command::Replay(self.replay(session), replay_command(verb, rest, &words, self.world.now))
             }
+            ["schedule", queue, verb, rest @ ..] => Command::Queue(
+                self.id(Kind::Queue, queue),
+                QueueCommand::Schedule(schedule_command(verb, rest, &words)),
+            ),
             ["set" | "get" | "del" | "exists" | "scan", store, rest @ ..] => {
                 Command::Kv(self.id(Kind::Kv, store), kv_command(plain[0], rest, &words, line))
             }
@@ -438,6 +444,41 @@ fn set_entry(text: &str) -> SetEntry {
     }
 }
 
+/// In a cron expression `_` stands for a space.
+fn schedule_command(verb: &str, rest: &[&str], words: &Words<'_>) -> ScheduleCommand {
+    let name = Name::from(*rest.first().unwrap());
+    match verb {
+        "create" => ScheduleCommand::Create { name, spec: schedule_spec(words), paused: false },
+        "delete" => ScheduleCommand::Delete(name),
+        "pause" => ScheduleCommand::Pause(name),
+        "resume" => ScheduleCommand::Resume(name),
+        "run-now" => ScheduleCommand::RunNow(name),
+        "describe" => ScheduleCommand::Describe(name),
+        "next" => ScheduleCommand::Next { name, times_max: rest[1].parse().unwrap() },
+        "list" => ScheduleCommand::List { after: None, schedules_max: rest[0].parse().unwrap() },
+        _ => panic!("what is schedule {verb}?"),
+    }
+}
+
+fn schedule_spec(words: &Words<'_>) -> ScheduleSpec {
+    let cron = |expression: &str| Timing::Cron {
+        expression: expression.replace('_', " ").into(),
+        time_zone: words.option("zone").unwrap_or_default().into(),
+    };
+    let once = || Timing::Once(Millis(words.number("at").unwrap()));
+    let missed = words.option("missed").unwrap_or("once");
+    ScheduleSpec {
+        timing: words.option("cron").map_or_else(once, cron),
+        end: words.number("end").map(Millis),
+        missed: MissedPolicy::ALL.into_iter().find(|policy| policy.as_str() == missed).unwrap(),
+        job: NewJob {
+            payload: bytes(words.option("payload").unwrap_or_default()),
+            priority: words.number("priority").unwrap_or(0) as u8,
+            ..NewJob::default()
+        },
+    }
+}
+
 /// Runs the commands of a script and returns it with what they came to.
 fn played(script: &str) -> String {
     let (mut out, mut state) = (String::new(), Script { world: World::default() });
@@ -489,6 +530,11 @@ fn queue() {
 }
 
 #[test]
+fn jobs() {
+    check("jobs.script");
+}
+
+#[test]
 fn kv() {
     check("kv.script");
 }
@@ -501,6 +547,11 @@ fn catalog() {
 #[test]
 fn segments() {
     check("segments.script");
+}
+
+#[test]
+fn schedule() {
+    check("schedule.script");
 }
 
 #[test]

@@ -8,8 +8,10 @@ mod common;
 use bytes::{Bytes, BytesMut};
 use common::{Outcome, World};
 use flowmesh_model::command::NewJob;
+use flowmesh_model::job::{JobKey, JobOptions, JobRef};
 use flowmesh_model::limits::{
-    HEADERS_MAX, SCHEDULE_MISSED_AFTER_MS, SCHEDULE_NEXT_MAX, SCHEDULE_PAYLOAD_BYTES_MAX, SCHEDULES_MAX,
+    ENTRY_BYTES_MAX, HEADERS_MAX, SCHEDULE_MISSED_AFTER_MS, SCHEDULE_NEXT_MAX, SCHEDULE_PAYLOAD_BYTES_MAX,
+    SCHEDULES_MAX,
 };
 use flowmesh_model::record::put_header;
 use flowmesh_model::schedule::fact::ScheduleFact;
@@ -68,23 +70,34 @@ fn headers(count: usize, name: &str) -> Bytes {
 fn a_firing_is_the_job_and_the_note_of_it_in_one_entry() {
     let mut driver = Driver::new();
     let mut spec = cron("* * * * *", "");
-    spec.job = NewJob { payload: "work".into(), priority: 9, headers: headers(1, "n"), ..NewJob::default() };
+    let options = JobOptions { ttl_ms: Some(5_000), group: "g".into(), ..JobOptions::default() };
+    spec.job = NewJob {
+        payload: "work".into(),
+        priority: 9,
+        headers: headers(1, "n"),
+        options: Some(Box::new(options)),
+        ..NewJob::default()
+    };
     let status = driver.create("s", spec.clone()).unwrap();
     let next = status.next_at.unwrap();
     assert!(next > driver.world.now && next.0.is_multiple_of(60_000));
-    assert_eq!(status.spec, ScheduleSpec { timing: cron("* * * * *", "UTC").timing, ..spec });
+    assert_eq!(status.spec, ScheduleSpec { timing: cron("* * * * *", "UTC").timing, ..spec.clone() });
     assert!(driver.world.tick(2).is_empty());
     assert_eq!(driver.world.machine.next_due(), Some(next));
     driver.world.now = next;
     let entries = driver.world.log.len();
     let facts = driver.world.tick(2);
     assert_eq!(driver.world.log.len(), entries + 1);
-    let Fact::JobEnqueued { job, max_attempts, priority, headers: packed, payload, ready_at, .. } = &facts[0]
+    let Fact::JobEnqueued {
+        job, max_attempts, priority, headers: packed, payload, ready_at, options, ..
+    } = &facts[0]
     else {
         panic!("{facts:?}")
     };
     assert_eq!((*job, *max_attempts, *priority, *ready_at), (JobId(1), 7, 9, next));
     assert_eq!(payload, "work");
+    let options = options.as_ref().unwrap();
+    assert_eq!((&options.group[..], options.expires_at), (&b"g"[..], Some(next.plus(5_000))));
     let mut expected = BytesMut::from(&headers(1, "n")[..]);
     put_header(&mut expected, b"flowmesh-schedule", b"s");
     put_header(&mut expected, b"flowmesh-scheduled-at", next.0.to_string().as_bytes());
@@ -92,6 +105,8 @@ fn a_firing_is_the_job_and_the_note_of_it_in_one_entry() {
     let (name, next_at) = ("s".into(), Some(next.plus(60_000)));
     let fired = ScheduleFact::Fired { name, job: JobId(1), scheduled_for: next, next_at };
     assert_eq!(facts[1..], [Fact::Schedule(driver.queue, fired)]);
+    driver.world.crash();
+    assert_eq!(driver.create("s", spec).unwrap().fired_total, 1, "what does the same is the same");
 }
 
 #[test]
@@ -136,6 +151,20 @@ fn all_that_is_wrong_with_a_schedule_is_refused_by_name() {
     assert!(matches!(ours, Err(Reject::InvalidArgument { field: "headers", .. })), "{ours:?}");
     let attempts = create(NewJob { max_attempts: Some(0), ..NewJob::default() });
     assert!(matches!(attempts, Err(Reject::InvalidArgument { field: "max_attempts", .. })), "{attempts:?}");
+    for (field, options) in [
+        ("run_at_ms", JobOptions { run_at: Some(now), ..JobOptions::default() }),
+        (
+            "key",
+            JobOptions { key: Some(JobKey { key: "k".into(), window_ms: None }), ..JobOptions::default() },
+        ),
+        ("after", JobOptions { after: vec![JobRef::Job(JobId(1))], ..JobOptions::default() }),
+    ] {
+        let refused = create(NewJob { options: Some(Box::new(options)), ..NewJob::default() });
+        assert!(
+            matches!(&refused, Err(Reject::InvalidArgument { field: named, .. }) if *named == field),
+            "{refused:?}"
+        );
+    }
     create(NewJob { headers: headers(HEADERS_MAX - 2, "n"), ..NewJob::default() }).unwrap();
     let other = driver.create("s", cron("@hourly", "UTC"));
     assert_eq!(other, Err(Reject::ScheduleExists { name: "s".into() }));
@@ -191,6 +220,27 @@ fn times_to_come_end_with_the_schedule() {
     assert!(times.windows(2).all(|pair| pair[1].since(pair[0]) == 24 * 3600 * 1000));
     driver.ask(ScheduleCommand::Pause("s".into())).unwrap();
     assert_eq!(driver.ask(next("s")), Ok(ScheduleReply::Times(Vec::new())));
+}
+
+#[test]
+fn what_fires_at_the_same_time_fits_entries() {
+    let mut driver = Driver::new();
+    let large = NewJob { payload: vec![0; SCHEDULE_PAYLOAD_BYTES_MAX].into(), ..NewJob::default() };
+    for queue in 0..100 {
+        driver.queue = driver.world.create(Kind::Queue, &format!("q{queue}"));
+        for name in ["s", "t"] {
+            driver.create(name, ScheduleSpec { job: large.clone(), ..cron("@hourly", "UTC") }).unwrap();
+        }
+    }
+    driver.world.now = driver.world.now.plus(3_600_000);
+    let mut fired = 0;
+    while fired < 200 {
+        let facts = driver.world.machine.tick(driver.world.now, 512).facts;
+        fired += facts.iter().filter(|fact| matches!(fact, Fact::JobEnqueued { .. })).count();
+        assert!(facts.iter().map(Fact::encoded_len_max).sum::<usize>() < ENTRY_BYTES_MAX / 2);
+        assert!(!facts.is_empty());
+        driver.world.commit(facts);
+    }
 }
 
 #[test]

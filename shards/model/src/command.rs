@@ -281,8 +281,8 @@ impl QueueCommand {
     #[must_use]
     pub fn is_write(&self) -> bool {
         match self {
-            Self::Schedule(command) => command.is_write(),
             Self::Status | Self::Get { .. } | Self::Peek { .. } | Self::List { .. } => false,
+            Self::Schedule(command) => command.is_write(),
             _ => true,
         }
     }

@@ -448,15 +448,15 @@ impl Reject {
             | Self::TooLarge { .. }
             | Self::KeyMissing { .. }
             | Self::IllegalFilter { .. }
-            | Self::FlowCycle { .. }
             | Self::IllegalCron { .. }
             | Self::UnknownTimeZone { .. }
+            | Self::FlowCycle { .. }
             | Self::WrongKind { .. }
             | Self::NoSuchPartition { .. } => Code::InvalidArgument,
             Self::ResourceNotFound { .. }
             | Self::JobNotFound { .. }
-            | Self::FlowMissing { .. }
             | Self::ScheduleNotFound { .. }
+            | Self::FlowMissing { .. }
             | Self::UnknownMember { .. } => Code::NotFound,
             Self::ResourceExists { .. }
             | Self::ScheduleExists { .. }

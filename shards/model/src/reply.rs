@@ -126,6 +126,45 @@ impl QueueStatus {
     }
 }
 
+/// So many in the last minute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LastMinute {
+    /// Enqueued.
+    pub enqueued: u64,
+    /// Acknowledged.
+    pub done: u64,
+    /// Failed attempts that are followed by another.
+    pub retried: u64,
+    /// Died.
+    pub died: u64,
+}
+
+/// A distribution, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Percentiles {
+    /// How many values it is made of.
+    pub count: u64,
+    /// Half of them are at most this.
+    pub p50: u64,
+    /// 95 %.
+    pub p95: u64,
+    /// 99 %.
+    pub p99: u64,
+    /// All.
+    pub max: u64,
+}
+
+/// What a queue has done of late.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueActivity {
+    /// How many jobs came and went.
+    pub last_minute: LastMinute,
+    /// How long jobs were ready before they were leased, over the last minutes.
+    pub wait_ms: Percentiles,
+    /// How long jobs were leased before they were acknowledged, over the last minutes.
+    pub run_ms: Percentiles,
+}
+
 /// A job that was enqueued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EnqueuedJob {
@@ -246,8 +285,8 @@ pub enum Reply {
         /// The last one that was looked at, if there are more behind it.
         next: Option<JobCursor>,
     },
-    /// Counts by state.
-    QueueStatus(QueueStatus),
+    /// Counts by state, and what the queue has done of late.
+    QueueStatus(QueueStatus, Box<QueueActivity>),
     /// The new versions, or why not, in order.
     Written(Batch<Result<Lsn, Reject>>),
     /// What the keys hold, in order.

@@ -143,7 +143,8 @@ struct Rig {
 }
 
 async fn open(disk: &SimDisk, next: u64) -> StreamFiles<SimDisk> {
-    let config = StreamFilesConfig { block_bytes: 8 * 1024, ..StreamFilesConfig::default() };
+    // So few stay open that files are opened again and again.
+    let config = StreamFilesConfig { block_bytes: 8 * 1024, open_max: 2, ..StreamFilesConfig::default() };
     StreamFiles::open(disk.clone(), &shard_dir(), config, [(AT, Offset(next))]).await.unwrap()
 }
 

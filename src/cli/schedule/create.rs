@@ -105,7 +105,7 @@ impl CreateArgs {
             headers: self.headers,
             delay_ms: millis(self.delay),
             max_attempts: self.max_attempts,
-            ..v1::NewJob::default()
+            ..Default::default()
         };
         let missed = match self.missed {
             Missed::Skip => v1::MissedPolicy::Skip,

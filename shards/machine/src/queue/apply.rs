@@ -6,6 +6,7 @@ use flowmesh_model::job::{AttemptEnd, JobPhase};
 use flowmesh_model::schedule::fact::ScheduleFact;
 use flowmesh_model::{JobId, LeaseToken, Millis, ResourceId, Space};
 
+use super::activity::Event;
 use super::job::{self, Extra, Job, JobState};
 use super::jobs::Body;
 use super::{Facets, Queue, dedup};
@@ -38,6 +39,7 @@ impl Queue {
         let listed = cx.seals.touch(&mut job.mark) != Touch::Known;
         self.counters.last_job = new.job;
         self.counters.enqueued_total += 1;
+        self.activity.count(Event::Enqueued, now);
         self.counters.last_lsn = cx.at.lsn;
         let facets = Facets::of(&job);
         self.jobs.insert(new.job, job);
@@ -99,6 +101,9 @@ impl Queue {
         assert!(token > self.counters.last_token, "tokens only grow");
         self.counters.last_token = token;
         let (now, worker) = (cx.at.time, self.workers.take(worker));
+        if let Some(job) = self.jobs.get(id) {
+            self.activity.waited(now.since(job.moment()), now);
+        }
         self.change(cx, id, |job| job.lease(token, until, now, worker));
         if let Some(rate) = self.limits.rate {
             self.bucket.take(rate, now);
@@ -124,14 +129,18 @@ impl Queue {
         cause: AttemptEnd,
         error: &Bytes,
     ) {
-        self.counters.retried_total += u64::from(cause != AttemptEnd::Released);
+        if cause != AttemptEnd::Released {
+            self.counters.retried_total += 1;
+            self.activity.count(Event::Retried, cx.at.time);
+        }
         self.end_lease(cx, id, JobState::waiting(ready_at, cx.at.time), cause, error);
     }
 
     /// `JobDied`.
     pub fn died(&mut self, cx: &mut Apply<'_>, id: JobId, cause: AttemptEnd, error: &Bytes) {
-        self.counters.died_total += 1;
         let since = cx.at.time;
+        self.counters.died_total += 1;
+        self.activity.count(Event::Died, since);
         self.end_lease(cx, id, JobState::Dead { since }, cause, error);
         self.ended(cx, id, End::Dead, &Bytes::new());
     }
@@ -162,7 +171,12 @@ impl Queue {
 
     /// `JobDone` and `Finished`.
     fn finished(&mut self, cx: &mut Apply<'_>, id: JobId, keep_until: Option<Millis>, result: &Bytes) {
+        let now = cx.at.time;
         self.counters.done_total += 1;
+        self.activity.count(Event::Done, now);
+        if let Some(job) = self.jobs.get(id) {
+            self.activity.ran(now.since(job.began_at), now);
+        }
         if let Some(until) = keep_until {
             self.end_lease(cx, id, JobState::Done { until }, AttemptEnd::Acked, &Bytes::new());
             self.set_extra(id, |extra| extra.result = flowmesh_model::codec::detached(result));
@@ -216,6 +230,12 @@ impl Queue {
                 self.counters.last_lsn = cx.at.lsn;
             }
         }
+    }
+
+    /// What became true of a schedule.
+    pub fn apply_schedule(&mut self, cx: &mut Apply<'_>, fact: ScheduleFact) {
+        self.schedules.apply(cx, fact);
+        self.counters.last_lsn = cx.at.lsn;
     }
 
     /// Whoever waits for the end of a job looks again.
@@ -332,12 +352,6 @@ impl Queue {
             }
         }
         touch
-    }
-
-    /// What became true of a schedule.
-    pub fn schedule(&mut self, cx: &mut Apply<'_>, fact: ScheduleFact) {
-        self.schedules.apply(cx, fact);
-        self.counters.last_lsn = cx.at.lsn;
     }
 
     /// Changes a job and its place in the orders.

@@ -3,8 +3,9 @@
 use bytes::Bytes;
 use flowmesh_model::job::AttemptEnd;
 use flowmesh_model::job::fact::{QueueFact, RemovalCause};
-use flowmesh_model::{Fact, JobId, Millis, ResourceId};
+use flowmesh_model::{Fact, JobId, Millis, QueueSettings, ResourceId};
 
+use super::decide::Asked;
 use super::job::{Job, JobState};
 use super::{Facets, Queue};
 
@@ -22,8 +23,8 @@ impl Queue {
             first(&self.done),
             dead,
             self.keys.next_due(),
-            self.schedules.next_due(),
             self.ready.next_due(),
+            self.schedules.next_due(),
             token.filter(|at| *at > self.looked_at),
         ]
         .into_iter()
@@ -48,11 +49,6 @@ impl Queue {
             self.arrange(id, now, after);
         }
         jobs_max
-    }
-
-    /// Appends what becomes of schedules that are due.
-    pub fn fire(&self, queue: ResourceId, now: Millis, facts_max: usize, facts: &mut Vec<Fact>) {
-        self.schedules.tick(queue, self.counters.last_job, now, facts_max, facts);
     }
 
     /// Appends at most `facts_max` facts about what is over: leases, times to live, what is kept.
@@ -80,6 +76,18 @@ impl Queue {
         {
             facts.push(Fact::Queue(queue, QueueFact::KeysForgotten(upto)));
         }
+    }
+
+    /// Appends at most `facts_max` facts about schedules that are due.
+    pub fn fire(
+        &self,
+        id: ResourceId,
+        settings: &QueueSettings,
+        now: Millis,
+        facts_max: usize,
+        facts: &mut Vec<Fact>,
+    ) {
+        Asked { queue: self, id, settings, now }.tick_schedules(facts_max, facts);
     }
 
     /// What becomes of a job whose lease is over: ready at once, dead after the last attempt or the last crash.

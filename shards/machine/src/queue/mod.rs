@@ -2,7 +2,7 @@
 //!
 //! [`job`] is one job and its life, [`jobs`] all of them with what they are about, [`ready`] who is next, [`dedup`] the
 //! keys by which jobs are recognised, [`schedule`] what enqueues jobs by itself; [`decide`] what can be asked of a queue,
-//! [`apply`] how facts change it, [`due`] what time brings, [`index`] its part of checkpoints.
+//! [`apply`] how facts change it, [`activity`] how much it does, [`due`] what time brings, [`index`] its part of checkpoints.
 //!
 //! Each job that is there is in exactly one of these orders:
 //!
@@ -15,6 +15,7 @@
 //! | `dead` | moment it died, then number | keeping |
 //! | `done` | moment up to which it is kept, then number | keeping |
 
+mod activity;
 mod apply;
 mod check;
 pub(crate) mod decide;
@@ -35,6 +36,7 @@ use flowmesh_model::settings::{Rate, WhenFull};
 use flowmesh_model::{JobId, LeaseToken, Lsn, Millis, QueueSettings};
 
 use crate::changes::Changes;
+use activity::Activity;
 pub(crate) use apply::Enqueued;
 use dedup::Keys;
 use job::{Job, JobNames, JobState};
@@ -64,14 +66,15 @@ pub(crate) struct Queue {
     victims: Option<BTreeSet<Victim>>,
     keys: Keys,
     workers: Names,
+    pub schedules: Schedules,
     counters: Counters,
     waiting_bytes: u64,
     limits: Limits,
     bucket: Bucket,
     /// The last tick's time: a bucket that has a token since then needs no other.
     looked_at: Millis,
+    activity: Activity,
     changes: Changes<JobId>,
-    pub schedules: Schedules,
     /// When it was last put on the list of what woke, for reservers and for those who wait for room (see
     /// [`crate::woken`]).
     pub woken: u64,

@@ -4,7 +4,9 @@ use bytes::Bytes;
 use flowmesh_model::job::{JobCursor, JobView};
 use flowmesh_model::replay::{Pace, ReplayProgress, ReplayStatus};
 use flowmesh_model::reply::EntryValue;
-use flowmesh_model::{Fact, Millis, Reply};
+use flowmesh_model::schedule::fact::ScheduleFact;
+use flowmesh_model::schedule::{ScheduleSpec, ScheduleStatus, Timing};
+use flowmesh_model::{Fact, Millis, Reply, ScheduleReply};
 
 use super::{Outcome, values};
 
@@ -74,7 +76,7 @@ pub fn fact(fact: &Fact) -> String {
         Fact::Queue(id, fact) => format!("Queue {id} {fact:?}"),
         Fact::Group(id, fact) => format!("Group {id} {fact:?}"),
         Fact::Replay(id, fact) => format!("Replay {id} {fact:?}"),
-        Fact::Schedule(id, fact) => format!("Schedule {id} {fact:?}"),
+        Fact::Schedule(id, fact) => format!("Schedule {id} {}", schedule_fact(fact)),
     }
 }
 
@@ -147,7 +149,7 @@ pub fn reply(reply: &Reply) -> String {
             Ok(extended) => format!("until {}", extended.until),
             Err(reject) => format!("{} {reject}", reject.reason()),
         }),
-        Reply::QueueStatus(s) => {
+        Reply::QueueStatus(s, _) => {
             let more = [
                 ("blocked", s.blocked),
                 ("kept", s.done),
@@ -192,8 +194,56 @@ pub fn reply(reply: &Reply) -> String {
             info.id, info.path, info.created_at
         ),
         Reply::Replay(status) => replay(status),
-        Reply::Schedule(reply) => format!("{reply:?}"),
+        Reply::Schedule(reply) => schedule_reply(reply),
     }
+}
+
+fn schedule_fact(fact: &ScheduleFact) -> String {
+    let name = fact.name();
+    match fact {
+        ScheduleFact::Created { paused, next_at, spec, .. } => {
+            let paused = if *paused { " paused" } else { "" };
+            format!("Created {name}{paused} next {} {}", end(*next_at), schedule_spec(spec))
+        }
+        ScheduleFact::Deleted { .. } => format!("Deleted {name}"),
+        ScheduleFact::Paused { .. } => format!("Paused {name}"),
+        ScheduleFact::Resumed { next_at, .. } => format!("Resumed {name} next {}", end(*next_at)),
+        ScheduleFact::Fired { job, scheduled_for, next_at, .. } => {
+            format!("Fired {name} job {job} for {scheduled_for} next {}", end(*next_at))
+        }
+        ScheduleFact::Skipped { count, next_at, .. } => {
+            format!("Skipped {name} count {count} next {}", end(*next_at))
+        }
+    }
+}
+
+fn schedule_spec(spec: &ScheduleSpec) -> String {
+    let timing = match &spec.timing {
+        Timing::Once(at) => format!("at {at}"),
+        Timing::Cron { expression, time_zone } => format!("cron {expression} {time_zone}"),
+    };
+    let (ends, missed, priority) = (end(spec.end), spec.missed.as_str(), spec.job.priority);
+    format!("{timing} ends {ends} missed {missed} priority {priority} {}", text(&spec.job.payload))
+}
+
+fn schedule_reply(reply: &ScheduleReply) -> String {
+    match reply {
+        ScheduleReply::Status(status, changed) => format!("{} changed {changed}", schedule(status)),
+        ScheduleReply::Fired(job) => format!("fired {job}"),
+        ScheduleReply::Times(times) => format!("times {times:?}"),
+        ScheduleReply::List { schedules, more } => {
+            lines(&format!("schedules more {more}"), schedules, schedule)
+        }
+    }
+}
+
+fn schedule(status: &ScheduleStatus) -> String {
+    let ScheduleStatus { name, state, fired_total, skipped_total, last_fired, .. } = status;
+    let (next, finished, spec) = (end(status.next_at), end(status.finished_at), schedule_spec(&status.spec));
+    format!(
+        "schedule {name} {state:?} next {next} finished {finished} fired {fired_total} last {last_fired:?} \
+         skipped {skipped_total}: {spec}"
+    )
 }
 
 fn more(next: Option<JobCursor>) -> String {

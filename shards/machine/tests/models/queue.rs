@@ -763,7 +763,7 @@ impl Test {
 
     fn check(&mut self) {
         self.world.machine.check_all();
-        let Outcome::Answered(Reply::QueueStatus(status), _) = self.ask(QueueCommand::Status) else {
+        let Outcome::Answered(Reply::QueueStatus(status, _), _) = self.ask(QueueCommand::Status) else {
             panic!("no status")
         };
         let model = self.model.status();

@@ -18,7 +18,7 @@
 //! | timing | 0, time; or 1, expression, time zone |
 //! | end | as a next time |
 //! | missed | 0 skip, 1 once, 2 all |
-//! | job | priority (one byte), delay, maximum of attempts (0 = the queue's), headers, payload |
+//! | job | priority (one byte), delay, maximum of attempts (0 = the queue's), headers, payload, group, time to live (0 = none), 0; or 1, own retries |
 
 use bytes::BufMut;
 
@@ -27,6 +27,8 @@ use crate::codec::{Malformed, Reader, bytes_len, put_bytes, put_varint};
 use crate::command::NewJob;
 use crate::group::Name;
 use crate::ids::{JobId, Millis};
+use crate::job::JobOptions;
+use crate::job::fact::{put_retry, read_retry};
 use crate::replay::fact::{put_time, time};
 
 /// What became true of a schedule.
@@ -202,26 +204,37 @@ impl ScheduleSpec {
         }
         put_time(out, self.end);
         out.put_u8(self.missed as u8);
-        let NewJob { payload, headers, priority, delay_ms, max_attempts, options: _ } = &self.job;
+        let NewJob { payload, headers, priority, delay_ms, max_attempts, options } = &self.job;
         out.put_u8(*priority);
         put_varint(out, *delay_ms);
         put_varint(out, u64::from(max_attempts.unwrap_or(0)));
         put_bytes(out, headers);
         put_bytes(out, payload);
+        let (group, ttl_ms, retry) = options
+            .as_ref()
+            .map_or((&[][..], None, None), |options| (&*options.group, options.ttl_ms, options.retry));
+        put_bytes(out, group);
+        put_varint(out, ttl_ms.unwrap_or(0));
+        out.put_u8(u8::from(retry.is_some()));
+        if let Some(retry) = &retry {
+            put_retry(out, retry);
+        }
     }
 
     /// An upper bound of what [`ScheduleSpec::encode`] appends.
     #[must_use]
     pub fn encoded_len_max(&self) -> usize {
-        /// Five integers, five bytes.
-        const FIXED: usize = 5 * 10 + 5;
+        /// Six integers, six bytes, and retries of two integers and two bytes.
+        const FIXED: usize = 6 * 10 + 6 + 2 * 10 + 2;
         let timing = match &self.timing {
             Timing::Once(_) => 0,
             Timing::Cron { expression, time_zone } => {
                 bytes_len(expression.len()) + bytes_len(time_zone.len())
             }
         };
-        FIXED + timing + bytes_len(self.job.headers.len()) + bytes_len(self.job.payload.len())
+        let group = self.job.options.as_ref().map_or(0, |options| options.group.len());
+        let job = [self.job.headers.len(), self.job.payload.len(), group].map(bytes_len);
+        FIXED + timing + job.into_iter().sum::<usize>()
     }
 
     /// Reads what [`ScheduleSpec::encode`] wrote.
@@ -243,7 +256,11 @@ impl ScheduleSpec {
         let (priority, delay_ms) = (reader.byte()?, reader.varint()?);
         let max_attempts = Some(reader.varint_u32()?).filter(|attempts| *attempts > 0);
         let (headers, payload) = (reader.bytes()?, reader.bytes()?);
-        let job = NewJob { payload, headers, priority, delay_ms, max_attempts, options: None };
+        let (group, ttl_ms) = (reader.bytes()?, Some(reader.varint()?).filter(|ms| *ms > 0));
+        let retry = if reader.byte()? == 0 { None } else { Some(read_retry(reader)?) };
+        let options = JobOptions { ttl_ms, retry, group, ..JobOptions::default() };
+        let options = Some(options).filter(|options| *options != JobOptions::default()).map(Box::new);
+        let job = NewJob { payload, headers, priority, delay_ms, max_attempts, options };
         Ok(Self { timing, end, missed, job })
     }
 }
@@ -281,13 +298,16 @@ mod tests {
         vec![
             (
                 ScheduleFact::Created { name: name(), paused: false, next_at: Some(Millis(300)), spec: once },
-                &[96, 9, 1, b's', 0, 0xAD, 2, 1, 0, 0xAC, 2, 0, 1, 200, 0xAC, 2, 0, 1, b'h', 1, b'p'],
+                &[
+                    96, 9, 1, b's', 0, 0xAD, 2, 1, 0, 0xAC, 2, 0, 1, 200, 0xAC, 2, 0, 1, b'h', 1, b'p', 0, 0,
+                    0,
+                ],
             ),
             (
                 ScheduleFact::Created { name: name(), paused: true, next_at: None, spec: cron },
                 &[
                     96, 9, 1, b's', 1, 0, 1, 1, 6, b'@', b'd', b'a', b'i', b'l', b'y', 3, b'U', b'T', b'C',
-                    7, 2, 200, 0xAC, 2, 3, 1, b'h', 1, b'p',
+                    7, 2, 200, 0xAC, 2, 3, 1, b'h', 1, b'p', 0, 0, 0,
                 ],
             ),
             (ScheduleFact::Deleted { name: name() }, &[97, 9, 1, b's']),

@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
 use flowmesh_model::{Offset, PartitionRef};
 
+use super::read::OpenBlock;
 use crate::window::Window;
 
-/// So many consumers may catch up at the same time without reading anything twice. Each costs at most a read and a block.
+/// So many consumers may catch up at the same time without reading anything twice. Each costs at most a read, a block, and
+/// what a run of it unpacks to.
 const KEPT_MAX: usize = 8;
 
 /// Where a reader stopped, with what it had in memory there.
@@ -20,8 +21,8 @@ pub(super) struct Ahead<F> {
     /// The first record of the block that holds it, and where that block is.
     pub base: Offset,
     pub position: u64,
-    /// The block, if it was read in part.
-    pub block: Option<Bytes>,
+    /// The block, if it was taken from in part.
+    pub block: Option<OpenBlock>,
     /// What follows.
     pub window: Window<F>,
 }

@@ -1,18 +1,20 @@
 //! Appending runs: gathered to blocks, a file after the other, durable after [`StreamFiles::sync`].
 
 use std::cell::RefCell;
-use std::io;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::{io, iter};
 
 use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{Millis, Offset, PartitionRef};
 use futures::future::LocalBoxFuture;
-use futures::stream::FuturesOrdered;
-use futures::{FutureExt, StreamExt};
+use futures::stream::{self, FuturesOrdered};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 
 use super::error::SegmentError;
-use super::files::{DirtyFile, Inner, OpenFile, Partition, SparseIndex, StreamFiles, io_error};
+use super::files::{DirtyFile, Inner, NOWHERE, Partition, SparseIndex, StreamFiles, io_error};
 use super::format::{BLOCK_HEADER_BYTES, BlockHeader, FILE_HEADER_BYTES, FileHeader, put_run, run_bytes};
+use super::open::OpenFile;
 use crate::disk::{ALIGN, Disk, DiskFile};
 use crate::pages::round_up;
 
@@ -21,6 +23,9 @@ const WRITES_AT_ONCE: usize = 8;
 
 /// Files written to and not synced; beyond it they are synced in between, so that few are open.
 const DIRTY_MAX: usize = 64;
+
+/// Files and directories that are synced at the same time: a file system makes one commit of its journal of them.
+const SYNCS_AT_ONCE: usize = 16;
 
 impl<D: Disk> StreamFiles<D> {
     /// Appends runs, in order and without a gap. Normally the first one continues the partition; if it lies before the
@@ -102,7 +107,7 @@ fn take_block<'a>(runs: &mut &'a [RecordRun], block_bytes: usize) -> Block<'a> {
 
 /// A block that was written, or not.
 struct BlockWrite<D: Disk> {
-    file: OpenFile<D>,
+    file: OpenFile<D::File>,
     written: io::Result<D::Buf>,
     /// Where the file ends with it.
     tail: u64,
@@ -111,7 +116,7 @@ struct BlockWrite<D: Disk> {
 }
 
 async fn write_block<D: Disk>(
-    file: OpenFile<D>,
+    file: OpenFile<D::File>,
     buf: D::Buf,
     bytes: usize,
     position: u64,
@@ -124,6 +129,7 @@ async fn write_block<D: Disk>(
 impl<D: Disk> Inner<D> {
     fn go_back(&self, at: PartitionRef, next: Offset) {
         self.forget_ahead(at);
+        self.open.borrow_mut().close_all(at);
         if let Some(partition) = self.partitions.borrow_mut().get_mut(&at) {
             partition.go_back(next);
         }
@@ -212,7 +218,7 @@ impl<D: Disk> Inner<D> {
     async fn allocate(
         &self,
         at: PartitionRef,
-        file: &OpenFile<D>,
+        file: &OpenFile<D::File>,
         position: u64,
         bytes: u64,
     ) -> Result<u64, SegmentError> {
@@ -239,7 +245,7 @@ impl<D: Disk> Inner<D> {
     }
 
     /// Takes note of a block that was written.
-    fn note(&self, at: PartitionRef, file: OpenFile<D>, tail: u64, next: Offset) {
+    fn note(&self, at: PartitionRef, file: OpenFile<D::File>, tail: u64, next: Offset) {
         if let Some(Partition { files: Some(files), tail: end, next: behind, .. }) =
             self.partitions.borrow_mut().get_mut(&at)
         {
@@ -250,23 +256,20 @@ impl<D: Disk> Inner<D> {
     }
 
     /// Makes a file for records from `base` on.
-    async fn create_file(&self, at: PartitionRef, base: Offset) -> Result<OpenFile<D>, SegmentError> {
+    async fn create_file(&self, at: PartitionRef, base: Offset) -> Result<OpenFile<D::File>, SegmentError> {
         let (dir, path) = (self.dir(at), self.path(at, base));
         let make = async {
             let is_new = self.partitions.borrow().get(&at).and_then(Partition::last_file).is_none();
             if is_new {
                 self.disk.create_dir_all(&dir).await?;
-                self.disk.sync_dir(&self.root).await?;
-                if let Some(shard_dir) = self.root.parent() {
-                    self.disk.sync_dir(shard_dir).await?;
-                }
+                self.new_dirs.set(true);
             }
             let file = self.disk.create(&path).await?;
             let mut page = self.disk.alloc(ALIGN);
             page.as_mut().fill(0);
             FileHeader { at, base, compacted: None }.encode(page.as_mut());
             file.write_at(page, ALIGN, 0).await?;
-            self.disk.sync_dir(&dir).await?;
+            self.new_files.borrow_mut().insert(at);
             Ok(file)
         };
         let file = make.await.map_err(|error| io_error(at, "create", &path, error))?;
@@ -274,7 +277,7 @@ impl<D: Disk> Inner<D> {
         Ok(OpenFile { base, file: Rc::new(file), index, compacted: None, swaps: self.swaps(at) })
     }
 
-    fn add_dirty(&self, at: PartitionRef, file: &OpenFile<D>) {
+    fn add_dirty(&self, at: PartitionRef, file: &OpenFile<D::File>) {
         let mut dirty = self.dirty.borrow_mut();
         // By identity: a file that was removed and made again has the same path.
         if dirty.iter().all(|dirty| !Rc::ptr_eq(&dirty.file, &file.file)) {
@@ -285,11 +288,23 @@ impl<D: Disk> Inner<D> {
     async fn sync_all(&self) -> Result<(), SegmentError> {
         self.spares.borrow_mut().clear();
         self.ahead.borrow_mut().clear();
-        let dirty = self.dirty.take();
-        for DirtyFile { at, path, file } in dirty {
-            file.sync().await.map_err(|error| io_error(at, "sync", &path, error))?;
+        let files = self.dirty.take().into_iter().map(|DirtyFile { at, path, file }| async move {
+            file.sync().await.map_err(|error| io_error(at, "sync", &path, error))
+        });
+        stream::iter(files).buffer_unordered(SYNCS_AT_ONCE).try_collect::<()>().await?;
+        let dirs = self.new_files.take().into_iter().map(|at| self.sync_dir(at, self.dir(at)));
+        stream::iter(dirs).buffer_unordered(SYNCS_AT_ONCE).try_collect::<()>().await?;
+        if self.new_dirs.take() {
+            let above = self.root.parent().map(Path::to_path_buf);
+            for dir in iter::once(self.root.clone()).chain(above) {
+                self.sync_dir(NOWHERE, dir).await?;
+            }
         }
         Ok(())
+    }
+
+    async fn sync_dir(&self, at: PartitionRef, dir: PathBuf) -> Result<(), SegmentError> {
+        self.disk.sync_dir(&dir).await.map_err(|error| io_error(at, "sync", &dir, error))
     }
 }
 

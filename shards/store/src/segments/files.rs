@@ -3,8 +3,8 @@
 //! Nothing is read from disk for a partition before it is used, and nothing is changed before it is appended to: then
 //! its files are cut to what the index knew. Readers never go beyond that, whatever the files hold.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -13,10 +13,9 @@ use futures::lock::Mutex;
 
 use super::ahead::ReadAhead;
 use super::error::{SegmentDamage, SegmentError};
-use super::format::{
-    BlockHeader, Compacted, FILE_HEADER_BYTES, FileHeader, FileHeaderFault, VERSION, first_run_time,
-};
+use super::format::{BlockHeader, FILE_HEADER_BYTES, FileHeader, FileHeaderFault, VERSION, first_run_time};
 use super::names::{Files, dir_name, file_name, parse_dir_name, sort_out};
+use super::open::{OpenFile, OpenFiles};
 use crate::disk::{ALIGN, Disk, DiskFile};
 use crate::window::Window;
 
@@ -30,7 +29,7 @@ pub struct StreamFilesConfig {
     /// Appends of so many bytes have their place in the file allocated before they are written: writes that make a file
     /// longer are carried out one by one, by a thread of the kernel's.
     pub allocate_from: u64,
-    /// Open files kept per partition for reading.
+    /// Files kept open.
     pub open_max: usize,
 }
 
@@ -40,7 +39,7 @@ impl Default for StreamFilesConfig {
             file_bytes_max: 16 * 1024 * 1024 * 1024,
             block_bytes: 256 * 1024,
             allocate_from: 512 * 1024,
-            open_max: 2,
+            open_max: 128,
         }
     }
 }
@@ -61,13 +60,17 @@ pub(super) struct Inner<D: Disk> {
     /// `streams` in the shard's directory.
     pub root: PathBuf,
     pub config: StreamFilesConfig,
-    pub partitions: RefCell<HashMap<PartitionRef, Partition<D>>>,
+    pub partitions: RefCell<BTreeMap<PartitionRef, Partition>>,
+    pub open: RefCell<OpenFiles<D::File>>,
     /// Memory of blocks, between the appends of a checkpoint.
     pub spares: RefCell<Vec<D::Buf>>,
     /// What was read beyond what was asked for, of files that are no longer written to: sequential readers come for it.
     pub ahead: RefCell<ReadAhead<D::File>>,
     /// Files that were written to and not synced.
     pub dirty: RefCell<Vec<DirtyFile<D>>>,
+    /// Partitions with files that were made and whose directory was not synced, and whether there are such directories.
+    pub new_files: RefCell<BTreeSet<PartitionRef>>,
+    pub new_dirs: Cell<bool>,
     /// Partitions on disk that the index did not know.
     pub unknown: RefCell<Vec<PartitionRef>>,
     /// Held by whoever removes or replaces files, or looks which there are to do so.
@@ -81,38 +84,24 @@ pub(super) struct DirtyFile<D: Disk> {
 }
 
 /// What is known of a partition.
-pub(super) struct Partition<D: Disk> {
+pub(super) struct Partition {
     /// Behind the last record that counts.
     pub next: Offset,
     /// The files with records before `next`; `None` before they were listed.
     pub files: Option<Files>,
-    /// Names of files that a compacted one replaces, to be removed.
-    pub stale: Vec<String>,
-    /// How often files were replaced by compacted ones: what was known of a file before may be of another one.
-    pub swaps: u64,
+    /// What compacted files replaced; `None`: nothing so far.
+    pub replaced: Option<Box<Replaced>>,
     /// Where the last file ends; `None` before the files were cut to `next`.
     pub tail: Option<u64>,
-    /// Open files with what is known of them, the one used last at the end.
-    pub open: Vec<OpenFile<D>>,
 }
 
-/// A file that is open for reading.
-pub(super) struct OpenFile<D: Disk> {
-    pub base: Offset,
-    pub file: Rc<D::File>,
-    /// Where some of its blocks start, in order, sparse.
-    pub index: Rc<RefCell<SparseIndex>>,
-    /// If it is compacted, so that records may be missing: what its header says.
-    pub compacted: Option<Compacted>,
-    /// [`Partition::swaps`] when it was opened.
+/// What compacted files replaced of a partition.
+#[derive(Default)]
+pub(super) struct Replaced {
+    /// Names of files that a compacted one replaces, to be removed.
+    pub stale: Vec<String>,
+    /// How often files were replaced: what was known of a file before may be of another one.
     pub swaps: u64,
-}
-
-impl<D: Disk> Clone for OpenFile<D> {
-    fn clone(&self) -> Self {
-        let (file, index) = (Rc::clone(&self.file), Rc::clone(&self.index));
-        Self { file, index, ..*self }
-    }
 }
 
 /// Where some of a file's blocks start, and when their first record was appended: enough to find any block with one read.
@@ -175,17 +164,30 @@ impl<D: Disk> StreamFiles<D> {
         config: StreamFilesConfig,
         ends: impl IntoIterator<Item = (PartitionRef, Offset)>,
     ) -> Result<Self, SegmentError> {
-        let partitions: HashMap<_, _> =
+        let partitions: BTreeMap<_, _> =
             ends.into_iter().map(|(at, next)| (at, Partition::new(next))).collect();
         let root = shard_dir.join("streams");
-        let nowhere = PartitionRef { resource: ResourceId(0), partition: 0 };
-        let names = disk.list(&root).await.map_err(|error| io_error(nowhere, "list", &root, error))?;
+        let names = disk.list(&root).await.map_err(|error| io_error(NOWHERE, "list", &root, error))?;
         let on_disk = names.iter().filter_map(|name| parse_dir_name(name));
         let unknown = RefCell::new(on_disk.filter(|at| !partitions.contains_key(at)).collect());
         let (partitions, dirty) = (RefCell::new(partitions), RefCell::default());
-        let (spares, ahead) = (RefCell::default(), RefCell::default());
+        let (open, spares, ahead) = (RefCell::default(), RefCell::default(), RefCell::default());
+        let (new_files, new_dirs) = (RefCell::default(), Cell::default());
         let changing = Mutex::default();
-        let inner = Inner { disk, root, config, partitions, spares, ahead, dirty, unknown, changing };
+        let inner = Inner {
+            disk,
+            root,
+            config,
+            partitions,
+            open,
+            spares,
+            ahead,
+            dirty,
+            new_files,
+            new_dirs,
+            unknown,
+            changing,
+        };
         Ok(Self { inner: Rc::new(inner) })
     }
 
@@ -228,11 +230,11 @@ impl<D: Disk> StreamFiles<D> {
                 _ => {}
             }
             self.inner.dirty.borrow_mut().retain(|dirty| dirty.path != path);
-            if let Some(partition) = self.inner.partitions.borrow_mut().get_mut(&at) {
-                partition.open.retain(|open| open.base != file);
-                if let Some(files) = &mut partition.files {
-                    files.remove(&file);
-                }
+            self.inner.open.borrow_mut().close(at, file);
+            if let Some(partition) = self.inner.partitions.borrow_mut().get_mut(&at)
+                && let Some(files) = &mut partition.files
+            {
+                files.remove(&file);
             }
         }
         Ok(())
@@ -243,7 +245,9 @@ impl<D: Disk> StreamFiles<D> {
         let _changing = self.inner.changing.lock().await;
         self.inner.partitions.borrow_mut().remove(&at);
         self.inner.forget_ahead(at);
+        self.inner.open.borrow_mut().close_all(at);
         self.inner.dirty.borrow_mut().retain(|dirty| dirty.at != at);
+        self.inner.new_files.borrow_mut().remove(&at);
         let inner = &self.inner;
         let dir = inner.dir(at);
         let names = inner.disk.list(&dir).await.map_err(|error| io_error(at, "list", &dir, error))?;
@@ -259,9 +263,9 @@ impl<D: Disk> StreamFiles<D> {
     }
 }
 
-impl<D: Disk> Partition<D> {
+impl Partition {
     pub fn new(next: Offset) -> Self {
-        Self { next, files: None, stale: Vec::new(), swaps: 0, tail: None, open: Vec::new() }
+        Self { next, files: None, replaced: None, tail: None }
     }
 
     /// Goes back to `next`: what is behind it no longer counts, and is cut before the next append.
@@ -270,8 +274,20 @@ impl<D: Disk> Partition<D> {
             files.split_off(&next);
             files
         });
-        let (stale, swaps) = (std::mem::take(&mut self.stale), self.swaps);
-        *self = Self { files, stale, swaps, ..Self::new(next) };
+        *self = Self { files, replaced: self.replaced.take(), ..Self::new(next) };
+    }
+
+    /// Takes note of the files that there are, and of those among them that a compacted one replaces.
+    fn listed(&mut self, files: Files, stale: Vec<String>) {
+        self.files = Some(files);
+        if !stale.is_empty() || self.replaced.is_some() {
+            self.replaced.get_or_insert_default().stale = stale;
+        }
+    }
+
+    /// How often files were replaced by compacted ones.
+    fn swaps(&self) -> u64 {
+        self.replaced.as_ref().map_or(0, |replaced| replaced.swaps)
     }
 
     /// The file that holds `offset`, if there is one.
@@ -315,9 +331,9 @@ impl<D: Disk> Inner<D> {
         self.dir(at).join(file_name(base, end))
     }
 
-    /// See [`Partition::swaps`].
+    /// See [`Replaced::swaps`].
     pub fn swaps(&self, at: PartitionRef) -> u64 {
-        self.partitions.borrow().get(&at).map_or(0, |partition| partition.swaps)
+        self.partitions.borrow().get(&at).map_or(0, Partition::swaps)
     }
 
     pub fn damaged(&self, at: PartitionRef, base: Offset, offset: u64, what: SegmentDamage) -> SegmentError {
@@ -330,7 +346,7 @@ impl<D: Disk> Inner<D> {
 
     /// Lists a partition's files, unless that was done. Changes nothing, so any number of readers may do it at once.
     pub async fn list(&self, at: PartitionRef) -> Result<(), SegmentError> {
-        let listed = |partition: &Partition<D>| partition.files.is_some();
+        let listed = |partition: &Partition| partition.files.is_some();
         if self.partitions.borrow().get(&at).is_none_or(listed) {
             return Ok(());
         }
@@ -339,15 +355,16 @@ impl<D: Disk> Inner<D> {
             && partition.files.is_none()
         {
             files.split_off(&partition.next);
-            (partition.files, partition.stale) = (Some(files), stale);
+            partition.listed(files, stale);
         }
         Ok(())
     }
 
     /// Removes files that compacted ones replace; only for who holds `changing`.
     pub async fn remove_stale(&self, at: PartitionRef) -> Result<(), SegmentError> {
-        let stale = match self.partitions.borrow_mut().get_mut(&at) {
-            Some(partition) => std::mem::take(&mut partition.stale),
+        let stale = match self.partitions.borrow_mut().get_mut(&at).and_then(|found| found.replaced.as_mut())
+        {
+            Some(replaced) => std::mem::take(&mut replaced.stale),
             None => return Ok(()),
         };
         if stale.is_empty() {
@@ -357,7 +374,7 @@ impl<D: Disk> Inner<D> {
         if removed.is_err()
             && let Some(partition) = self.partitions.borrow_mut().get_mut(&at)
         {
-            partition.stale = stale;
+            partition.replaced.get_or_insert_default().stale = stale;
         }
         removed
     }
@@ -412,7 +429,7 @@ impl<D: Disk> Inner<D> {
         let (mut files, stale) = self.files_on_disk(at).await?;
         let behind = files.split_off(&next);
         if let Some(partition) = self.partitions.borrow_mut().get_mut(&at) {
-            (partition.files, partition.stale) = (Some(files.clone()), stale);
+            partition.listed(files.clone(), stale);
         }
         self.remove_stale(at).await?;
         if !files.is_empty() || !behind.is_empty() {
@@ -488,7 +505,7 @@ impl<D: Disk> Inner<D> {
     pub async fn block_header(
         &self,
         at: PartitionRef,
-        open: &OpenFile<D>,
+        open: &OpenFile<D::File>,
         window: &mut Window<D::File>,
         position: u64,
         expected: Offset,
@@ -511,11 +528,9 @@ impl<D: Disk> Inner<D> {
     }
 
     /// Opens a file and checks its header; an open one is used again.
-    pub async fn open_file(&self, at: PartitionRef, base: Offset) -> Result<OpenFile<D>, SegmentError> {
-        if let Some(partition) = self.partitions.borrow().get(&at)
-            && let Some(open) = partition.open.iter().find(|open| open.base == base)
-        {
-            return Ok(open.clone());
+    pub async fn open_file(&self, at: PartitionRef, base: Offset) -> Result<OpenFile<D::File>, SegmentError> {
+        if let Some(open) = self.open.borrow().get(at, base) {
+            return Ok(open);
         }
         let swaps = self.swaps(at);
         let path = self.path(at, base);
@@ -539,18 +554,16 @@ impl<D: Disk> Inner<D> {
         Ok(OpenFile { base, file: Rc::new(file), index, compacted, swaps })
     }
 
-    /// Keeps a file open, and closes those that were not used for longest.
-    pub fn keep_open(&self, at: PartitionRef, file: OpenFile<D>) {
-        if let Some(partition) = self.partitions.borrow_mut().get_mut(&at)
-            && partition.swaps == file.swaps
-        {
-            partition.open.retain(|open| open.base != file.base);
-            partition.open.push(file);
-            let excess = partition.open.len().saturating_sub(self.config.open_max);
-            partition.open.drain(..excess);
+    /// Keeps a file open that was just used.
+    pub fn keep_open(&self, at: PartitionRef, file: OpenFile<D::File>) {
+        if self.partitions.borrow().get(&at).is_some_and(|partition| partition.swaps() == file.swaps) {
+            self.open.borrow_mut().keep(at, file, self.config.open_max);
         }
     }
 }
+
+/// What an error names that is of no partition.
+pub(super) const NOWHERE: PartitionRef = PartitionRef { resource: ResourceId(0), partition: 0 };
 
 pub(super) fn io_error(
     at: PartitionRef,

@@ -6,15 +6,16 @@ use std::rc::Rc;
 use flowmesh_model::{Millis, Offset, PartitionRef};
 
 use super::error::{SegmentDamage, SegmentError};
-use super::files::{Block, HOP_BYTES, Inner, OpenFile, StreamFiles, io_error};
+use super::files::{Block, HOP_BYTES, Inner, StreamFiles, io_error};
 use super::format::{BLOCK_HEADER_BYTES, UncheckedRun, first_run_time};
+use super::open::OpenFile;
 use crate::disk::{Disk, DiskFile};
 use crate::window::Window;
 
 /// A file with records of a partition, and the offset behind its last one.
 struct Range<D: Disk> {
     at: PartitionRef,
-    open: OpenFile<D>,
+    open: OpenFile<D::File>,
     end: Offset,
     size: u64,
 }

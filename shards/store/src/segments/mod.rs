@@ -14,7 +14,7 @@
 //! In the background, files of closed segments of compacted streams are rewritten with the latest record of each key, and
 //! replaced: [`compact`].
 //!
-//! [`format`] has every byte, [`names`] every name, [`files`] the shard's partitions ([`StreamFiles`]), [`append`], [`read`], [`ahead`] and
+//! [`format`] has every byte, [`names`] every name, [`files`] the shard's partitions ([`StreamFiles`]), [`open`] those of their files that are open, [`append`], [`read`], [`ahead`] and
 //! [`find`] (by time) what their names say.
 
 mod ahead;
@@ -25,6 +25,7 @@ pub mod files;
 mod find;
 pub mod format;
 mod names;
+mod open;
 mod read;
 mod sorted;
 

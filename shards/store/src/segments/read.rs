@@ -18,9 +18,10 @@ use crate::pages::round_up;
 use crate::window::Window;
 
 /// How much is read from the disk at once: a read of a few records needs no more than a block, one of many should not wait
-/// for its turn on a busy core block by block.
+/// for its turn on a busy core block by block. What the log writes meanwhile waits for the disk behind such a read, and
+/// others on the core for the copy of it, so it is no more than that.
 const READ_BYTES_MIN: usize = 256 * 1024;
-const READ_BYTES_MAX: usize = 2 * 1024 * 1024;
+const READ_BYTES_MAX: usize = 512 * 1024;
 
 /// Records out of segment files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -70,15 +71,15 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// Takes as much of a run as is wanted; the run holds `from`, or starts behind it.
-    fn take(&mut self, run: &RecordRun) -> Result<(), Malformed> {
+    /// Takes as much of a run as is wanted, and returns what is left of it; the run holds `from`, or starts behind it.
+    fn take(&mut self, run: RecordRun) -> Result<Option<RecordRun>, Malformed> {
         let fits = run.count <= self.records && run.records.len() <= self.bytes;
         let whole = run.base >= self.from && fits;
         if !whole && is_compressed(&run.records) && run.records.len() > self.bytes && !self.runs.is_empty() {
             self.done = true;
-            return Ok(());
+            return Ok(Some(run));
         }
-        let run = if whole { run.clone() } else { behind(&run.plain()?, self.from) };
+        let run = if whole { run } else { behind(&run.plain()?, self.from) };
         let mut count = run.count.min(self.records);
         let mut len = if count == run.count { run.records.len() } else { prefix_len(&run.records, count) };
         if len > self.bytes {
@@ -90,12 +91,17 @@ impl Wanted {
         self.records -= count;
         self.bytes = self.bytes.saturating_sub(len);
         self.done = count < run.count || self.records == 0 || self.bytes == 0;
+        let next = run.base.plus(u64::from(count));
+        let rest = (count < run.count).then(|| {
+            let (count, records) = (run.count - count, run.records.slice(len..));
+            RecordRun { base: next, count, records, ..run }
+        });
         if count > 0 {
-            self.from = run.base.plus(u64::from(count));
+            self.from = next;
             let records: Bytes = run.records.slice(..len);
             self.runs.push(RecordRun { count, records, ..run });
         }
-        Ok(())
+        Ok(rest)
     }
 }
 
@@ -131,8 +137,9 @@ impl<D: Disk> Inner<D> {
         let path = self.path(at, base);
         let failed = |error| io_error(at, "read", &path, error);
         let size = open.file.size().await.map_err(failed)?;
-        let read_bytes = round_up(wanted.bytes.clamp(READ_BYTES_MIN, READ_BYTES_MAX));
         let kept = self.ahead.borrow_mut().take(at, base, wanted.from);
+        let wants = if kept.is_some() { READ_BYTES_MAX } else { wanted.bytes };
+        let read_bytes = round_up(wants.clamp(READ_BYTES_MIN, READ_BYTES_MAX));
         let (mut expected, mut position, mut block, window) = if let Some(kept) = kept {
             (kept.base, kept.position, kept.block, kept.window)
         } else {
@@ -143,7 +150,7 @@ impl<D: Disk> Inner<D> {
         while expected < end && !wanted.done {
             let damaged = |what| self.damaged(at, base, position, what);
             let header = match &block {
-                Some(block) => Some(BlockHeader::decode(block).map_err(damaged)?),
+                Some(block) => Some(block.header),
                 None => self.block_header(at, &open, &mut window, position, expected).await?,
             };
             let Some(header) = header else { break };
@@ -151,21 +158,19 @@ impl<D: Disk> Inner<D> {
                 open.index.borrow_mut().note(header.base, position, first_run_time(window.bytes()));
             }
             if header.next > wanted.from {
-                let bytes = match block.take() {
-                    Some(bytes) => bytes,
+                let mut opened = match block.take() {
+                    Some(opened) => opened,
                     None if window.fill(position, header.disk_bytes()).await.map_err(failed)? => {
-                        window.take(header.disk_bytes())
+                        OpenBlock::new(header, &window.take(header.disk_bytes()))
                     }
                     None => return Err(damaged(SegmentDamage::BlockLength)),
                 };
-                let body = bytes.slice(BLOCK_HEADER_BYTES..BLOCK_HEADER_BYTES + header.body_bytes as usize);
-                take_runs(body, &header, open.compacted.is_some(), wanted).map_err(damaged)?;
+                opened.take(open.compacted.is_some(), wanted).map_err(damaged)?;
                 if wanted.done && wanted.from < header.next {
-                    block = Some(bytes);
+                    block = Some(opened);
                     break;
                 }
             }
-            block = None;
             expected = header.next;
             position += header.disk_bytes() as u64;
         }
@@ -185,24 +190,49 @@ impl<D: Disk> Inner<D> {
     }
 }
 
-/// Takes what is wanted out of a block's body.
-fn take_runs(
-    mut body: Bytes,
-    header: &BlockHeader,
-    with_gaps: bool,
-    wanted: &mut Wanted,
-) -> Result<(), SegmentDamage> {
-    let mut expected = header.base;
-    for _ in 0..header.runs {
-        let run = UncheckedRun::take(&mut body)?;
-        run.check_follows(expected, with_gaps)?;
-        expected = run.next();
-        if expected > wanted.from {
-            wanted.take(&run.check()?).map_err(|_| SegmentDamage::Shape)?;
-            if wanted.done {
-                return Ok(());
+/// A block that is taken from, run by run.
+pub(super) struct OpenBlock {
+    header: BlockHeader,
+    /// The runs that were not looked at yet: how many, their bytes, and the record they start with.
+    runs: u32,
+    body: Bytes,
+    expected: Offset,
+    /// What is left of a run that was taken in part: it is checked once.
+    rest: Option<RecordRun>,
+}
+
+impl OpenBlock {
+    fn new(header: BlockHeader, bytes: &Bytes) -> Self {
+        let body = bytes.slice(BLOCK_HEADER_BYTES..BLOCK_HEADER_BYTES + header.body_bytes as usize);
+        Self { header, runs: header.runs, body, expected: header.base, rest: None }
+    }
+
+    /// Takes what is wanted.
+    fn take(&mut self, with_gaps: bool, wanted: &mut Wanted) -> Result<(), SegmentDamage> {
+        while !wanted.done {
+            let Some(run) = self.next(with_gaps, wanted.from)? else { break };
+            self.rest = wanted.take(run).map_err(|_| SegmentDamage::Shape)?;
+        }
+        Ok(())
+    }
+
+    /// The next run with records from `from` on, checked.
+    fn next(&mut self, with_gaps: bool, from: Offset) -> Result<Option<RecordRun>, SegmentDamage> {
+        if let Some(rest) = self.rest.take() {
+            return Ok(Some(rest));
+        }
+        while self.runs > 0 {
+            let run = UncheckedRun::take(&mut self.body)?;
+            run.check_follows(self.expected, with_gaps)?;
+            (self.runs, self.expected) = (self.runs - 1, run.next());
+            if self.expected > from {
+                return run.check().map(Some);
             }
         }
+        if self.expected == self.header.next && self.body.is_empty() {
+            Ok(None)
+        } else {
+            Err(SegmentDamage::Shape)
+        }
     }
-    if expected == header.next && body.is_empty() { Ok(()) } else { Err(SegmentDamage::Shape) }
 }

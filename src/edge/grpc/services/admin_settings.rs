@@ -177,7 +177,8 @@ pub fn backoff(number: i32) -> Result<Backoff, Reject> {
     }
 }
 
-fn backoff_number(backoff: Backoff) -> i32 {
+/// A growth of waits as a message has it.
+pub fn backoff_number(backoff: Backoff) -> i32 {
     use v1::retry_policy::Backoff as Number;
     match backoff {
         Backoff::Exponential => Number::Exponential.into(),

@@ -40,8 +40,9 @@ use crate::edge::grpc::streaming::{Ended, StreamCall};
 /// Bytes of one read where the client does not say.
 const BATCH_BYTES_DEFAULT: u32 = 256 * 1024;
 
-/// Bytes of one read of a consumer that is behind: a busy core comes back to it only so often.
-const BEHIND_BYTES: u32 = 1024 * 1024;
+/// Bytes of one read of a consumer that is behind, however few it wants at once: a busy core comes back to it only so often.
+/// Others on the core wait while so much is copied and handed to the socket, so it is about 100 µs of work.
+const BEHIND_BYTES: u32 = 256 * 1024;
 
 /// Records of one read.
 const READ_RECORDS: u32 = 100_000;

@@ -5,6 +5,8 @@
 //! acks, nacks, extends ─► dispatched ─► outcomes into the outbox ─► all that gathered in one message
 //! ```
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -13,7 +15,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use flowmesh_engine::SinkFn;
-use flowmesh_model::command::LeaseRef;
+use flowmesh_model::command::{LeaseRef, Nack};
+use flowmesh_model::job::NackKind;
 use flowmesh_model::limits::BATCH_ITEMS_MAX;
 use flowmesh_model::reply::{Extended, LeasedJob};
 use flowmesh_model::{Batch, Command, Kind, QueueCommand, Reject, Reply, ResourceInfo, ShardId};
@@ -60,6 +63,7 @@ pub async fn work<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) -> Resu
         credit: 0,
         reserve: None,
         outbox: Rc::default(),
+        held: hello.release_on_disconnect.then(Rc::default),
         ended: None,
     };
     worker.take_request(first, 0)?;
@@ -75,6 +79,9 @@ pub async fn work<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) -> Resu
     .await
 }
 
+/// Leases, by job and token.
+type Held = Rc<RefCell<BTreeSet<(u64, u64)>>>;
+
 struct Worker<B: Backend> {
     edge: Rc<Edge<B>>,
     info: Arc<ResourceInfo>,
@@ -85,6 +92,8 @@ struct Worker<B: Backend> {
     credit: u32,
     reserve: Option<LocalBoxFuture<'static, Result<Reply, Reject>>>,
     outbox: Rc<Outbox>,
+    /// Leases that are open, if they are to be given back at the end.
+    held: Option<Held>,
     /// No more requests come: the call ends like this once all answers are out.
     ended: Option<Result<(), Status>>,
 }
@@ -157,28 +166,38 @@ impl<B: Backend> Worker<B> {
         if !request.acks.is_empty() {
             let acks = acks(request.acks)?;
             let leases = acks.iter().map(|ack| ack.lease).collect();
-            self.settle(bytes, leases, QueueCommand::Ack { acks });
+            self.settle(bytes, leases, self.held.clone(), QueueCommand::Ack { acks });
         }
         if !request.nacks.is_empty() {
             let nacks = nacks(request.nacks)?;
             let leases = nacks.iter().map(|nack| nack.lease).collect();
-            self.settle(bytes, leases, QueueCommand::Nack { nacks });
+            self.settle(bytes, leases, self.held.clone(), QueueCommand::Nack { nacks });
         }
         if !request.extends.is_empty() {
             let leases = lease_refs(&request.extends)?;
             let visibility_timeout_ms = request.extend_ms;
-            self.settle(bytes, leases.clone(), QueueCommand::Extend { leases, visibility_timeout_ms });
+            self.settle(bytes, leases.clone(), None, QueueCommand::Extend { leases, visibility_timeout_ms });
         }
         for v1::ProgressItem { job_id, token, progress } in request.progress {
             let lease = lease_ref(job_id, token);
-            self.settle(bytes, Batch::from_elem(lease, 1), QueueCommand::Progress { lease, progress });
+            self.settle(bytes, Batch::from_elem(lease, 1), None, QueueCommand::Progress { lease, progress });
         }
         Ok(())
     }
 
-    fn settle(&self, bytes: usize, leases: Batch<LeaseRef>, command: QueueCommand) {
+    /// Has a command carried out; leases that it ends are taken out of `held`.
+    fn settle(&self, bytes: usize, leases: Batch<LeaseRef>, held: Option<Held>, command: QueueCommand) {
         let ticket = self.outbox.expect(bytes);
-        let sink = SinkFn(move |outcome| put_outcomes(&ticket, &leases, outcome));
+        let sink = SinkFn(move |outcome| {
+            if let (Some(held), Ok(Reply::Settled(outcomes))) = (&held, &outcome) {
+                let ended = leases.iter().zip(outcomes).filter(|(_, outcome)| outcome.is_ok());
+                let mut held = held.borrow_mut();
+                for (lease, _) in ended {
+                    held.remove(&(lease.job.get(), lease.token.get()));
+                }
+            }
+            put_outcomes(&ticket, &leases, outcome);
+        });
         self.edge.backend.dispatch(self.shard, Command::Queue(self.info.id, command), Box::new(sink));
     }
 
@@ -200,6 +219,9 @@ impl<B: Backend> Worker<B> {
                 Reply::Reserved(jobs) if jobs.is_empty() => {}
                 Reply::Reserved(jobs) => {
                     self.credit = self.credit.saturating_sub(jobs.len() as u32);
+                    if let Some(held) = &self.held {
+                        held.borrow_mut().extend(jobs.iter().map(|job| (job.job.get(), job.token.get())));
+                    }
                     return Poll::Ready(Ok(jobs));
                 }
                 _ => return Poll::Ready(Err(wrong_reply())),
@@ -215,6 +237,26 @@ impl<B: Backend> Worker<B> {
             wait_until: Some(next_round(self.edge.backend.now())),
         };
         Command::Queue(self.info.id, reserve)
+    }
+}
+
+impl<B: Backend> Drop for Worker<B> {
+    /// However the call ended: gives back what is held, if that was asked for.
+    fn drop(&mut self) {
+        let held = self.held.take().map(|held| held.take()).unwrap_or_default();
+        let nacks: Batch<Nack> = held
+            .into_iter()
+            .map(|(job, token)| Nack {
+                lease: lease_ref(job, token),
+                kind: NackKind::Released,
+                delay_ms: None,
+                error: Bytes::new(),
+            })
+            .collect();
+        if !nacks.is_empty() {
+            let command = Command::Queue(self.info.id, QueueCommand::Nack { nacks });
+            self.edge.backend.dispatch(self.shard, command, Box::new(SinkFn(drop)));
+        }
     }
 }
 

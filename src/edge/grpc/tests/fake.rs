@@ -275,12 +275,15 @@ impl Fake {
                     .collect(),
             ),
             QueueCommand::Schedule(_) => return Some(Err(Reject::Internal("the fake has no schedules"))),
-            _ => Reply::QueueStatus(QueueStatus {
-                ready: queue.ready.len() as u64,
-                leased: queue.leased.len() as u64,
-                enqueued_total: queue.last,
-                ..QueueStatus::default()
-            }),
+            _ => Reply::QueueStatus(
+                QueueStatus {
+                    ready: queue.ready.len() as u64,
+                    leased: queue.leased.len() as u64,
+                    enqueued_total: queue.last,
+                    ..QueueStatus::default()
+                },
+                Box::default(),
+            ),
         }))
     }
 

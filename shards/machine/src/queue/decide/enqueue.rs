@@ -12,7 +12,7 @@ use flowmesh_model::limits::{
 use flowmesh_model::record::check_headers;
 use flowmesh_model::reply::EnqueuedJob;
 use flowmesh_model::settings::{WhenFull, check_retry, within};
-use flowmesh_model::{Batch, Fact, JobId, Millis, QueueSettings, Reject, Reply, ResourceId};
+use flowmesh_model::{Batch, Fact, JobId, Millis, Reject, Reply};
 
 use super::Asked;
 use crate::decision::{Decision, WaitKey};
@@ -56,7 +56,9 @@ impl Asked<'_> {
         facts.reserve(jobs.len());
         for (place, (new, enqueued)) in jobs.iter().zip(&ids).enumerate() {
             if !enqueued.existing {
-                facts.push(self.enqueued(place, new, enqueued.job, &ids, &dropped)?);
+                let fact = self.enqueued(place, new, enqueued.job, &ids)?;
+                check_awaited(place, &fact, &dropped)?;
+                facts.push(fact);
             }
         }
         Ok(self.change_or_answer(facts, Reply::Enqueued(ids)))
@@ -125,20 +127,31 @@ impl Asked<'_> {
         Ok(facts)
     }
 
-    fn enqueued(
+    /// The fact of a new job, which is the `place`-th of those with these numbers.
+    ///
+    /// # Errors
+    /// `FLOW_MISSING`: it waits for one that is not there.
+    pub(in crate::queue) fn enqueued(
         &self,
         place: usize,
         new: &NewJob,
         job: JobId,
         ids: &[EnqueuedJob],
-        dropped: &BTreeSet<JobId>,
     ) -> Result<Fact, Reject> {
-        let mut fact = plain(self.id, job, new, self.settings, self.now);
-        if let (Some(asked), Fact::JobEnqueued { ready_at, options, .. }) = (&new.options, &mut fact) {
-            *ready_at = asked.run_at.unwrap_or(*ready_at);
-            *options = Some(Box::new(self.options(place, asked, ids, dropped)?));
-        }
-        Ok(fact)
+        let run_at = new.options.as_ref().and_then(|options| options.run_at);
+        Ok(Fact::JobEnqueued {
+            queue: self.id,
+            job,
+            ready_at: run_at.unwrap_or_else(|| self.now.plus(new.delay_ms)),
+            max_attempts: new.max_attempts.unwrap_or(self.settings.max_attempts),
+            priority: new.priority,
+            headers: new.headers.clone(),
+            payload: new.payload.clone(),
+            options: match &new.options {
+                None => None,
+                Some(options) => Some(Box::new(self.options(place, options, ids)?)),
+            },
+        })
     }
 
     fn options(
@@ -146,7 +159,6 @@ impl Asked<'_> {
         place: usize,
         options: &JobOptions,
         ids: &[EnqueuedJob],
-        dropped: &BTreeSet<JobId>,
     ) -> Result<EnqueuedOptions, Reject> {
         let missing = |missing: String| Reject::FlowMissing { job: place as u32, missing };
         let mut after = Vec::with_capacity(options.after.len());
@@ -158,7 +170,7 @@ impl Asked<'_> {
                     .map(|id| (id.job, id.existing))
                     .ok_or_else(|| missing(format!("job {place} of the batch")))?,
             };
-            if existing && (self.queue.jobs.get(job).is_none() || dropped.contains(&job)) {
+            if existing && self.queue.jobs.get(job).is_none() {
                 return Err(missing(format!("job number {job}")));
             }
             if !after.contains(&job) {
@@ -185,6 +197,15 @@ fn dropped(fact: &Fact) -> Option<JobId> {
     }
 }
 
+/// Refuses a job that is to wait for one which is dropped for it: it would wait for ever.
+fn check_awaited(place: usize, new: &Fact, dropped: &BTreeSet<JobId>) -> Result<(), Reject> {
+    let Fact::JobEnqueued { options: Some(options), .. } = new else { return Ok(()) };
+    options.after.iter().find(|job| dropped.contains(job)).map_or(Ok(()), |job| {
+        let missing = format!("job number {job}, which is dropped to make room");
+        Err(Reject::FlowMissing { job: place as u32, missing })
+    })
+}
+
 fn full(over: &Over) -> Reject {
     let Over { what, waiting, max } = *over;
     Reject::QueueFull { what, waiting, max, retry_after_ms: RETRY_AFTER_MS }
@@ -194,27 +215,6 @@ fn body_bytes(job: &NewJob) -> u64 {
     (job.headers.len() + job.payload.len()) as u64
 }
 
-/// The fact of a new job with nothing of what most have not.
-pub(in crate::queue) fn plain(
-    queue: ResourceId,
-    job: JobId,
-    new: &NewJob,
-    settings: &QueueSettings,
-    now: Millis,
-) -> Fact {
-    Fact::JobEnqueued {
-        queue,
-        job,
-        ready_at: now.plus(new.delay_ms),
-        max_attempts: new.max_attempts.unwrap_or(settings.max_attempts),
-        priority: new.priority,
-        headers: new.headers.clone(),
-        payload: new.payload.clone(),
-        options: None,
-    }
-}
-
-/// Refuses what is no job.
 pub(in crate::queue) fn check_new(new: &NewJob, now: Millis) -> Result<(), Reject> {
     size("job payload", &new.payload, VALUE_BYTES_MAX)?;
     if !new.headers.is_empty() {

@@ -12,6 +12,7 @@ use flowmesh_model::command::LeaseRef;
 use flowmesh_model::job::JobPhase;
 use flowmesh_model::limits::{BATCH_ITEMS_MAX, RESULT_BYTES_MAX, TEXT_BYTES_MAX};
 use flowmesh_model::reject::LeaseLost;
+use flowmesh_model::reply::QueueActivity;
 use flowmesh_model::settings::within;
 use flowmesh_model::{Batch, Fact, JobId, Millis, QueueCommand, QueueSettings, Reject, Reply, ResourceId};
 
@@ -69,11 +70,16 @@ impl Asked<'_> {
                 self.list(*phase, filter, *after, *jobs_max, *with_bodies)
             }
             QueueCommand::Schedule(command) => self.schedule(command),
-            QueueCommand::Status => Ok(self.answer(Reply::QueueStatus(self.status()))),
+            QueueCommand::Status => {
+                let (wait_ms, run_ms) = self.queue.activity.percentiles();
+                let last_minute = self.queue.activity.last_minute(self.now);
+                let activity = QueueActivity { last_minute, wait_ms, run_ms };
+                Ok(self.answer(Reply::QueueStatus(self.status(), Box::new(activity))))
+            }
         }
     }
 
-    pub(in crate::queue) fn answer(&self, reply: Reply) -> Decision {
+    pub(super) fn answer(&self, reply: Reply) -> Decision {
         Decision::Answer { reply, seen: self.queue.counters.last_lsn }
     }
 

@@ -126,5 +126,6 @@ fn detach(mut spec: ScheduleSpec) -> ScheduleSpec {
     let own = |bytes: &mut Bytes| *bytes = detached(bytes);
     own(&mut spec.job.headers);
     own(&mut spec.job.payload);
+    spec.job.options.iter_mut().for_each(|options| own(&mut options.group));
     spec
 }

@@ -1,6 +1,7 @@
 //! What can be asked of schedules.
 
 use flowmesh_model::group::Name;
+use flowmesh_model::job::JobOptions;
 use flowmesh_model::limits::{
     BATCH_ITEMS_MAX, HEADERS_MAX, SCHEDULE_AHEAD_MS_MAX, SCHEDULE_LIST_BYTES_MAX, SCHEDULE_MISSED_AFTER_MS,
     SCHEDULE_NEXT_MAX, SCHEDULE_PAYLOAD_BYTES_MAX, SCHEDULES_MAX,
@@ -20,7 +21,7 @@ use super::{Schedule, Schedules, Times};
 use crate::decision::Decision;
 use crate::limit::size;
 use crate::queue::decide::Asked;
-use crate::queue::decide::enqueue::{check_new, plain};
+use crate::queue::decide::enqueue::check_new;
 
 /// The zone of an expression that comes without one.
 const TIME_ZONE: &str = "UTC";
@@ -52,7 +53,7 @@ impl Asked<'_> {
                 schedule.resume(next_at, self.now);
                 Ok(self.becomes(name, &schedule, ScheduleFact::Resumed { name: name.clone(), next_at }))
             }
-            ScheduleCommand::RunNow(name) => Ok(self.run_now(name, schedules.find(name)?)),
+            ScheduleCommand::RunNow(name) => self.run_now(name, schedules.find(name)?),
             ScheduleCommand::Describe(name) => Ok(self.stays(name, schedules.find(name)?)),
             ScheduleCommand::Next { name, times_max } => {
                 within("times_max", u64::from(*times_max), 1, SCHEDULE_NEXT_MAX.into())?;
@@ -70,6 +71,7 @@ impl Asked<'_> {
         check_scope("name", name)?;
         check_job(&spec, self.now)?;
         name_zone(&mut spec)?;
+        spec.job.options.take_if(|options| **options == JobOptions::default());
         let schedules = &self.queue.schedules;
         match schedules.by_name.get(name) {
             Some(schedule) if schedule.spec == spec => return Ok(self.stays(name, schedule)),
@@ -86,14 +88,13 @@ impl Asked<'_> {
         Ok(self.becomes(name, &schedule, ScheduleFact::Created { name: name.clone(), paused, next_at, spec }))
     }
 
-    fn run_now(&self, name: &Name, schedule: &Schedule) -> Decision {
+    fn run_now(&self, name: &Name, schedule: &Schedule) -> Result<Decision, Reject> {
         let id = JobId(self.queue.counters.last_job.0 + 1);
         let new = job(name, &schedule.spec, self.now);
         let (name, scheduled_for, next_at) = (name.clone(), self.now, schedule.next_at);
         let fired = ScheduleFact::Fired { name, job: id, scheduled_for, next_at };
-        let enqueued = plain(self.id, id, &new, self.settings, self.now);
-        let facts = Batch::from_iter([enqueued, Fact::Schedule(self.id, fired)]);
-        Decision::Change { facts, reply: Reply::Schedule(ScheduleReply::Fired(id)) }
+        let facts = Batch::from_iter([self.enqueued(0, &new, id, &[])?, Fact::Schedule(self.id, fired)]);
+        Ok(Decision::Change { facts, reply: Reply::Schedule(ScheduleReply::Fired(id)) })
     }
 
     fn becomes(&self, name: &Name, schedule: &Schedule, fact: ScheduleFact) -> Decision {
@@ -138,10 +139,16 @@ fn next_times(schedule: &Schedule, times_max: usize) -> Result<Vec<Millis>, Reje
 
 fn check_job(spec: &ScheduleSpec, now: Millis) -> Result<(), Reject> {
     check_new(&spec.job, now)?;
-    if spec.job.options.is_some() {
-        let reason =
-            "of a schedule has payload, headers, priority, delay_ms and max_attempts, and nothing else";
-        return Err(Reject::invalid("job", reason));
+    if let Some(options) = &spec.job.options {
+        let of_one_time = [
+            ("run_at_ms", options.run_at.is_some()),
+            ("key", options.key.is_some()),
+            ("after", !options.after.is_empty()),
+            ("after_any_end", options.after_any_end),
+        ];
+        if let Some((field, _)) = of_one_time.into_iter().find(|(_, given)| *given) {
+            return Err(Reject::invalid(field, "is for a job that comes once, not for those of a schedule"));
+        }
     }
     size("payload of a schedule's job", &spec.job.payload, SCHEDULE_PAYLOAD_BYTES_MAX)?;
     let mut headers = 0;

@@ -16,15 +16,15 @@ use flowmesh_model::limits::{SCHEDULE_CATCH_UP_MAX, SCHEDULE_MISSED_AFTER_MS, SC
 use flowmesh_model::record::put_header;
 use flowmesh_model::schedule::fact::ScheduleFact;
 use flowmesh_model::schedule::{MissedPolicy, SCHEDULE_HEADER, SCHEDULED_AT_HEADER, ScheduleSpec};
-use flowmesh_model::{Fact, JobId, Millis, QueueSettings, ResourceId};
+use flowmesh_model::{Fact, JobId, Millis};
 
 use super::{Schedule, Schedules, Times};
-use crate::queue::decide::enqueue::plain;
+use crate::queue::decide::Asked;
 
 /// Schedules that one tick looks at: computing the times of one takes some 20 µs, or 1 ms where many were missed.
 const SCHEDULES_PER_TICK: usize = 64;
 
-/// Bytes of jobs that one tick enqueues, give or take one: they are one entry.
+/// Bytes of jobs that one tick enqueues in a queue, give or take one: they are one entry.
 const JOB_BYTES_PER_TICK: usize = 1024 * 1024;
 
 /// The facts of a firing.
@@ -34,26 +34,19 @@ impl Schedules {
     /// When something is due next.
     #[inline]
     pub fn next_due(&self) -> Option<Millis> {
-        self.settings.as_ref().and(self.due.first()).map(|(due, _)| *due)
+        self.due.first().filter(|_| self.awake).map(|(due, _)| *due)
     }
+}
 
-    /// Appends what becomes of schedules that are due, at most `facts_max` facts. The queue's next job is the one after
-    /// `last_job`. With less than two facts nothing fires.
-    pub fn tick(
-        &self,
-        queue: ResourceId,
-        last_job: JobId,
-        now: Millis,
-        facts_max: usize,
-        facts: &mut Vec<Fact>,
-    ) {
-        let Some(settings) = &self.settings else { return };
+impl Asked<'_> {
+    /// Appends what becomes of schedules that are due, at most `facts_max` facts. With less than two facts nothing fires.
+    pub fn tick_schedules(&self, facts_max: usize, facts: &mut Vec<Fact>) {
+        let (schedules, last_job) = (&self.queue.schedules, self.queue.counters.last_job);
         let facts_max = facts.len() + facts_max;
-        let mut firing =
-            Firing { queue, settings, now, last_job, job_bytes: 0, left_out: 0, facts_max, facts };
-        let due = self.due.iter().take_while(|(due, _)| *due <= now).take(SCHEDULES_PER_TICK);
+        let mut firing = Firing { asked: self, last_job, job_bytes: 0, left_out: 0, facts_max, facts };
+        let due = schedules.due.iter().take_while(|(due, _)| *due <= self.now).take(SCHEDULES_PER_TICK);
         for (_, name) in due {
-            let Some(schedule) = self.by_name.get(name) else { continue };
+            let Some(schedule) = schedules.by_name.get(name) else { continue };
             if !firing.has_room() {
                 return;
             }
@@ -67,9 +60,7 @@ impl Schedules {
 
 /// A tick.
 struct Firing<'a> {
-    queue: ResourceId,
-    settings: &'a QueueSettings,
-    now: Millis,
+    asked: &'a Asked<'a>,
     last_job: JobId,
     job_bytes: usize,
     left_out: u64,
@@ -85,7 +76,7 @@ impl Firing<'_> {
     }
 
     fn add(&mut self, fact: ScheduleFact) {
-        self.facts.push(Fact::Schedule(self.queue, fact));
+        self.facts.push(Fact::Schedule(self.asked.id, fact));
     }
 
     /// The schedule's next time has come.
@@ -93,13 +84,16 @@ impl Firing<'_> {
         // Without times any more, because this version does not know its time zone, it is finished.
         let times = Times::of(&schedule.spec, next_at).ok();
         let mut next =
-            times.as_ref().and_then(|times| first_to_fire(times, &schedule.spec, next_at, self.now));
+            times.as_ref().and_then(|times| first_to_fire(times, &schedule.spec, next_at, self.asked.now));
         if next != Some(next_at) {
-            let count = times.as_ref().map_or(0, |times| missed(times, next_at, next.unwrap_or(self.now)));
+            let count =
+                times.as_ref().map_or(0, |times| missed(times, next_at, next.unwrap_or(self.asked.now)));
             self.left_out += count;
             self.add(ScheduleFact::Skipped { name: name.clone(), count, next_at: next });
         }
-        while let (Some(times), Some(at)) = (&times, next.filter(|at| *at <= self.now && self.has_room())) {
+        while let (Some(times), Some(at)) =
+            (&times, next.filter(|at| *at <= self.asked.now && self.has_room()))
+        {
             next = times.after(at);
             self.fire(name, &schedule.spec, at, next);
         }
@@ -109,7 +103,8 @@ impl Firing<'_> {
         self.last_job = JobId(self.last_job.0 + 1);
         let new = job(name, spec, scheduled_for);
         self.job_bytes += new.headers.len() + new.payload.len();
-        self.facts.push(plain(self.queue, self.last_job, &new, self.settings, self.now));
+        // Refused are only jobs that wait for others, which none of a schedule does.
+        self.facts.extend(self.asked.enqueued(0, &new, self.last_job, &[]));
         self.add(ScheduleFact::Fired { name: name.clone(), job: self.last_job, scheduled_for, next_at });
     }
 }

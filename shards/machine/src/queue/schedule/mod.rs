@@ -14,9 +14,10 @@ mod index;
 use std::collections::{BTreeMap, BTreeSet};
 
 use flowmesh_model::group::Name;
+use flowmesh_model::job::JobOptions;
 use flowmesh_model::limits::SCHEDULE_FINISHED_KEPT_MS;
 use flowmesh_model::schedule::{ScheduleSpec, ScheduleState, ScheduleStatus, Timing};
-use flowmesh_model::{JobId, Millis, QueueSettings, Reject};
+use flowmesh_model::{JobId, Millis, Reject};
 
 use crate::changes::{Changes, Mark};
 use cron::Cron;
@@ -32,8 +33,9 @@ pub(crate) struct Schedules {
     due: BTreeSet<(Millis, Name)>,
     changes: Changes<Name>,
     memory_bytes: u64,
-    /// The queue's, which jobs are enqueued with. Until they are known nothing fires. Not part of the state.
-    settings: Option<QueueSettings>,
+    /// Whether the queue's settings are known, which jobs are enqueued with: until then nothing fires. Not part of the
+    /// state.
+    awake: bool,
 }
 
 /// One schedule.
@@ -62,9 +64,9 @@ impl Schedules {
         self.by_name.len()
     }
 
-    /// Takes over what the queue's settings say.
-    pub fn configure(&mut self, settings: &QueueSettings) {
-        self.settings = Some(settings.clone());
+    /// The queue's settings are known.
+    pub fn wake(&mut self) {
+        self.awake = true;
     }
 
     fn find(&self, name: &Name) -> Result<&Schedule, Reject> {
@@ -114,7 +116,8 @@ impl Schedule {
             Timing::Once(_) => 0,
             Timing::Cron { expression, time_zone } => expression.len() + time_zone.len(),
         };
-        let job = self.spec.job.headers.len() + self.spec.job.payload.len();
+        let options = self.spec.job.options.as_ref().map_or(0, |of| size_of::<JobOptions>() + of.group.len());
+        let job = self.spec.job.headers.len() + self.spec.job.payload.len() + options;
         SCHEDULE_BYTES + (name.len() + texts + job) as u64
     }
 

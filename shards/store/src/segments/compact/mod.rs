@@ -431,15 +431,16 @@ impl<D: Disk> Inner<D> {
             let name = header.file_name();
             names.filter(|replaced| *replaced != name).collect()
         };
+        self.open.borrow_mut().close_all(at);
         let mut partitions = self.partitions.borrow_mut();
         let Some(partition) = partitions.get_mut(&at) else { return };
-        partition.swaps += 1;
-        partition.open.clear();
         if let Some(files) = &mut partition.files {
             files.retain(|base, _| sources.iter().all(|source| source.base != *base));
             files.insert(header.base, header.compacted.map(|compacted| compacted.end));
         }
-        partition.stale.extend(replaced);
+        let all = partition.replaced.get_or_insert_default();
+        all.stale.extend(replaced);
+        all.swaps += 1;
     }
 }
 

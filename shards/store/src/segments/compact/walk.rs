@@ -7,8 +7,9 @@ use flowmesh_model::{Offset, PartitionRef};
 
 use crate::disk::{Disk, DiskFile};
 use crate::segments::error::{SegmentDamage, SegmentError};
-use crate::segments::files::{Inner, OpenFile, io_error};
+use crate::segments::files::{Inner, io_error};
 use crate::segments::format::{BLOCK_HEADER_BYTES, BlockHeader, FILE_HEADER_BYTES};
+use crate::segments::open::OpenFile;
 use crate::window::Window;
 
 /// How much is read from the disk at once: to take it in holds the core for some 50 µs.
@@ -33,7 +34,7 @@ pub(super) struct WalkedBlock {
 pub(super) struct Walk<'a, D: Disk> {
     inner: &'a Inner<D>,
     at: PartitionRef,
-    open: OpenFile<D>,
+    open: OpenFile<D::File>,
     window: Window<D::File>,
     position: u64,
     expected: Offset,

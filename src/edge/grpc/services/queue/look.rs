@@ -5,6 +5,7 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use flowmesh_model::job::{Attempt, JobPhase, JobView};
 use flowmesh_model::limits::BATCH_ITEMS_MAX;
+use flowmesh_model::reply::{LastMinute, Percentiles};
 use flowmesh_model::settings::within;
 use flowmesh_model::{Command, JobId, Millis, QueueCommand, Reject, Reply};
 use flowmesh_proto::v1;
@@ -125,11 +126,25 @@ fn phase_number(phase: JobPhase) -> i32 {
     }
 }
 
+fn rates(LastMinute { enqueued, done, retried, died }: LastMinute) -> v1::JobRates {
+    let per_second = |count: u64| count as f64 / 60.0;
+    v1::JobRates {
+        enqueued: per_second(enqueued),
+        done: per_second(done),
+        retried: per_second(retried),
+        died: per_second(died),
+    }
+}
+
+fn percentiles(Percentiles { count, p50, p95, p99, max }: Percentiles) -> v1::Percentiles {
+    v1::Percentiles { count, p50, p95, p99, max }
+}
+
 /// `Queue.Status`
 pub fn status<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder) -> Option<CallFuture> {
     let request: v1::QueueStatusRequest = attempt!(responder, decode(message));
     ask(edge, &request.queue, QueueCommand::Status, responder, |reply, out| {
-        let Reply::QueueStatus(status) = reply else { return Err(wrong_reply()) };
+        let Reply::QueueStatus(status, activity) = reply else { return Err(wrong_reply()) };
         let response = v1::QueueStatusResponse {
             ready: status.ready,
             delayed: status.delayed,
@@ -148,9 +163,9 @@ pub fn status<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Respond
             purged_total: status.purged_total,
             waiting_bytes: status.waiting_bytes,
             paused: status.paused,
-            rates: None,
-            wait_ms: None,
-            run_ms: None,
+            rates: Some(rates(activity.last_minute)),
+            wait_ms: Some(percentiles(activity.wait_ms)),
+            run_ms: Some(percentiles(activity.run_ms)),
         };
         put(out, &response);
         Ok(())

@@ -19,7 +19,7 @@ use flowmesh_model::{
 use flowmesh_proto::v1;
 use prost::Message;
 
-use super::admin_settings::backoff;
+use super::admin_settings::{backoff, backoff_number};
 use super::{attempt, check_items, check_wait, decode, dispatch, dispatch_waiting, put, with_resource};
 use crate::edge::backend::{Backend, missing};
 use crate::edge::grpc::Edge;
@@ -119,6 +119,26 @@ fn read_job(message: &Bytes, fields: &Fields<'_>, range: Range<usize>) -> Result
     Ok(job)
 }
 
+/// A job of a message that was read already.
+pub fn new_job(job: &v1::NewJob) -> Result<NewJob, Reject> {
+    let message = Bytes::from(job.encode_to_vec());
+    read_job(&message, &Fields::new(&message), 0..message.len())
+}
+
+/// A job as a message.
+pub fn job_message(job: &NewJob) -> v1::NewJob {
+    // Packed headers are the field of the message as it is.
+    let headers = v1::NewJob::decode(job.headers.clone()).map(|job| job.headers).unwrap_or_default();
+    v1::NewJob {
+        payload: job.payload.clone(),
+        priority: job.priority.into(),
+        headers,
+        delay_ms: job.delay_ms,
+        max_attempts: job.max_attempts,
+        ..options_message(job.options.as_deref())
+    }
+}
+
 fn options(message: v1::NewJob) -> Result<JobOptions, Reject> {
     let some = |number: u64| Some(number).filter(|number| *number > 0);
     let in_batch = message.after.into_iter().map(JobRef::InBatch);
@@ -144,22 +164,19 @@ fn retry(message: v1::RetryPolicy) -> Result<RetryPolicy, Reject> {
     Ok(RetryPolicy { backoff, initial_ms: message.initial_ms, max_ms, jitter_percent })
 }
 
-/// A job of a message that was read already.
-pub fn new_job(job: &v1::NewJob) -> Result<NewJob, Reject> {
-    let message = Bytes::from(job.encode_to_vec());
-    read_job(&message, &Fields::new(&message), 0..message.len())
-}
-
-/// A job as a message.
-pub fn job_message(job: &NewJob) -> v1::NewJob {
-    // Packed headers are the field of the message as it is.
-    let headers = v1::NewJob::decode(job.headers.clone()).map(|job| job.headers).unwrap_or_default();
+/// The same the other way round: what a job of a schedule may have.
+fn options_message(options: Option<&JobOptions>) -> v1::NewJob {
+    let Some(options) = options else { return v1::NewJob::default() };
+    let retry = |retry: RetryPolicy| v1::RetryPolicy {
+        backoff: backoff_number(retry.backoff),
+        initial_ms: retry.initial_ms,
+        max_ms: retry.max_ms,
+        jitter_percent: retry.jitter_percent.into(),
+    };
     v1::NewJob {
-        payload: job.payload.clone(),
-        priority: job.priority.into(),
-        headers,
-        delay_ms: job.delay_ms,
-        max_attempts: job.max_attempts,
+        ttl_ms: options.ttl_ms.unwrap_or(0),
+        retry: options.retry.map(retry),
+        group: String::from_utf8_lossy(&options.group).into_owned(),
         ..v1::NewJob::default()
     }
 }
