@@ -67,6 +67,7 @@ fn documented_commands_are_accepted() {
         "flowmesh queue work mail --exec ./handler.sh -c 4 --until-empty --job-timeout 5m",
         "flowmesh schedule create mail report x --cron @daily --time-zone Europe/Berlin --missed all --end +30d",
         "flowmesh schedule create mail once --file - --at 2026-11-21T12:00:00Z --paused -H a=b -p 3 -d 5s",
+        "flowmesh schedule create mail tidy x --cron @hourly --group g --ttl 1h --backoff fixed:1m",
         "flowmesh schedule list",
         "flowmesh schedule list mail -o json",
         "flowmesh schedule describe mail report",

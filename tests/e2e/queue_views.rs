@@ -214,6 +214,21 @@ async fn a_peek_shows_what_would_be_leased_and_leases_nothing() {
     assert_eq!(peeked.iter().map(|job| job.job_id).collect::<Vec<_>>(), leased);
 }
 
+#[tokio::test]
+async fn a_status_has_rates_and_times_of_the_last_minutes() {
+    let home = Home::new();
+    let server = home.start();
+    let mut client = server.client().await;
+    client.enqueue("mail", ["a", "b", "c"]).await.unwrap();
+    let held = client.reserve("mail", 3, LONG_MS, 0).await.unwrap();
+    assert_eq!(client.ack("mail", &held[..2]).await, [None, None]);
+    let status = client.queue_status("mail").await;
+    let (rates, wait, run) = (status.rates.unwrap(), status.wait_ms.unwrap(), status.run_ms.unwrap());
+    assert!(rates.enqueued > 0.0 && rates.done > 0.0 && rates.died == 0.0, "{rates:?}");
+    assert_eq!((wait.count, run.count), (3, 2));
+    assert!(wait.p50 <= wait.p95 && wait.p95 <= wait.p99 && wait.p99 <= wait.max, "{wait:?}");
+}
+
 /// What `QueueStatusResponse` promises of its counts.
 fn adds_up(status: &v1::QueueStatusResponse) -> bool {
     let there = status.ready + status.delayed + status.blocked + status.leased + status.dead;

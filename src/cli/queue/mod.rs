@@ -22,7 +22,7 @@ use super::args::{Format, Output, Server, duration, lease, millis};
 use super::connection::client;
 use super::failure::{Failure, Refusal};
 use super::output::{Headers, Out, base64_text, note, readable, text, time};
-pub use options::{backoff, backoff_kind, backoff_word};
+pub use options::{LifeArgs, backoff, backoff_kind, backoff_text, backoff_word};
 
 /// Commands on queues.
 #[derive(Subcommand, Debug)]

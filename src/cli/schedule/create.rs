@@ -14,6 +14,7 @@ use crate::cli::args::{Format, Output, Server, duration, header, millis, moment}
 use crate::cli::failure::Failure;
 use crate::cli::input::Source;
 use crate::cli::output::Out;
+use crate::cli::queue::LifeArgs;
 
 /// Arguments of `schedule create`.
 #[derive(Args, Debug)]
@@ -74,6 +75,9 @@ pub struct CreateArgs {
     headers: Vec<v1::Header>,
 
     #[command(flatten)]
+    life: LifeArgs,
+
+    #[command(flatten)]
     output: Output,
 
     #[command(flatten)]
@@ -99,14 +103,14 @@ impl CreateArgs {
             (None, Some("-")) => Source::Stdin.read_whole()?,
             (None, payload) => Bytes::copy_from_slice(payload.unwrap_or_default().as_bytes()),
         };
-        let job = v1::NewJob {
+        let job = self.life.put(v1::NewJob {
             payload,
             priority: u32::from(self.priority),
             headers: self.headers,
             delay_ms: millis(self.delay),
             max_attempts: self.max_attempts,
             ..Default::default()
-        };
+        });
         let missed = match self.missed {
             Missed::Skip => v1::MissedPolicy::Skip,
             Missed::Once => v1::MissedPolicy::Once,
