@@ -503,3 +503,23 @@ fn what_stays_after_much_that_came_and_went_is_in_the_next_checkpoint() {
         driver.check();
     }
 }
+
+/// A body that was fetched from the index says nothing about one that a checkpoint is about to bring there.
+#[test]
+fn what_a_checkpoint_that_fails_took_stays_in_memory() {
+    let mut driver = Driver::new();
+    driver.step(&Step::Enqueue { queue: 0, jobs: vec![(0, 0)] });
+    driver.world.seal();
+    driver.write();
+    driver.step(&Step::Enqueue { queue: 0, jobs: vec![(0, 0)] });
+    driver.crash();
+    driver.world.seal();
+    // The first job's body is fetched, the second's is captured for the checkpoint.
+    driver.step(&Step::Reserve { queue: 0, jobs: 2 });
+    driver.step(&Step::Evict);
+    driver.world.unseal();
+    driver.check();
+    driver.world.seal();
+    driver.write();
+    driver.check();
+}

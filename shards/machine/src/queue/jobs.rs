@@ -20,20 +20,26 @@ const PAGE_BYTES: u64 = (size_of::<Page>() + 32) as u64;
 /// What a body takes in memory beside its bytes.
 const BODY_BYTES: u64 = (size_of::<Body>() + 16) as u64;
 
+/// Not an epoch: no checkpoint took the body.
+const NOWHERE: u32 = 0;
+
+/// Not an epoch: the body comes from the index.
+const STORED: u32 = u32::MAX;
+
 /// Headers and payload of a job.
 #[derive(Clone, Debug)]
 pub(crate) struct Body {
     /// Headers, then payload: one piece of memory.
     bytes: Bytes,
     headers_bytes: u32,
-    /// The seal whose checkpoint took it for the index; 0: none did.
+    /// The seal whose checkpoint took it for the index; [`NOWHERE`] if none did, [`STORED`] if it comes from there.
     epoch: u32,
     pub enqueued_at: Millis,
 }
 
 impl Body {
     pub fn new(headers: &Bytes, payload: &Bytes, enqueued_at: Millis) -> Self {
-        Self { bytes: join(headers, payload), headers_bytes: headers.len() as u32, epoch: 0, enqueued_at }
+        Self { bytes: join(headers, payload), headers_bytes: headers.len() as u32, epoch: NOWHERE, enqueued_at }
     }
 
     pub fn headers(&self) -> Bytes {
@@ -50,6 +56,11 @@ impl Body {
 
     pub fn len(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// Whether the index has it, of which `written` is the last seal that got there.
+    fn is_stored(&self, written: u32) -> bool {
+        self.epoch == STORED || (self.epoch != NOWHERE && self.epoch <= written)
     }
 
     /// The body in the index: format (1), enqueued at (varint), headers (length + bytes), payload (the rest).
@@ -244,8 +255,7 @@ impl Jobs {
 
     /// Takes in a body that the index has.
     pub fn warm_stored(&mut self, id: JobId, mut body: Body) {
-        body.epoch = self.written_epoch.max(1);
-        self.written_epoch = self.written_epoch.max(1);
+        body.epoch = STORED;
         self.warm(id, body);
     }
 
@@ -263,7 +273,7 @@ impl Jobs {
     /// The body for the index, if it has not been taken for one yet; taken now for the seal of `epoch`.
     pub fn store_body(&mut self, id: JobId, epoch: u32) -> Option<Bytes> {
         let (page, bit) = place(id);
-        let body = self.pages.get_mut(&page)?.body_mut(bit).filter(|body| body.epoch == 0)?;
+        let body = self.pages.get_mut(&page)?.body_mut(bit).filter(|body| body.epoch == NOWHERE)?;
         body.epoch = epoch;
         Some(body.encode())
     }
@@ -279,7 +289,7 @@ impl Jobs {
         if let Some(body) = self.pages.get_mut(&page).and_then(|page| page.body_mut(bit))
             && body.epoch == epoch
         {
-            body.epoch = 0;
+            body.epoch = NOWHERE;
         }
     }
 
@@ -296,7 +306,7 @@ impl Jobs {
             let Some(page) = self.pages.get_mut(&number) else { continue };
             let written = self.written_epoch;
             for bit in 0..1 << PAGE_BITS {
-                if page.body(bit).is_some_and(|body| body.epoch != 0 && body.epoch <= written)
+                if page.body(bit).is_some_and(|body| body.is_stored(written))
                     && let Some(body) = page.take_body(bit)
                 {
                     self.hot_bytes -= BODY_BYTES + body.len() as u64;
