@@ -40,6 +40,10 @@ mod e2e {
     mod package_log;
     mod partitions;
     mod producers;
+    mod queue_outcomes;
+    mod queue_rules;
+    mod queue_shell;
+    mod queue_views;
     mod queues;
     mod replay_refusals;
     mod replay_shell;

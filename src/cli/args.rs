@@ -1,12 +1,14 @@
 //! Arguments that several commands share, and how their text becomes values.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use flowmesh::config::value;
 use flowmesh_model::limits;
 use flowmesh_proto::v1;
+
+use super::stream::StartAt;
 
 /// Which server, and how patiently.
 #[derive(Args, Clone, Debug)]
@@ -61,6 +63,22 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 /// A span of time in whole milliseconds, for the API.
 pub fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A moment, in ms since the epoch: a time, so long from now, or so long ago.
+pub fn moment(text: &str) -> Result<u64, String> {
+    let refused = || {
+        "allowed: a time (2026-11-21T12:00:00Z, 2026-11-21), @MS, so long from now (+10m) or ago (-10m)"
+            .to_owned()
+    };
+    if let Some(span) = text.strip_prefix('+') {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map(millis).unwrap_or_default();
+        return duration(span).map(|span| now + millis(span)).map_err(|_| refused());
+    }
+    match text.parse() {
+        Ok(StartAt::Time(ms)) => Ok(ms),
+        _ => Err(refused()),
+    }
 }
 
 /// A header: `NAME=VALUE`.
@@ -168,6 +186,18 @@ mod tests {
         assert!(target("logs", None).unwrap_err().contains("does not say of which kind"));
         assert!(target("topic", Some("x")).unwrap_err().contains("`topic` is no kind"));
         assert!(target("a/b/topic/c", None).is_err());
+    }
+
+    #[test]
+    fn a_moment_is_a_time_or_a_span_from_now() {
+        assert_eq!(moment("@17"), Ok(17));
+        assert_eq!(moment("1970-01-01T00:00:01Z"), Ok(1_000));
+        let now = moment("+0s").unwrap();
+        assert!((now + 600_000..now + 660_000).contains(&moment("+10m").unwrap()));
+        assert!((now - 600_000..now - 540_000).contains(&moment("-10m").unwrap()));
+        for bad in ["", "17", "latest", "+", "+x", "tomorrow"] {
+            assert!(moment(bad).unwrap_err().contains("allowed"), "{bad}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::queue::backoff;
 use super::{args, base64};
 
 /// A record's line. The last three are what `stream read` adds; they are passed over.
@@ -50,6 +51,19 @@ struct JobLine<'a> {
     #[serde(borrow)]
     delay: Option<&'a RawValue>,
     max_attempts: Option<u32>,
+    key: Option<String>,
+    #[serde(borrow)]
+    key_window: Option<&'a RawValue>,
+    group: Option<String>,
+    #[serde(borrow)]
+    run_at: Option<&'a RawValue>,
+    #[serde(borrow)]
+    ttl: Option<&'a RawValue>,
+    #[serde(borrow)]
+    backoff: Option<Cow<'a, str>>,
+    after: Option<Vec<u32>>,
+    after_jobs: Option<Vec<u64>>,
+    after_any_end: Option<bool>,
     #[serde(default)]
     headers: HeaderMap,
 }
@@ -65,23 +79,50 @@ pub fn record(line: &[u8]) -> Result<v1::Record, String> {
     })
 }
 
+/// What a job's line may have.
+const JOB_NAMES: &str = "payload, headers, priority, delay, max_attempts, key, key_window, group, run_at, ttl, backoff, \
+                         after, after_jobs and after_any_end";
+
 /// One line as a job; what it leaves out is as in `base`.
 pub fn job(line: &[u8], base: &v1::NewJob) -> Result<v1::NewJob, String> {
-    let parsed: JobLine<'_> = parse(line, "payload, priority, delay, max_attempts and headers")?;
-    let delay_ms = match parsed.delay {
-        Some(raw) => args::millis(args::duration(&plain_text(raw)?).map_err(|e| format!("delay: {e}"))?),
-        None => base.delay_ms,
-    };
+    let parsed: JobLine<'_> = parse(line, JOB_NAMES)?;
+    // A line's own time goes before a delay of the flags, and the other way round.
+    let own_time = parsed.delay.is_some() || parsed.run_at.is_some();
+    let (delay_ms, run_at_ms) = if own_time { (0, 0) } else { (base.delay_ms, base.run_at_ms) };
     let mut headers = base.headers.clone();
     headers.extend(parsed.headers.0);
+    let retry = parsed.backoff.map(|text| backoff(&text).map_err(|e| format!("backoff: {e}"))).transpose()?;
     Ok(v1::NewJob {
         payload: optional_bytes("payload", parsed.payload, parsed.payload_base64)?.unwrap_or_default(),
         priority: parsed.priority.map_or(base.priority, u32::from),
         headers,
-        delay_ms,
+        delay_ms: span_ms("delay", parsed.delay)?.unwrap_or(delay_ms),
         max_attempts: parsed.max_attempts.or(base.max_attempts),
-        ..base.clone()
+        key: parsed.key.unwrap_or_else(|| base.key.clone()),
+        key_window_ms: span_ms("key_window", parsed.key_window)?.unwrap_or(base.key_window_ms),
+        group: parsed.group.unwrap_or_else(|| base.group.clone()),
+        run_at_ms: moment_ms("run_at", parsed.run_at)?.unwrap_or(run_at_ms),
+        ttl_ms: span_ms("ttl", parsed.ttl)?.unwrap_or(base.ttl_ms),
+        retry: retry.or(base.retry),
+        after: parsed.after.unwrap_or_default(),
+        after_jobs: parsed.after_jobs.unwrap_or_else(|| base.after_jobs.clone()),
+        after_any_end: parsed.after_any_end.unwrap_or(base.after_any_end),
     })
+}
+
+/// A span of time, as text or as a number of milliseconds.
+fn span_ms(name: &str, raw: Option<&RawValue>) -> Result<Option<u64>, String> {
+    let span = raw.map(|raw| args::duration(&plain_text(raw)?).map(args::millis));
+    span.transpose().map_err(|error| format!("{name}: {error}"))
+}
+
+/// A moment, as text or as a number of milliseconds since the epoch.
+fn moment_ms(name: &str, raw: Option<&RawValue>) -> Result<Option<u64>, String> {
+    let moment = raw.map(|raw| {
+        let text = plain_text(raw)?;
+        text.parse().or_else(|_| args::moment(&text))
+    });
+    moment.transpose().map_err(|error| format!("{name}: {error}"))
 }
 
 fn parse<'a, T: Deserialize<'a>>(line: &'a [u8], names: &str) -> Result<T, String> {
@@ -218,5 +259,37 @@ mod tests {
         assert_eq!((own.priority, own.delay_ms, own.max_attempts), (5, 10_000, Some(1)));
         assert_eq!(job(br#"{"delay":250}"#, &base).unwrap().delay_ms, 250);
         assert!(job(br#"{"delay":"soon"}"#, &base).unwrap_err().contains("delay: allowed:"));
+    }
+
+    #[test]
+    fn a_job_line_has_all_that_a_job_can_have() {
+        let base = v1::NewJob { delay_ms: 9, group: "g".into(), ..Default::default() };
+        let line =
+            br#"{"key":"k","key_window":"1h","run_at":"@5000","ttl":"1d","backoff":"fixed:1s","after":[0],
+            "after_jobs":[7],"after_any_end":true}"#;
+        let full = job(line, &base).unwrap();
+        let retry = v1::RetryPolicy { backoff: 2, initial_ms: 1_000, ..Default::default() };
+        let wanted = v1::NewJob {
+            key: "k".into(),
+            key_window_ms: 3_600_000,
+            group: "g".into(),
+            run_at_ms: 5_000,
+            ttl_ms: 86_400_000,
+            retry: Some(retry),
+            after: vec![0],
+            after_jobs: vec![7],
+            after_any_end: true,
+            ..Default::default()
+        };
+        assert_eq!(full, wanted, "a time of its own goes before the delay of the flags");
+        assert_eq!(job(br#"{"run_at":5000}"#, &base).unwrap().run_at_ms, 5_000);
+        for (line, part) in [
+            (r#"{"ttl":"long"}"#, "ttl: allowed:"),
+            (r#"{"run_at":"soon"}"#, "run_at: allowed:"),
+            (r#"{"backoff":"slow:1s"}"#, "backoff: allowed:"),
+            (r#"{"after":"1"}"#, "is not a JSON object with payload, headers"),
+        ] {
+            assert!(job(line.as_bytes(), &base).unwrap_err().contains(part), "{line}");
+        }
     }
 }

@@ -14,6 +14,7 @@ use super::args::{Format, KindWord, Output, Server, Target};
 use super::connection::client;
 use super::failure::Failure;
 use super::output::{Out, time};
+use super::queue::{backoff_kind, backoff_word};
 use super::topology::{PLACE_COLUMNS, PlaceJson, place_rows};
 
 /// Commands on resources.
@@ -325,10 +326,26 @@ fn settings_map(settings: Option<&v1::Settings>) -> Map<String, Value> {
             put("durability", durability(s.durability));
         }
         Some(settings::Kind::Queue(s)) => {
+            let some = |number: Option<u64>| number.filter(|number| *number > 0).map(Value::from);
+            let count = |number: Option<u32>| some(number.map(u64::from));
             put("visibility_timeout_ms", s.visibility_timeout_ms.map(Value::from));
             put("max_attempts", s.max_attempts.map(Value::from));
+            put("backoff", s.backoff.map(|_| Value::from(backoff_word(s.backoff()))));
             put("backoff_initial_ms", s.backoff_initial_ms.map(Value::from));
             put("backoff_max_ms", s.backoff_max_ms.map(Value::from));
+            put("backoff_jitter_percent", count(s.backoff_jitter_percent));
+            put("quarantine_after", count(s.quarantine_after));
+            put("priority_aging_ms", some(s.priority_aging_ms));
+            put("group_concurrency", s.group_concurrency.map(Value::from));
+            put("concurrency", count(s.concurrency));
+            put("rate", s.rate.and_then(rate_text).map(Value::from));
+            put("group_rate", s.group_rate.and_then(rate_text).map(Value::from));
+            put("jobs_max", some(s.jobs_max));
+            put("bytes_max", some(s.bytes_max));
+            put("when_full", s.when_full.map(|_| Value::from(when_full_word(s.when_full()))));
+            put("dead_retention_ms", some(s.dead_retention_ms));
+            put("done_retention_ms", some(s.done_retention_ms));
+            put("result_retention_ms", s.result_retention_ms.map(Value::from));
             put("durability", durability(s.durability));
         }
         Some(settings::Kind::Kv(s)) => {
@@ -369,6 +386,42 @@ fn parse_assignor(text: &str) -> Result<v1::Assignor, String> {
     }
 }
 
+/// `PER_SECOND`, or `PER_SECOND:BURST`; `None` if there is none.
+fn rate_text(rate: v1::Rate) -> Option<String> {
+    match (rate.per_second, rate.burst) {
+        (0, _) => None,
+        (per_second, 0) => Some(per_second.to_string()),
+        (per_second, burst) => Some(format!("{per_second}:{burst}")),
+    }
+}
+
+fn parse_rate(text: &str) -> Result<v1::Rate, String> {
+    let (per_second, burst) = text.split_once(':').unwrap_or((text, "0"));
+    let rate = per_second.parse().ok().zip(burst.parse().ok());
+    rate.map(|(per_second, burst)| v1::Rate { per_second, burst })
+        .ok_or_else(|| "PER_SECOND or PER_SECOND:BURST, such as 100:20; 0 for any".to_owned())
+}
+
+fn when_full_word(when_full: v1::WhenFull) -> &'static str {
+    match when_full {
+        v1::WhenFull::Refuse => "refuse",
+        v1::WhenFull::Wait => "wait",
+        v1::WhenFull::DropOldest => "drop_oldest",
+        v1::WhenFull::DropLowestPriority => "drop_lowest_priority",
+    }
+}
+
+fn parse_when_full(text: &str) -> Result<v1::WhenFull, String> {
+    let all = [
+        v1::WhenFull::Refuse,
+        v1::WhenFull::Wait,
+        v1::WhenFull::DropOldest,
+        v1::WhenFull::DropLowestPriority,
+    ];
+    let named = all.into_iter().find(|when_full| when_full_word(*when_full) == text);
+    named.ok_or_else(|| all.map(when_full_word).join(", "))
+}
+
 /// `KEY=VALUE` pairs as settings of that kind. Ranges are the server's to check.
 fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, String> {
     let (mut stream, mut queue, mut kv) =
@@ -405,6 +458,28 @@ fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, Stri
             (v1::Kind::Queue, "max_attempts") => queue.max_attempts = count()?,
             (v1::Kind::Queue, "backoff_initial_ms") => queue.backoff_initial_ms = time()?,
             (v1::Kind::Queue, "backoff_max_ms") => queue.backoff_max_ms = time()?,
+            (v1::Kind::Queue, "backoff") => {
+                let kind =
+                    backoff_kind(text).ok_or_else(|| wrong("exponential, linear, fixed".to_owned()))?;
+                queue.backoff = Some(kind.into());
+            }
+            (v1::Kind::Queue, "backoff_jitter_percent") => queue.backoff_jitter_percent = count()?,
+            (v1::Kind::Queue, "quarantine_after") => queue.quarantine_after = count()?,
+            (v1::Kind::Queue, "priority_aging_ms") => queue.priority_aging_ms = time()?,
+            (v1::Kind::Queue, "group_concurrency") => queue.group_concurrency = count()?,
+            (v1::Kind::Queue, "concurrency") => queue.concurrency = count()?,
+            (v1::Kind::Queue, "rate") => queue.rate = Some(parse_rate(text).map_err(wrong)?),
+            (v1::Kind::Queue, "group_rate") => queue.group_rate = Some(parse_rate(text).map_err(wrong)?),
+            (v1::Kind::Queue, "jobs_max") => {
+                queue.jobs_max = Some(value::number(text, 0, u64::MAX).map_err(wrong)?);
+            }
+            (v1::Kind::Queue, "bytes_max") => queue.bytes_max = bytes()?,
+            (v1::Kind::Queue, "when_full") => {
+                queue.when_full = Some(parse_when_full(text).map_err(wrong)?.into());
+            }
+            (v1::Kind::Queue, "dead_retention_ms") => queue.dead_retention_ms = long()?,
+            (v1::Kind::Queue, "done_retention_ms") => queue.done_retention_ms = long()?,
+            (v1::Kind::Queue, "result_retention_ms") => queue.result_retention_ms = long()?,
             (v1::Kind::Queue, "durability") => queue.durability = durability()?,
             (v1::Kind::Kv, "default_ttl_ms") => kv.default_ttl_ms = time()?,
             (v1::Kind::Kv, "durability") => kv.durability = durability()?,
@@ -463,7 +538,10 @@ fn setting_names(kind: v1::Kind) -> &'static str {
              producer_retention_ms, durability"
         }
         v1::Kind::Queue => {
-            "visibility_timeout_ms, max_attempts, backoff_initial_ms, backoff_max_ms, durability"
+            "visibility_timeout_ms, max_attempts, backoff, backoff_initial_ms, backoff_max_ms, \
+             backoff_jitter_percent, quarantine_after, priority_aging_ms, group_concurrency, concurrency, rate, \
+             group_rate, jobs_max, bytes_max, when_full, dead_retention_ms, done_retention_ms, \
+             result_retention_ms, durability"
         }
         v1::Kind::Kv => "default_ttl_ms, durability",
         v1::Kind::Group => {
@@ -491,6 +569,20 @@ mod tests {
             Value::Object(queue.unwrap()),
             serde_json::json!({"visibility_timeout_ms": 60_000, "max_attempts": 5, "durability": "never"})
         );
+        let pairs = [
+            "rate=100:20",
+            "group_rate=0",
+            "jobs_max=5",
+            "bytes_max=1KiB",
+            "when_full=drop_oldest",
+            "backoff=linear",
+        ];
+        assert_eq!(
+            Value::Object(parse(v1::Kind::Queue, &pairs).unwrap()),
+            serde_json::json!({
+                "rate": "100:20", "jobs_max": 5, "bytes_max": 1_024, "when_full": "drop_oldest", "backoff": "linear"
+            })
+        );
         let stream = parse(v1::Kind::Stream, &["partitions=4", "durability=server"]).unwrap();
         assert_eq!(Value::Object(stream), serde_json::json!({"partitions": 4}));
         let pairs = ["compaction=true", "tombstone_retention_ms=1h", "min_dirty_percent=20"];
@@ -516,6 +608,9 @@ mod tests {
             ),
             (v1::Kind::Queue, "max_attempts=x", "setting max_attempts: `x` is not allowed"),
             (v1::Kind::Queue, "backoff_max_ms=1 fortnight", "setting backoff_max_ms"),
+            (v1::Kind::Queue, "rate=fast", "allowed: PER_SECOND or PER_SECOND:BURST"),
+            (v1::Kind::Queue, "when_full=drop", "allowed: refuse, wait, drop_oldest, drop_lowest_priority"),
+            (v1::Kind::Queue, "backoff=slow", "allowed: exponential, linear, fixed"),
             (v1::Kind::Queue, "durability=memory", "always, interval, never"),
             (v1::Kind::Queue, "durability", "allowed: KEY=VALUE"),
         ] {

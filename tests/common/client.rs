@@ -222,16 +222,46 @@ impl Client {
 
     /// Gives one job back; the reason if that was refused.
     pub async fn nack(&mut self, queue: &str, job: &v1::LeasedJob, delay_ms: Option<u64>) -> Option<String> {
-        let nack = v1::NackItem {
-            job_id: job.job_id,
-            token: job.token,
-            delay_ms,
-            error: "no luck".into(),
-            ..Default::default()
-        };
+        let nack = v1::NackItem { delay_ms, error: "no luck".into(), ..nack_of(job) };
+        self.nack_as(queue, nack).await
+    }
+
+    /// Gives one job back, as `nack` says; the reason if that was refused.
+    pub async fn nack_as(&mut self, queue: &str, nack: v1::NackItem) -> Option<String> {
         let request = v1::NackRequest { queue: queue.into(), nacks: vec![nack] };
         let outcomes = self.queue.nack(request).await.unwrap().into_inner().outcomes;
         outcomes.into_iter().next().unwrap().error.map(|error| error.reason)
+    }
+
+    /// Creates a queue.
+    pub async fn create_queue(&mut self, name: &str, settings: v1::QueueSettings) {
+        self.create(name, v1::settings::Kind::Queue(settings)).await.unwrap();
+    }
+
+    /// All that is known of a job.
+    pub async fn job(&mut self, queue: &str, job_id: u64) -> Result<v1::Job, Status> {
+        let request = v1::GetJobRequest { queue: queue.into(), job_id, wait_ms: 0 };
+        self.queue.get(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// The jobs of a phase that match, page by page.
+    pub async fn jobs(&mut self, queue: &str, phase: v1::JobPhase, filter: v1::JobFilter) -> Vec<v1::Job> {
+        let (mut jobs, mut after) = (Vec::new(), None);
+        loop {
+            let request = v1::ListJobsRequest {
+                queue: queue.into(),
+                phase: phase.into(),
+                filter: Some(filter.clone()),
+                after,
+                ..v1::ListJobsRequest::default()
+            };
+            let page = self.queue.list(request).await.unwrap().into_inner();
+            jobs.extend(page.jobs);
+            after = page.next;
+            if after.is_none() {
+                return jobs;
+            }
+        }
     }
 
     /// Counts of a queue's jobs.
@@ -289,6 +319,11 @@ pub fn lease(job: &v1::LeasedJob) -> v1::Lease {
 /// A job that is done, with nothing to say.
 pub fn ack_of(job: &v1::LeasedJob) -> v1::AckItem {
     v1::AckItem { job_id: job.job_id, token: job.token, ..v1::AckItem::default() }
+}
+
+/// A job that failed, with nothing to say.
+pub fn nack_of(job: &v1::LeasedJob) -> v1::NackItem {
+    v1::NackItem { job_id: job.job_id, token: job.token, ..v1::NackItem::default() }
 }
 
 /// A read from an offset.

@@ -297,6 +297,48 @@ async fn acknowledged_jobs_survive_a_kill_and_done_ones_do_not_return() {
     assert!(done.iter().all(|id| !left.contains_key(id)), "a job that is done came back");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn payloads_that_left_memory_survive_kills_as_they_were() {
+    /// Beyond what a server of 64 MiB keeps of them in memory, several times.
+    const ROUND_BYTES: usize = 16 << 20;
+    const BATCH: u64 = 20;
+    const PAYLOAD_BYTES: usize = 32 << 10;
+    let mut random = Random::new("payloads_that_left_memory");
+    let home = Home::new().set("memory_bytes", "64MiB").set("checkpoint_interval_ms", "100ms");
+    let mut enqueued: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+    let mut token_max = 0;
+    for round in 1..=3 {
+        let server = home.start();
+        let mut client = server.client().await;
+        while enqueued.len() * PAYLOAD_BYTES < ROUND_BYTES * round {
+            let payloads: Vec<Vec<u8>> = (0..BATCH).map(|_| random.bytes(PAYLOAD_BYTES)).collect();
+            enqueued
+                .extend(client.enqueue("mail", payloads.clone()).await.unwrap().into_iter().zip(payloads));
+        }
+        // Some are worked on, so that not only new ones are in the way of a kill.
+        let done = client.reserve("mail", 30, 600_000, 0).await.unwrap();
+        for job in &done {
+            assert_eq!(enqueued.remove(&job.job_id), Some(job.payload.to_vec()), "job {}", job.job_id);
+            assert!(job.token > token_max, "tokens grow across restarts");
+            token_max = job.token;
+        }
+        assert!(client.ack("mail", &done).await.iter().all(Option::is_none));
+        server.kill9();
+    }
+    let server = home.start();
+    let mut client = server.client().await;
+    let kept = server.metric("flowmesh_memory_bytes", "").unwrap();
+    assert!(kept < (enqueued.len() * PAYLOAD_BYTES / 2) as f64, "most payloads are not in memory: {kept}");
+    while !enqueued.is_empty() {
+        let jobs = client.reserve("mail", 50, 600_000, 0).await.unwrap();
+        assert!(!jobs.is_empty(), "{} jobs are gone", enqueued.len());
+        for job in jobs {
+            assert_eq!(enqueued.remove(&job.job_id), Some(job.payload.to_vec()), "job {}", job.job_id);
+        }
+    }
+    assert!(client.reserve("mail", 1, 600_000, 0).await.unwrap().is_empty(), "a job that is done came back");
+}
+
 #[tokio::test]
 async fn a_read_never_shows_what_a_kill_takes_back() {
     let mut random = Random::new("a_read_never_shows");

@@ -285,7 +285,15 @@ fn schedules_from_a_shell() {
         "printf '{\"kind\":\"daily\"}' | flowmesh schedule create mail report - --cron '30 6 * * MON-FRI' -z Europe/Berlin -H a=b",
     );
     assert!(again.contains("it existed already"), "{again}");
-    ok(&server, &home, "flowmesh schedule create jobs reminder 'call Ada' --at +10m --missed skip");
+    let reminder = ok(
+        &server,
+        &home,
+        "flowmesh schedule create jobs reminder 'call Ada' --at +10m --missed skip --group g --ttl 1h \
+         --backoff fixed:1s:1m:5% -o json",
+    );
+    let reminder: serde_json::Value = serde_json::from_str(&reminder).unwrap();
+    let kept = ["group", "ttl_ms", "backoff"].map(|name| reminder["job"][name].clone());
+    assert_eq!(kept, ["g".into(), serde_json::Value::from(3_600_000), "fixed:1s:1m:5%".into()]);
     let list = ok(&server, &home, "flowmesh schedule list");
     assert!(list.contains("30 6 * * MON-FRI Europe/Berlin") && list.contains("once at 20"), "{list}");
     assert_eq!(ok(&server, &home, "flowmesh schedule list jobs -o json").lines().count(), 1);

@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 
+use super::options::OptionArgs;
 use crate::cli::args::{Format, Output, Server, duration, header, millis};
 use crate::cli::connection::{Backoff, client};
 use crate::cli::failure::{Failure, Refusal};
@@ -32,7 +33,8 @@ pub struct EnqueueArgs {
     #[arg(short, long, value_name = "PATH")]
     file: Option<PathBuf>,
 
-    /// Lines (or payloads) are JSON objects with payload, priority, delay, max_attempts and headers
+    /// Lines (or payloads) are JSON objects with payload, headers, priority, delay, max_attempts, key, key_window, group,
+    /// run_at, ttl, backoff, after (places in the same call, from 0), after_jobs and after_any_end
     #[arg(short, long)]
     json_lines: bool,
 
@@ -51,6 +53,13 @@ pub struct EnqueueArgs {
     /// A header of every job; may be repeated
     #[arg(short = 'H', long = "header", value_name = "NAME=VALUE", value_parser = header)]
     headers: Vec<v1::Header>,
+
+    #[command(flatten)]
+    options: OptionArgs,
+
+    /// If the queue is full, and set to let callers wait, wait so long for room; at most 60s
+    #[arg(short, long, value_name = "TIME", value_parser = duration, default_value = "0")]
+    wait: Duration,
 
     /// Jobs in one call at most; 1 to 10000
     #[arg(short, long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=BATCH_ITEMS_MAX as i64))]
@@ -76,6 +85,8 @@ pub struct EnqueueArgs {
 #[derive(Default, Serialize)]
 struct Tally {
     enqueued: u64,
+    /// Were there before, under the same keys.
+    existing: u64,
     first_job_id: Option<u64>,
     last_job_id: Option<u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -92,21 +103,21 @@ impl EnqueueArgs {
         let client = client!(queue_client::QueueClient, self.server.connect().await?);
         let mut tally = Tally::default();
         let outcome = self.enqueue_all(client, jobs, &mut tally).await;
-        if outcome.is_ok() || tally.enqueued > 0 {
+        if outcome.is_ok() || tally.jobs() > 0 {
             self.report(&tally)?;
         }
         outcome
     }
 
     fn jobs(&self) -> Result<mpsc::Receiver<Result<Batch<v1::NewJob>, Failure>>, Failure> {
-        let base = v1::NewJob {
+        let base = self.options.put(v1::NewJob {
             payload: Bytes::new(),
             priority: u32::from(self.priority),
             headers: self.headers.clone(),
             delay_ms: millis(self.delay),
             max_attempts: self.max_attempts,
             ..v1::NewJob::default()
-        };
+        });
         let json_lines = self.json_lines;
         let parse = move |line: Bytes| -> Result<Option<v1::NewJob>, String> {
             if !json_lines {
@@ -140,9 +151,9 @@ impl EnqueueArgs {
         while let Some(batch) = jobs.recv().await {
             let batch = batch?;
             let lines = (batch.first_line, batch.last_line);
-            let ids = self.enqueue(client.clone(), batch.items, lines, tally.enqueued).await?;
-            tally.add(&ids);
-            bar.inc(ids.len() as u64);
+            let answer = self.enqueue(client.clone(), batch.items, lines, tally.jobs()).await?;
+            tally.add(&answer.job_ids, answer.existing.len() as u64);
+            bar.inc(answer.job_ids.len() as u64);
         }
         bar.finish_and_clear();
         Ok(())
@@ -154,13 +165,13 @@ impl EnqueueArgs {
         jobs: Vec<v1::NewJob>,
         (first, last): (u64, u64),
         before: u64,
-    ) -> Result<Vec<u64>, Failure> {
+    ) -> Result<v1::EnqueueResponse, Failure> {
         let mut backoff = Backoff::new(Some(self.give_up_after));
-        let mut request = v1::EnqueueRequest { queue: self.queue.clone(), jobs, wait_ms: 0 };
+        let mut request = v1::EnqueueRequest { queue: self.queue.clone(), jobs, wait_ms: millis(self.wait) };
         loop {
             let message = if self.retry { request.clone() } else { std::mem::take(&mut request) };
-            let status = match client.enqueue(self.server.request(message)).await {
-                Ok(response) => return Ok(response.into_inner().job_ids),
+            let status = match client.enqueue(self.server.waiting_request(message, self.wait)).await {
+                Ok(response) => return Ok(response.into_inner()),
                 Err(status) => status,
             };
             let refusal = Refusal::of_status(&status);
@@ -193,11 +204,17 @@ impl EnqueueArgs {
 }
 
 impl Tally {
-    fn add(&mut self, ids: &[u64]) {
-        self.enqueued += ids.len() as u64;
+    /// Jobs that were acknowledged, new or not.
+    fn jobs(&self) -> u64 {
+        self.enqueued + self.existing
+    }
+
+    fn add(&mut self, ids: &[u64], existing: u64) {
+        self.enqueued += ids.len() as u64 - existing;
+        self.existing += existing;
         self.first_job_id = self.first_job_id.or(ids.first().copied());
         self.last_job_id = ids.last().copied().or(self.last_job_id);
-        if self.enqueued <= LISTED_MAX {
+        if self.jobs() <= LISTED_MAX {
             self.job_ids.extend_from_slice(ids);
         } else {
             self.job_ids.clear();
@@ -206,9 +223,14 @@ impl Tally {
 }
 
 fn sentence(queue: &str, tally: &Tally) -> String {
-    match (tally.enqueued, tally.first_job_id, tally.last_job_id) {
+    let existing = match tally.existing {
+        0 => String::new(),
+        n => format!(", {n} of which there were before"),
+    };
+    match (tally.jobs(), tally.first_job_id, tally.last_job_id) {
+        (1, Some(only), _) if tally.existing == 1 => format!("1 job was in {queue} before: {only}"),
         (1, Some(only), _) => format!("1 job enqueued in {queue}: {only}"),
-        (n, Some(first), Some(last)) => format!("{n} jobs enqueued in {queue}: {first} to {last}"),
+        (n, Some(first), Some(last)) => format!("{n} jobs enqueued in {queue}: {first} to {last}{existing}"),
         _ => format!("0 jobs enqueued in {queue}"),
     }
 }
@@ -220,13 +242,19 @@ mod tests {
     #[test]
     fn few_jobs_are_listed_many_are_counted() {
         let mut tally = Tally::default();
-        tally.add(&[7]);
+        tally.add(&[7], 0);
         assert_eq!(sentence("mail", &tally), "1 job enqueued in mail: 7");
-        tally.add(&[8, 9]);
+        tally.add(&[8, 9], 0);
         assert_eq!(sentence("mail", &tally), "3 jobs enqueued in mail: 7 to 9");
         assert_eq!(tally.job_ids, [7, 8, 9]);
-        tally.add(&(10..200).collect::<Vec<_>>());
+        tally.add(&(10..200).collect::<Vec<_>>(), 2);
         assert!(tally.job_ids.is_empty());
-        assert_eq!((tally.enqueued, tally.last_job_id), (193, Some(199)));
+        assert_eq!((tally.enqueued, tally.existing, tally.last_job_id), (191, 2, Some(199)));
+        assert_eq!(
+            sentence("mail", &tally),
+            "193 jobs enqueued in mail: 7 to 199, 2 of which there were before"
+        );
+        let known = Tally { existing: 1, first_job_id: Some(7), ..Tally::default() };
+        assert_eq!(sentence("mail", &known), "1 job was in mail before: 7");
     }
 }

@@ -1,12 +1,19 @@
-//! `flowmesh queue`: enqueue; reserve, ack, nack and extend one by one; or work, which does all four around a command.
+//! `flowmesh queue`: [`enqueue`] with all [`options`] of a job; reserve, ack, nack and extend one by one, or [`work`], which
+//! does all four around a command; what can be seen, of jobs in [`show`] and of the queue in [`status`]; what is done to
+//! jobs from outside in [`manage`].
 
 mod enqueue;
 mod job;
+mod manage;
+mod options;
 mod settle;
+mod show;
+mod status;
 mod work;
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use clap::{Args, Subcommand};
 use flowmesh_proto::v1;
 use serde::Serialize;
@@ -15,6 +22,7 @@ use super::args::{Format, Output, Server, duration, lease, millis};
 use super::connection::client;
 use super::failure::{Failure, Refusal};
 use super::output::{Headers, Out, base64_text, note, readable, text, time};
+pub use options::{LifeArgs, backoff, backoff_kind, backoff_text, backoff_word};
 
 /// Commands on queues.
 #[derive(Subcommand, Debug)]
@@ -29,10 +37,34 @@ pub enum QueueCommand {
     Nack(NackArgs),
     /// Make leases last longer
     Extend(ExtendArgs),
-    /// Count the jobs by state
-    Status(StatusArgs),
     /// Run a command for each job: ack on exit 0, nack otherwise
     Work(work::WorkArgs),
+    /// Say how far a leased job is; kept with the job
+    Progress(manage::ProgressArgs),
+    /// Show all that is known of one job
+    Job(show::JobArgs),
+    /// Print what came of a job; can wait for it. Exit 1 if it is dead, 4 if it has not ended
+    Result(show::ResultArgs),
+    /// List jobs, by phase and by what they have in common; dead letters with --phase dead
+    List(show::ListArgs),
+    /// Show the jobs that would be leased next; exit 3 if there is none
+    Peek(show::PeekArgs),
+    /// Cancel jobs that are not done; workers that have them are asked to stop
+    Cancel(manage::CancelArgs),
+    /// Give a waiting job another priority or time
+    Change(manage::ChangeArgs),
+    /// Let dead jobs wait again, with all their attempts to come
+    Redrive(manage::RedriveArgs),
+    /// Forget dead jobs, or kept ones that are done
+    Purge(manage::PurgeArgs),
+    /// Give no job out until `resume`
+    Pause(manage::PauseArgs),
+    /// Give jobs out again
+    Resume(manage::PauseArgs),
+    /// Count the jobs by state
+    Status(status::StatusArgs),
+    /// Count the jobs by state, again and again
+    Watch(status::WatchArgs),
 }
 
 /// Arguments of `queue reserve`.
@@ -66,6 +98,9 @@ pub struct AckArgs {
     /// Leases, as `queue reserve` prints them
     #[arg(required = true, value_name = "JOB:TOKEN", value_parser = lease)]
     leases: Vec<v1::Lease>,
+    /// What came of it, kept with the job; see `queue result`
+    #[arg(long, default_value = "")]
+    result: String,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -86,6 +121,12 @@ pub struct NackArgs {
     /// What went wrong, kept with the job
     #[arg(long, default_value = "")]
     error: String,
+    /// Another attempt would be of no use: the job is dead
+    #[arg(long = "final", conflicts_with_all = ["release", "delay"])]
+    is_final: bool,
+    /// The attempt does not count, and the job is ready at once
+    #[arg(long)]
+    release: bool,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -109,17 +150,6 @@ pub struct ExtendArgs {
     server: Server,
 }
 
-/// Arguments of `queue status`.
-#[derive(Args, Debug)]
-pub struct StatusArgs {
-    /// The queue
-    queue: String,
-    #[command(flatten)]
-    output: Output,
-    #[command(flatten)]
-    server: Server,
-}
-
 #[derive(Serialize)]
 struct JobJson<'a> {
     lease: String,
@@ -129,6 +159,10 @@ struct JobJson<'a> {
     priority: u32,
     leased_until_ms: u64,
     enqueued_at_ms: u64,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    group: &'a str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    awaited: Vec<AwaitedJson<'a>>,
     headers: Headers<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     payload: Option<&'a str>,
@@ -137,14 +171,24 @@ struct JobJson<'a> {
 }
 
 #[derive(Serialize)]
-struct StatusJson {
-    ready: u64,
-    delayed: u64,
-    leased: u64,
-    dead: u64,
-    done_total: u64,
-    enqueued_total: u64,
-    oldest_ready_ms: u64,
+struct AwaitedJson<'a> {
+    job_id: u64,
+    done: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result_base64: Option<String>,
+}
+
+impl<'a> From<&'a v1::AwaitedJob> for AwaitedJson<'a> {
+    fn from(job: &'a v1::AwaitedJob) -> Self {
+        Self {
+            job_id: job.job_id,
+            done: job.done,
+            result: text(&job.result),
+            result_base64: base64_text(&job.result),
+        }
+    }
 }
 
 impl QueueCommand {
@@ -156,8 +200,20 @@ impl QueueCommand {
             Self::Ack(args) => args.run().await,
             Self::Nack(args) => args.run().await,
             Self::Extend(args) => args.run().await,
-            Self::Status(args) => args.run().await,
             Self::Work(args) => args.run().await,
+            Self::Progress(args) => args.run().await,
+            Self::Job(args) => args.run().await,
+            Self::Result(args) => args.run().await,
+            Self::List(args) => args.run().await,
+            Self::Peek(args) => args.run().await,
+            Self::Cancel(args) => args.run().await,
+            Self::Change(args) => args.run().await,
+            Self::Redrive(args) => args.run().await,
+            Self::Purge(args) => args.run().await,
+            Self::Pause(args) => args.pause().await,
+            Self::Resume(args) => args.resume().await,
+            Self::Status(args) => args.run().await,
+            Self::Watch(args) => args.run().await,
         }
     }
 }
@@ -210,21 +266,24 @@ fn job_json(job: &v1::LeasedJob) -> JobJson<'_> {
         priority: job.priority,
         leased_until_ms: job.leased_until_ms,
         enqueued_at_ms: job.enqueued_at_ms,
+        group: &job.group,
+        awaited: job.awaited.iter().map(AwaitedJson::from).collect(),
         headers: Headers(&job.headers),
         payload: text(&job.payload),
         payload_base64: base64_text(&job.payload),
     }
 }
 
-/// A lease whose job is done, with nothing to say.
-fn acked(lease: &v1::Lease) -> v1::AckItem {
-    v1::AckItem { job_id: lease.job_id, token: lease.token, ..v1::AckItem::default() }
-}
-
 impl AckArgs {
     async fn run(self) -> Result<(), Failure> {
         let mut queue = client!(queue_client::QueueClient, self.server.connect().await?);
-        let request = v1::AckRequest { queue: self.queue, leases: self.leases.iter().map(acked).collect() };
+        let result = Bytes::from(self.result);
+        let item = |lease: &v1::Lease| v1::AckItem {
+            job_id: lease.job_id,
+            token: lease.token,
+            result: result.clone(),
+        };
+        let request = v1::AckRequest { queue: self.queue, leases: self.leases.iter().map(item).collect() };
         let outcomes = queue.ack(self.server.request(request)).await?.into_inner().outcomes;
         let errors = outcomes.into_iter().map(|outcome| outcome.error);
         write_outcomes(self.output.format, "done", &self.leases, errors, |_| None)
@@ -234,12 +293,17 @@ impl AckArgs {
 impl NackArgs {
     async fn run(self) -> Result<(), Failure> {
         let mut queue = client!(queue_client::QueueClient, self.server.connect().await?);
+        let kind = match (self.is_final, self.release) {
+            (true, _) => v1::NackKind::NackFinal,
+            (_, true) => v1::NackKind::NackReleased,
+            _ => v1::NackKind::NackFailed,
+        };
         let item = |lease: &v1::Lease| v1::NackItem {
             job_id: lease.job_id,
             token: lease.token,
             delay_ms: self.delay.map(millis),
             error: self.error.clone(),
-            kind: v1::NackKind::NackFailed.into(),
+            kind: kind.into(),
         };
         let request =
             v1::NackRequest { queue: self.queue.clone(), nacks: self.leases.iter().map(item).collect() };
@@ -258,7 +322,8 @@ impl ExtendArgs {
             visibility_timeout_ms: self.visibility.map(millis),
         };
         let outcomes = queue.extend(self.server.request(request)).await?.into_inner().outcomes;
-        let ends: Vec<u64> = outcomes.iter().map(|outcome| outcome.leased_until_ms).collect();
+        let ends: Vec<(u64, bool)> =
+            outcomes.iter().map(|outcome| (outcome.leased_until_ms, outcome.cancel_requested)).collect();
         let errors = outcomes.into_iter().map(|outcome| outcome.error);
         write_outcomes(self.output.format, "extended", &self.leases, errors, |index| ends.get(index).copied())
     }
@@ -272,35 +337,42 @@ struct OutcomeJson {
     #[serde(skip_serializing_if = "Option::is_none")]
     leased_until_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    cancel_requested: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
 }
 
-/// One line a lease. The failure is that of the first lease that was refused.
+/// One line a lease; of those that were extended up to when, and whether the worker is to stop. The failure is that of the first lease that was refused.
 fn write_outcomes(
     format: Format,
     done: &str,
     leases: &[v1::Lease],
     errors: impl Iterator<Item = Option<v1::Error>>,
-    until: impl Fn(usize) -> Option<u64>,
+    extended: impl Fn(usize) -> Option<(u64, bool)>,
 ) -> Result<(), Failure> {
     let (mut out, mut failure) = (Out::new(), None);
     for (index, (lease, error)) in leases.iter().zip(errors).enumerate() {
         let refusal = error.as_ref().map(Refusal::of_item);
         let name = lease_text(lease.job_id, lease.token);
+        let end = extended(index).filter(|_| refusal.is_none());
         match format {
             Format::Json => out.json(&OutcomeJson {
                 lease: name,
                 job_id: lease.job_id,
                 ok: refusal.is_none(),
-                leased_until_ms: until(index).filter(|_| refusal.is_none()),
+                leased_until_ms: end.map(|(until, _)| until),
+                cancel_requested: end.map(|(_, cancel_requested)| cancel_requested),
                 reason: refusal.as_ref().map(|refusal| refusal.reason.clone()),
                 message: refusal.as_ref().map(|refusal| refusal.message.clone()),
             })?,
-            Format::Table => match (&refusal, until(index)) {
+            Format::Table => match (&refusal, end) {
                 (Some(refusal), _) => note(format_args!("flowmesh: {name}: {refusal}")),
-                (None, Some(end)) => out.line(format!("{name} {done} until {}", time(end)).as_bytes())?,
+                (None, Some((until, cancel_requested))) => {
+                    let stop = if cancel_requested { "; its job is cancelled, stop" } else { "" };
+                    out.line(format!("{name} {done} until {}{stop}", time(until)).as_bytes())?;
+                }
                 (None, None) => out.line(format!("{name} {done}").as_bytes())?,
             },
         }
@@ -311,32 +383,4 @@ fn write_outcomes(
     }
     out.flush()?;
     failure.map_or(Ok(()), Err)
-}
-
-impl StatusArgs {
-    async fn run(self) -> Result<(), Failure> {
-        let mut queue = client!(queue_client::QueueClient, self.server.connect().await?);
-        let request = v1::QueueStatusRequest { queue: self.queue };
-        let s = queue.status(self.server.request(request)).await?.into_inner();
-        let mut out = Out::new();
-        match self.output.format {
-            Format::Json => out.json(&StatusJson {
-                ready: s.ready,
-                delayed: s.delayed,
-                leased: s.leased,
-                dead: s.dead,
-                done_total: s.done_total,
-                enqueued_total: s.enqueued_total,
-                oldest_ready_ms: s.oldest_ready_ms,
-            })?,
-            Format::Table => {
-                let names = ["READY", "DELAYED", "LEASED", "DEAD", "DONE", "ENQUEUED", "OLDEST READY"];
-                let counts = [s.ready, s.delayed, s.leased, s.dead, s.done_total, s.enqueued_total];
-                let mut row: Vec<String> = counts.iter().map(u64::to_string).collect();
-                row.push(format!("{} ms", s.oldest_ready_ms));
-                out.table(&names, vec![row])?;
-            }
-        }
-        out.flush()
-    }
 }

@@ -1,10 +1,11 @@
 //! `flowmesh queue work`: a worker that keeps up to `--concurrency` jobs running.
 //!
 //! It goes through calls of Queue.Work: the server pushes jobs as far as this side has given credit; verdicts and
-//! heartbeats (extended leases) go the other way. Jobs run on across a lost connection; their verdicts are sent in the
+//! heartbeats (extended leases) go the other way; a job that turns out to be cancelled is killed. Jobs run on across a lost connection; their verdicts are sent in the
 //! next call. At the end (a signal, or an empty queue with `--until-empty`) the call is half-closed, what was pushed
 //! until then still runs, and its verdicts go out in single calls.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use clap::Args;
 use flowmesh_proto::v1::{self, admin_client::AdminClient, queue_client::QueueClient, settings};
 use futures::{Stream, StreamExt, TryFutureExt, TryStreamExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use tonic::Status;
@@ -84,6 +85,8 @@ struct Worker {
     visibility: Duration,
     name: String,
     running: JoinSet<(LeaseKey, Verdict)>,
+    /// How each of them is told that its job was cancelled.
+    stops: BTreeMap<LeaseKey, oneshot::Sender<()>>,
     book: Book,
     heartbeat: Interval,
     signals: Signals,
@@ -121,6 +124,7 @@ impl WorkArgs {
             visibility,
             name: self.worker.clone().unwrap_or_else(worker_name),
             running: JoinSet::new(),
+            stops: BTreeMap::new(),
             book: Book::default(),
             heartbeat,
             signals,
@@ -259,13 +263,23 @@ impl Worker {
     fn take(&mut self, message: v1::WorkResponse) {
         for job in message.jobs {
             self.book.hold(&job);
-            let handler = Arc::clone(&self.handler);
+            let (handler, key) = (Arc::clone(&self.handler), (job.job_id, job.token));
+            let (stop, stopped) = oneshot::channel();
+            self.stops.insert(key, stop);
             self.running.spawn(async move {
-                let key = (job.job_id, job.token);
-                (key, handler.run(job).await)
+                tokio::select! {
+                    verdict = handler.run(job) => (key, verdict),
+                    Ok(()) = stopped => (key, Verdict::Failed("it was cancelled".to_owned())),
+                }
             });
         }
         for outcome in message.outcomes {
+            if outcome.cancel_requested
+                && let Some(stop) = self.stops.remove(&(outcome.job_id, outcome.token))
+            {
+                // One that has just run does not listen any more.
+                let _ = stop.send(());
+            }
             self.settle((outcome.job_id, outcome.token), outcome.error.as_ref());
         }
     }
@@ -278,6 +292,7 @@ impl Worker {
 
     fn ran(&mut self, finished: Result<(LeaseKey, Verdict), tokio::task::JoinError>) -> Option<LeaseKey> {
         let (key, verdict) = finished.ok()?;
+        self.stops.remove(&key);
         self.book.finish(key, verdict);
         Some(key)
     }
@@ -300,7 +315,8 @@ impl Worker {
         }
     }
 
-    /// Current jobs run to their end; their verdicts and heartbeats go out in single calls. A second signal abandons them.
+    /// Current jobs run to their end; their verdicts and heartbeats go out in single calls. A second signal abandons them: they
+    /// are killed and given back.
     async fn finish(&mut self) -> Result<(), Failure> {
         let mut backoff = Backoff::new(Some(self.args.give_up_after.unwrap_or(LAST_PATIENCE)));
         while !self.running.is_empty() {
@@ -309,6 +325,10 @@ impl Worker {
                 _ = self.heartbeat.tick() => self.extend_held().await,
                 () = self.signals.next() => {
                     self.running.shutdown().await;
+                    tokio::select! {
+                        () = self.release_held() => {}
+                        () = self.signals.next() => {}
+                    }
                     return Err(Failure::Interrupted);
                 }
             }
@@ -327,6 +347,24 @@ impl Worker {
                 waited = backoff.wait(refusal) => waited?,
                 () = self.signals.next() => return Err(Failure::Interrupted),
             }
+        }
+    }
+
+    /// Jobs that were abandoned are ready again at once, and those attempts do not count.
+    fn release_held(&self) -> impl Future<Output = ()> + use<> {
+        let item = |lease: v1::Lease| v1::NackItem {
+            job_id: lease.job_id,
+            token: lease.token,
+            error: "the worker was stopped".to_owned(),
+            kind: v1::NackKind::NackReleased.into(),
+            ..v1::NackItem::default()
+        };
+        let nacks = self.book.held().into_iter().map(item).collect();
+        let request = v1::NackRequest { queue: self.args.queue.clone(), nacks };
+        let (request, mut queue) = (self.args.server.request(request), self.queue.clone());
+        async move {
+            // Where that fails, the leases run out.
+            let _ = queue.nack(request).await;
         }
     }
 

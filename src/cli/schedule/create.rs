@@ -1,7 +1,7 @@
 //! `flowmesh schedule create`.
 
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
@@ -10,11 +10,11 @@ use flowmesh_proto::v1::create_schedule_request::Timing;
 
 use super::connect;
 use super::show::{ScheduleJson, sentence};
-use crate::cli::args::{Format, Output, Server, duration, header, millis};
+use crate::cli::args::{Format, Output, Server, duration, header, millis, moment};
 use crate::cli::failure::Failure;
 use crate::cli::input::Source;
 use crate::cli::output::Out;
-use crate::cli::stream::StartAt;
+use crate::cli::queue::LifeArgs;
 
 /// Arguments of `schedule create`.
 #[derive(Args, Debug)]
@@ -75,6 +75,9 @@ pub struct CreateArgs {
     headers: Vec<v1::Header>,
 
     #[command(flatten)]
+    life: LifeArgs,
+
+    #[command(flatten)]
     output: Output,
 
     #[command(flatten)]
@@ -92,20 +95,6 @@ enum Missed {
     All,
 }
 
-/// A moment, in ms since the epoch: a time, or so long from now.
-fn moment(text: &str) -> Result<u64, String> {
-    let refused =
-        || "allowed: a time (2026-11-21T12:00:00Z, 2026-11-21), @MS, or so long from now (+10m)".to_owned();
-    if let Some(span) = text.strip_prefix('+') {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map(millis).unwrap_or_default();
-        return duration(span).map(|span| now + millis(span)).map_err(|_| refused());
-    }
-    match text.parse() {
-        Ok(StartAt::Time(ms)) => Ok(ms),
-        _ => Err(refused()),
-    }
-}
-
 impl CreateArgs {
     /// Runs it.
     pub async fn run(self) -> Result<(), Failure> {
@@ -114,14 +103,14 @@ impl CreateArgs {
             (None, Some("-")) => Source::Stdin.read_whole()?,
             (None, payload) => Bytes::copy_from_slice(payload.unwrap_or_default().as_bytes()),
         };
-        let job = v1::NewJob {
+        let job = self.life.put(v1::NewJob {
             payload,
             priority: u32::from(self.priority),
             headers: self.headers,
             delay_ms: millis(self.delay),
             max_attempts: self.max_attempts,
             ..Default::default()
-        };
+        });
         let missed = match self.missed {
             Missed::Skip => v1::MissedPolicy::Skip,
             Missed::Once => v1::MissedPolicy::Once,
@@ -149,21 +138,5 @@ impl CreateArgs {
             }
         }
         out.flush()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_moment_is_a_time_or_a_span_from_now() {
-        assert_eq!(moment("@17"), Ok(17));
-        assert_eq!(moment("1970-01-01T00:00:01Z"), Ok(1_000));
-        let now = moment("+0s").unwrap();
-        assert!((now + 600_000..now + 660_000).contains(&moment("+10m").unwrap()));
-        for bad in ["", "17", "latest", "+", "+x", "tomorrow"] {
-            assert!(moment(bad).unwrap_err().contains("allowed"), "{bad}");
-        }
     }
 }

@@ -25,7 +25,7 @@ use show::{NAMES, ScheduleJson, row, write};
                         flowmesh schedule create mail reminder 'call Ada' --at +10m")]
 pub enum ScheduleCommand {
     /// Create a schedule: when it fires, and the job it enqueues
-    Create(create::CreateArgs),
+    Create(Box<create::CreateArgs>),
     /// List schedules of one queue, or of all
     List(ListArgs),
     /// Show one schedule: what it does, when it fires next, what it has done

@@ -8,6 +8,7 @@ use crate::cli::args::Format;
 use crate::cli::failure::Failure;
 use crate::cli::group::short_name;
 use crate::cli::output::{Headers, Out, base64_text, readable, text, time};
+use crate::cli::queue::backoff_text;
 
 /// A schedule as one JSON object.
 #[derive(Serialize)]
@@ -44,6 +45,12 @@ struct JobJson<'a> {
     delay_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_attempts: Option<u32>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    group: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ttl_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backoff: Option<String>,
     headers: Headers<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     payload: Option<&'a str>,
@@ -84,6 +91,9 @@ fn job(job: &v1::NewJob) -> JobJson<'_> {
         priority: job.priority,
         delay_ms: job.delay_ms,
         max_attempts: job.max_attempts,
+        group: &job.group,
+        ttl_ms: Some(job.ttl_ms).filter(|ms| *ms > 0),
+        backoff: job.retry.as_ref().map(backoff_text),
         headers: Headers(&job.headers),
         payload: text(&job.payload),
         payload_base64: base64_text(&job.payload),

@@ -1,6 +1,6 @@
 //! How jobs come.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use flowmesh_model::command::NewJob;
@@ -52,10 +52,13 @@ impl Asked<'_> {
             }
             Err(over) => return Err(full(&over)),
         };
+        let dropped: BTreeSet<JobId> = facts.iter().filter_map(dropped).collect();
         facts.reserve(jobs.len());
         for (place, (new, enqueued)) in jobs.iter().zip(&ids).enumerate() {
             if !enqueued.existing {
-                facts.push(self.enqueued(place, new, enqueued.job, &ids)?);
+                let fact = self.enqueued(place, new, enqueued.job, &ids)?;
+                check_awaited(place, &fact, &dropped)?;
+                facts.push(fact);
             }
         }
         Ok(self.change_or_answer(facts, Reply::Enqueued(ids)))
@@ -184,6 +187,23 @@ impl Asked<'_> {
             after_any_end: options.after_any_end,
         })
     }
+}
+
+/// The job that goes to make room.
+fn dropped(fact: &Fact) -> Option<JobId> {
+    match fact {
+        Fact::Queue(_, QueueFact::Removed { job, .. }) => Some(*job),
+        _ => None,
+    }
+}
+
+/// Refuses a job that is to wait for one which is dropped for it: it would wait for ever.
+fn check_awaited(place: usize, new: &Fact, dropped: &BTreeSet<JobId>) -> Result<(), Reject> {
+    let Fact::JobEnqueued { options: Some(options), .. } = new else { return Ok(()) };
+    options.after.iter().find(|job| dropped.contains(job)).map_or(Ok(()), |job| {
+        let missing = format!("job number {job}, which is dropped to make room");
+        Err(Reject::FlowMissing { job: place as u32, missing })
+    })
 }
 
 fn full(over: &Over) -> Reject {
