@@ -59,6 +59,10 @@ impl Queue {
         for (_, id) in self.leases.range(upto).take(facts_max) {
             facts.extend(self.jobs.get(*id).map(|job| self.expired_lease(queue, *id, job, now)));
         }
+        // What came back may be over, too: that is for the next tick, in order.
+        if facts.len() > end - facts_max {
+            return;
+        }
         let removed = |cause| {
             move |(_, job): &(Millis, JobId)| Fact::Queue(queue, QueueFact::Removed { job: *job, cause })
         };

@@ -39,7 +39,12 @@ pub(crate) struct Body {
 
 impl Body {
     pub fn new(headers: &Bytes, payload: &Bytes, enqueued_at: Millis) -> Self {
-        Self { bytes: join(headers, payload), headers_bytes: headers.len() as u32, epoch: NOWHERE, enqueued_at }
+        Self {
+            bytes: join(headers, payload),
+            headers_bytes: headers.len() as u32,
+            epoch: NOWHERE,
+            enqueued_at,
+        }
     }
 
     pub fn headers(&self) -> Bytes {
