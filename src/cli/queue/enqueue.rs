@@ -66,7 +66,7 @@ pub struct EnqueueArgs {
     batch: u16,
 
     /// When the connection is lost, send again what was not acknowledged: nothing is lost, but such jobs may then be
-    /// enqueued twice
+    /// enqueued twice, unless they have keys
     #[arg(long)]
     retry: bool,
 
