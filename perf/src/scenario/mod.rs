@@ -30,7 +30,7 @@ struct Scenario {
 }
 
 /// All scenarios, in the order of the targets.
-const SCENARIOS: [Scenario; 20] = [
+const SCENARIOS: [Scenario; 21] = [
     Scenario {
         name: "lone-append",
         what: "one client appends, one record at a time",
@@ -86,6 +86,7 @@ const SCENARIOS: [Scenario; 20] = [
     },
     Scenario { name: "rebalance", what: "a consumer group of 100 members loses one", run: groups::rebalance },
     Scenario { name: "idle-streams", what: "memory of 20 000 more streams", run: backlog::idle_streams },
+    Scenario { name: "job-calls", what: "enqueue, reserve, ack, one job a call", run: queues::job_calls },
     Scenario { name: "jobs", what: "enqueue, reserve, ack, 64 jobs a call", run: queues::jobs },
     Scenario {
         name: "wrong-core",

@@ -13,7 +13,7 @@ use crate::load::{KeySpace, OpKind, OpSpec};
 /// What the bare limit of synced writes is called.
 const SYNC_WRITE: &str = "bare write + fdatasync";
 /// What the bare limit of calls is called.
-const ECHO: &str = "bare h2 echo";
+pub const ECHO: &str = "bare h2 echo";
 /// Calls under way in the rows that saturate a core.
 const MANY: (usize, usize) = (16, 32);
 /// Calls under way in the rows of few writers.
