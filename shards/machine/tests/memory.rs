@@ -1,4 +1,4 @@
-//! What the machine takes in memory for a resource that nobody uses: many of them must cost little.
+//! What the machine takes in memory for what nobody uses now: idle streams, jobs that wait. Many of them must cost little.
 
 #![allow(
     clippy::pedantic,
@@ -14,7 +14,8 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use common::{World, pack};
-use flowmesh_model::{Command, PartitionRef, Settings, StreamCommand, StreamSettings};
+use flowmesh_model::command::NewJob;
+use flowmesh_model::{Command, Kind, PartitionRef, QueueCommand, Settings, StreamCommand, StreamSettings};
 
 /// Counts the bytes that this thread holds.
 struct Counting;
@@ -75,4 +76,33 @@ fn an_idle_stream_takes_little() {
     assert!(created < 480, "{created} bytes for a stream that was created");
     assert!(used < 720, "{used} bytes for a stream with a record");
     assert!((told - created - used).abs() < 200, "its own estimate: {told} for {}", created + used);
+}
+
+/// Of a job that waits, for a worker or its time, only its place is kept: what it is about is in the index.
+#[test]
+fn a_job_that_waits_takes_little() {
+    const JOBS: isize = 100_000;
+    for delay_ms in [0, 1_000_000] {
+        let mut world = World::default();
+        let queue = world.create(Kind::Queue, "deep");
+        let before = held();
+        for batch in 0..JOBS / 1_000 {
+            let new = |n: isize| NewJob {
+                payload: vec![7; 100].into(),
+                delay_ms: if delay_ms == 0 { 0 } else { delay_ms + (batch * 1_000 + n) as u64 },
+                ..NewJob::default()
+            };
+            world.run(&Command::Queue(queue, QueueCommand::enqueue((0..1_000).map(new).collect())));
+            world.seal();
+            world.write();
+            world.evict_bodies(usize::MAX);
+            // What the test keeps: the disk.
+            (world.log, world.index) = Default::default();
+        }
+        let bytes = (held() - before) as f64 / JOBS as f64;
+        let told = world.machine.memory_bytes() as f64 / JOBS as f64;
+        println!("bytes a job, delay {delay_ms} ms: {bytes:.1}; by its own word {told:.1}");
+        assert!(bytes <= 100.0, "{bytes} bytes for a job that waits");
+        assert!((told - bytes).abs() < 15.0, "its own estimate: {told} for {bytes}");
+    }
 }
