@@ -55,3 +55,19 @@ pub fn records(target: SocketAddr, stream: &str, count: u64, value_bytes: u32) -
         }
     }
 }
+
+/// Enqueues so many jobs.
+///
+/// # Errors
+/// A call failed.
+pub fn jobs(target: SocketAddr, queue: &str, count: u64, value_bytes: u32) -> anyhow::Result<()> {
+    let mut client = UnaryClient::connect(target, &[paths::ENQUEUE])?;
+    let batch = batch_of(value_bytes);
+    let spec = OpSpec::new(OpKind::Enqueue).batch(batch).value_bytes(value_bytes);
+    let operation = Operation::new(spec, queue, &mut Methods::default());
+    for _ in 0..count.div_ceil(u64::from(batch)) {
+        let answer = client.call_bytes(paths::ENQUEUE, operation.bytes())?;
+        operation.check(&[], &answer, false, false).map_err(anyhow::Error::msg)?;
+    }
+    Ok(())
+}

@@ -30,7 +30,7 @@ struct Scenario {
 }
 
 /// All scenarios, in the order of the targets.
-const SCENARIOS: [Scenario; 21] = [
+const SCENARIOS: [Scenario; 22] = [
     Scenario {
         name: "lone-append",
         what: "one client appends, one record at a time",
@@ -88,6 +88,7 @@ const SCENARIOS: [Scenario; 21] = [
     Scenario { name: "idle-streams", what: "memory of 20 000 more streams", run: backlog::idle_streams },
     Scenario { name: "job-calls", what: "enqueue, reserve, ack, one job a call", run: queues::job_calls },
     Scenario { name: "jobs", what: "enqueue, reserve, ack, 64 jobs a call", run: queues::jobs },
+    Scenario { name: "deep-queue", what: "10 M jobs that wait", run: queues::deep_queue },
     Scenario {
         name: "wrong-core",
         what: "two shards, every request to the wrong core",

@@ -2,8 +2,9 @@
 
 use std::cell::RefCell;
 
+use super::fill;
 use super::lab::Lab;
-use super::row::{Goal, Row, Unit};
+use super::row::{Goal, Round, Row, Unit};
 use super::unary::ECHO;
 use crate::load::{LoadResult, LoadSpec, OpKind, OpSpec, Work};
 
@@ -46,4 +47,51 @@ pub fn jobs(lab: &Lab) -> anyhow::Result<Vec<Row>> {
     let best = lab.best(specs.into(), |load| load.items_per_s)?;
     let (rounds, loads) = lab.repeat(&best, |load| load.items_per_s)?;
     Ok(vec![Row::new(&best.name, Unit::JobsPerS, Goal::AtLeast(500_000.0), "", rounds).with_loads(loads)])
+}
+
+/// Jobs that wait in a deep queue, and in a shallow one.
+const DEEP: u64 = 10_000_000;
+const SHALLOW: u64 = 1_000;
+
+/// Jobs of 100 bytes through their whole life beside ten million that wait before them, against a thousand; what those take
+/// in memory, and how long a start with them takes after kill -9.
+pub fn deep_queue(lab: &Lab) -> anyhow::Result<Vec<Row>> {
+    const SHAPE: (usize, usize) = (16, 16);
+    let mut guest = lab.start(1, &["--memory-bytes", "1500MiB"])?;
+    let server = guest.server()?;
+    let mut loads = Vec::new();
+    let mut run = |name: &str| {
+        let work = Work::Jobs { batch: 1, value_bytes: 100 };
+        let group = Lab::group(work, server.grpc, "deep", SHAPE);
+        let load = lab.spec(name, vec![group], Some(server.pid())).run()?;
+        let rate = load.items_per_s;
+        loads.push(load);
+        anyhow::Ok(rate)
+    };
+    fill::jobs(server.grpc, "deep", SHALLOW, 100)?;
+    let shallow = run("with 1 000 waiting")?;
+    fill::jobs(server.grpc, "deep", DEEP, 100)?;
+    let deep = run("with 10 M waiting")?;
+    let memory = server.memory()?.resident_bytes as f64 / f64::from(1 << 20);
+    guest.kill();
+    let started = guest.restart()?.ready_after.as_secs_f64() * 1e6;
+    let one = |measured| vec![Round { bare: None, measured }];
+    Ok(vec![
+        Row::new(
+            "enqueue, reserve, ack with 10 M jobs waiting",
+            Unit::JobsPerS,
+            Goal::ShareAtLeast(0.80),
+            "the same with 1 000",
+            vec![Round { bare: Some(shallow), measured: deep }],
+        )
+        .with_loads(loads),
+        Row::new("memory with 10 M jobs waiting", Unit::Mebibytes, Goal::AtMost(1536.0), "", one(memory)),
+        Row::new(
+            "start with 10 M jobs after kill -9",
+            Unit::Microseconds,
+            Goal::AtMost(1e7),
+            "",
+            one(started),
+        ),
+    ])
 }
