@@ -3,7 +3,6 @@
 //!
 //! A command that must first be told which record it means is decided on again once files have said so.
 
-use bytes::Bytes;
 use flowmesh_machine::{ColdFind, ColdRead};
 use flowmesh_model::command::ReadFrom;
 use flowmesh_model::reply::RecordRuns;
@@ -164,19 +163,21 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         self.carry_on(effects);
     }
 
-    /// Brings into memory what jobs are about that only the index has.
+    /// Brings into memory what jobs are about that only the index has. One call after the other: those who come together
+    /// mostly want the same jobs, which the first one fetches for all.
     async fn read_bodies(&self, queue: ResourceId, jobs: Vec<JobId>) -> Result<(), Reject> {
         let Some(durable) = &self.inner.durable else { return Err(NO_DISK) };
-        let keys: Vec<(JobId, Bytes)> = {
-            let machine = &self.inner.state.borrow().machine;
-            jobs.into_iter().filter_map(|job| Some((job, machine.cold_body_key(queue, job)?))).collect()
-        };
+        let _alone = self.inner.warming.lock().await;
+        let keys = self.inner.state.borrow().machine.cold_bodies(queue, &jobs);
+        if keys.is_empty() {
+            return Ok(());
+        }
         let found = durable.index.get_many(Space::Bodies, keys.iter().map(|(_, key)| key.clone()).collect());
         let found = found.await.map_err(|error| Reject::Damaged { place: error.to_string() })?;
         let machine = &mut self.inner.state.borrow_mut().machine;
-        for ((job, key), value) in keys.into_iter().zip(found) {
+        for ((job, _), value) in keys.into_iter().zip(found) {
             // Of a job that is gone by now the index may have nothing.
-            if machine.cold_body_key(queue, job).as_ref() != Some(&key) {
+            if !machine.is_cold(queue, job) {
                 continue;
             }
             let place = |what: &str| Reject::Damaged {

@@ -123,7 +123,16 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             log,
         };
         let signals = Signals::default();
-        Ok(Self { inner: Rc::new(Inner { config, timer, state: RefCell::new(state), durable, signals }) })
+        Ok(Self {
+            inner: Rc::new(Inner {
+                config,
+                timer,
+                state: RefCell::new(state),
+                durable,
+                signals,
+                warming: futures::lock::Mutex::default(),
+            }),
+        })
     }
 }
 

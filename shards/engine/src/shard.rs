@@ -53,6 +53,8 @@ pub(crate) struct Inner<D: Disk, T: Timer> {
     /// Where checkpoints go; `None` in memory mode.
     pub durable: Option<Durable<D>>,
     pub signals: Signals,
+    /// Held while payloads of jobs are fetched from the index.
+    pub warming: futures::lock::Mutex<()>,
 }
 
 /// What is behind the log.

@@ -367,12 +367,20 @@ impl Machine {
         })
     }
 
-    /// The key in [`Space::Bodies`] of what a job is about, if the shard has the job and only the index has that.
-    pub fn cold_body_key(&self, queue: ResourceId, job: JobId) -> Option<Bytes> {
-        let held = self.held.get(&queue)?;
-        match &held.parts {
-            Parts::Queue(queue) if queue.is_cold(job) => Some(Queue::body_key(&held.home, job)),
-            _ => None,
+    /// Which of some jobs' bodies are only in the index, with their keys in [`Space::Bodies`]. If there are any, those of
+    /// jobs that are wanted next come along.
+    pub fn cold_bodies(&self, queue: ResourceId, jobs: &[JobId]) -> Vec<(JobId, Bytes)> {
+        let Some(held) = self.held.get(&queue) else { return Vec::new() };
+        let Parts::Queue(queue) = &held.parts else { return Vec::new() };
+        let cold = queue.cold(jobs, self.clock).into_iter();
+        cold.map(|job| (job, Queue::body_key(&held.home, job))).collect()
+    }
+
+    /// Whether the shard has the job and only the index has what it is about.
+    pub fn is_cold(&self, queue: ResourceId, job: JobId) -> bool {
+        match self.held.get(&queue).map(|held| &held.parts) {
+            Some(Parts::Queue(queue)) => queue.is_cold(job),
+            _ => false,
         }
     }
 

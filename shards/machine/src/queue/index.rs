@@ -9,6 +9,10 @@ use super::{Facets, Queue};
 use crate::changes::{Change, Seals, Touch, image, removal};
 use crate::keys::{Home, QueueKey};
 
+/// Jobs that are looked at ahead of those that are asked for, and about how many bytes of them are fetched.
+const AHEAD_JOBS: usize = 4096;
+const AHEAD_BYTES: usize = 2 * 1024 * 1024;
+
 impl Queue {
     /// Appends the queue's counters in their form in the index.
     ///
@@ -189,9 +193,29 @@ impl Queue {
         home.job_key(id)
     }
 
-    /// Whether a job that is to be handed out must be fetched first.
+    /// Whether a job is there and its body is not.
     pub fn is_cold(&self, id: JobId) -> bool {
-        self.jobs.body(id).is_none()
+        self.jobs.get(id).is_some() && self.jobs.body(id).is_none()
+    }
+
+    /// Those of some jobs whose bodies are only in the index, and if there are any, the same of jobs that are wanted next.
+    pub fn cold(&self, jobs: &[JobId], now: Millis) -> Vec<JobId> {
+        let mut cold: Vec<JobId> = jobs.iter().copied().filter(|id| self.is_cold(*id)).collect();
+        if cold.is_empty() {
+            return cold;
+        }
+        let (mut ahead, mut bytes) = (0, 0);
+        self.ready.each(now, |id| {
+            ahead += 1;
+            if self.is_cold(id) {
+                bytes += self.jobs.get(id).map_or(0, |job| job.body_bytes as usize);
+                cold.push(id);
+            }
+            ahead < AHEAD_JOBS && bytes < AHEAD_BYTES
+        });
+        cold.sort_unstable();
+        cold.dedup();
+        cold
     }
 }
 

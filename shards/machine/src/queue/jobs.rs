@@ -14,6 +14,9 @@ use crate::keys;
 
 const PAGE_BITS: u32 = 6;
 
+/// Pages at the front of a queue whose bodies are not dropped: 16 384 jobs, some tenths of a second of work.
+const FRONT_PAGES: usize = 256;
+
 /// What a page takes in memory beside its jobs: itself, its place in the map, and what the allocator adds.
 const PAGE_BYTES: u64 = (size_of::<Page>() + 32) as u64;
 
@@ -299,14 +302,18 @@ impl Jobs {
     }
 
     /// Drops bodies from memory that the index has, those of the last jobs first, until at most `bytes_max` are left or
-    /// `pages_max` pages were looked at, below page `below`. Returns where to go on, if there is more to look at.
+    /// `pages_max` pages were looked at, below page `below`. Those of the first [`FRONT_PAGES`] stay, however much comes in
+    /// behind them: they are wanted next. Returns where to go on, if there is more to look at.
     pub fn evict_bodies(&mut self, bytes_max: u64, pages_max: usize, below: u64) -> Option<u64> {
         let mut below = below;
+        // Within what there is room for at all.
+        let front = FRONT_PAGES.min((bytes_max / (BODY_BYTES << PAGE_BITS)) as usize);
+        let front = self.pages.keys().nth(front).copied()?;
         for _ in 0..pages_max {
             if self.hot_bytes <= bytes_max {
                 return None;
             }
-            let number = self.hot.range(..below).next_back().copied()?;
+            let number = self.hot.range(front..below).next_back().copied()?;
             below = number;
             let Some(page) = self.pages.get_mut(&number) else { continue };
             let written = self.written_epoch;

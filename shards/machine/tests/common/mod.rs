@@ -105,10 +105,14 @@ impl World {
 
     /// Fetches what jobs are about from the index.
     fn warm(&mut self, queue: ResourceId, jobs: &[JobId]) {
-        for job in jobs {
-            let key = self.machine.cold_body_key(queue, *job).expect("only what is cold is fetched");
+        let cold = self.machine.cold_bodies(queue, jobs);
+        assert!(
+            jobs.iter().all(|job| cold.iter().any(|(found, _)| found == job)),
+            "only what is cold is fetched"
+        );
+        for (job, key) in cold {
             let body = self.index.get(&(Space::Bodies, key)).expect("the index has what memory has not");
-            self.machine.warm(queue, *job, body.clone()).unwrap();
+            self.machine.warm(queue, job, body.clone()).unwrap();
         }
         self.machine.check_all();
     }

@@ -22,10 +22,6 @@ use crate::queue::jobs::Body;
 /// A `JobLeased` fact without its worker, at most.
 const LEASE_FACT_BYTES: usize = 80;
 
-/// Jobs that are fetched ahead of those that are asked for, and about how many bytes.
-const AHEAD_JOBS: usize = 256;
-const AHEAD_BYTES: usize = 1024 * 1024;
-
 impl Asked<'_> {
     pub(super) fn visible_at(&self, timeout_ms: Option<u64>) -> Result<Millis, Reject> {
         let timeout_ms = timeout_ms.unwrap_or(self.settings.visibility_timeout_ms);
@@ -52,9 +48,12 @@ impl Asked<'_> {
         let mut leased = Vec::with_capacity(next.len());
         let mut facts = Batch::with_capacity(next.len());
         let mut token = self.queue.counters.last_token;
+        if let Some(cold) = self.cold(next.iter().copied()) {
+            return cold;
+        }
         for id in &next {
             let (Some(job), Some(body)) = (self.queue.jobs.get(*id), self.queue.jobs.body(*id)) else {
-                return Decision::Warm(self.id, self.cold_ahead(next.len()));
+                continue;
             };
             token = LeaseToken(token.0 + 1);
             facts.push(Fact::JobLeased { queue: self.id, job: *id, token, until, worker: worker.clone() });
@@ -78,20 +77,6 @@ impl Asked<'_> {
             next.len() < jobs_max
         });
         next
-    }
-
-    /// What must be fetched for so many jobs, and for some of those that come after them.
-    fn cold_ahead(&self, jobs: usize) -> Vec<JobId> {
-        let (mut cold, mut looked, mut bytes) = (Vec::new(), 0, 0);
-        self.queue.ready.each(self.now, |id| {
-            looked += 1;
-            if self.queue.is_cold(id) {
-                bytes += self.queue.jobs.get(id).map_or(0, |job| job.body_bytes as usize);
-                cold.push(id);
-            }
-            looked < jobs || (looked < jobs + AHEAD_JOBS && bytes < AHEAD_BYTES)
-        });
-        cold
     }
 
     fn leased_job(&self, id: JobId, job: &Job, body: &Body, token: LeaseToken, until: Millis) -> LeasedJob {
