@@ -25,7 +25,10 @@ async fn dump(client: &mut Client) -> String {
             .unwrap();
     }
     let status = client.queue_status("mail").await;
-    writeln!(out, "mail {:?}", v1::QueueStatusResponse { oldest_ready_ms: 0, ..status }).unwrap();
+    // What was of late begins anew with a start.
+    let (rates, wait_ms, run_ms) = (None, None, None);
+    let status = v1::QueueStatusResponse { oldest_ready_ms: 0, rates, wait_ms, run_ms, ..status };
+    writeln!(out, "mail {status:?}").unwrap();
     let list = client.admin.list_resources(v1::ListResourcesRequest::default()).await.unwrap().into_inner();
     writeln!(out, "{:?}", list.resources).unwrap();
     out
