@@ -25,6 +25,7 @@ mod decision;
 mod group;
 mod held;
 mod inspect;
+mod items;
 mod keys;
 mod kv;
 mod limit;

@@ -1,36 +1,47 @@
 //! Keys by which jobs are recognised that are enqueued again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, put_varint};
 use flowmesh_model::{IndexWrite, JobId, Millis, Space};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::changes::{Change, Changes, Mark, Seals, Touch, image, removal};
+use crate::changes::Seals;
 use crate::held::Apply;
+use crate::items::{Item, Items, Key, item_bytes};
 use crate::keys::{self, Home};
 
-/// What a key takes in memory beside its bytes, which are there twice if it has a time.
-const KEY_BYTES: u64 = (size_of::<Bytes>() * 2 + size_of::<Known>() + 80) as u64;
+/// What a key takes in memory beside its bytes: it is there again by its time.
+const KEY_BYTES: u64 = item_bytes::<DedupKey, Known>() + (size_of::<(Millis, DedupKey)>() + 16) as u64;
 
-/// A key that is known.
-#[derive(Debug)]
+/// A key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct DedupKey(Bytes);
+
+impl Key for DedupKey {
+    const SPACE: Space = Space::Jobs;
+
+    fn in_index(&self, home: &Home) -> Bytes {
+        home.job_dedup_key(&self.0)
+    }
+}
+
+/// What is known of a key.
+#[derive(Clone, Copy, Debug)]
 struct Known {
     job: JobId,
     /// Until then; `None`: until the job has ended.
     until: Option<Millis>,
     /// Of the job's payload.
     digest: u64,
-    mark: Mark,
 }
 
 /// The keys of a queue. Those whose time is up count no more, and are forgotten by `KeysForgotten`.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
-    known: BTreeMap<Bytes, Known>,
-    by_time: BTreeSet<(Millis, Bytes)>,
-    changes: Changes<Bytes>,
+    known: Items<DedupKey, Known>,
+    by_time: BTreeSet<(Millis, DedupKey)>,
     memory_bytes: u64,
 }
 
@@ -46,52 +57,38 @@ impl Keys {
     }
 
     /// The job of a key, and whether it has a payload of that digest.
-    pub fn find(&self, key: &[u8], now: Millis, of: u64) -> Option<(JobId, bool)> {
-        let known = self.known.get(key).filter(|known| known.until.is_none_or(|until| until > now))?;
-        Some((known.job, known.digest == of))
+    pub fn find(&self, key: &Bytes, now: Millis, of: u64) -> Option<(JobId, bool)> {
+        let known = self.known.get(&DedupKey(key.clone()))?;
+        known.until.is_none_or(|until| until > now).then_some((known.job, known.digest == of))
     }
 
     /// A job has this key from now on.
     pub fn add(&mut self, cx: &mut Apply<'_>, key: &Bytes, job: JobId, until: Option<Millis>, digest: u64) {
-        self.forget(cx, key);
-        let mark = Mark::new(self.changes.is_back(&key[..]));
-        let key = Bytes::copy_from_slice(key);
-        let known = Known { job, until, digest, mark };
-        self.insert(key.clone(), known);
-        if let Some(known) = self.known.get_mut(&key)
-            && cx.seals.touch(&mut known.mark) != Touch::Known
-        {
-            self.changes.list(key);
-        }
+        let key = DedupKey(Bytes::copy_from_slice(key));
+        self.forget(cx, &key);
+        let known = Known { job, until, digest };
+        self.known.change(cx.home, cx.seals, &key, || known, |_| ());
+        self.added(key, known);
     }
 
-    fn insert(&mut self, key: Bytes, known: Known) {
-        self.memory_bytes += KEY_BYTES + key.len() as u64;
-        self.by_time.extend(known.until.map(|until| (until, key.clone())));
-        self.known.insert(key, known);
+    fn added(&mut self, key: DedupKey, known: Known) {
+        self.memory_bytes += KEY_BYTES + key.0.len() as u64;
+        self.by_time.extend(known.until.map(|until| (until, key)));
     }
 
-    fn forget(&mut self, cx: &mut Apply<'_>, key: &[u8]) {
-        let Some((key, mut known)) = self.known.remove_entry(key) else { return };
-        self.memory_bytes -= KEY_BYTES + key.len() as u64;
+    fn forget(&mut self, cx: &mut Apply<'_>, key: &DedupKey) {
+        let Some(known) = self.known.remove(cx.home, cx.seals, key) else { return };
+        self.memory_bytes -= KEY_BYTES + key.0.len() as u64;
         if let Some(until) = known.until {
             self.by_time.remove(&(until, key.clone()));
-        }
-        if cx.seals.touch(&mut known.mark) == Touch::CaptureAndList {
-            cx.seals.capture(image(Space::Jobs, cx.home.job_dedup_key(&key), encode(&known)));
-        }
-        if known.mark.in_index() {
-            self.changes.list_gone(key);
-        } else if self.changes.is_stale(self.known.len()) {
-            let known = &self.known;
-            self.changes.thin(|key| known.contains_key(key));
         }
     }
 
     /// The job has ended: its key goes unless it has a time of its own.
-    pub fn ended(&mut self, cx: &mut Apply<'_>, key: &[u8], job: JobId) {
-        if self.known.get(key).is_some_and(|known| known.job == job && known.until.is_none()) {
-            self.forget(cx, key);
+    pub fn ended(&mut self, cx: &mut Apply<'_>, key: &Bytes, job: JobId) {
+        let key = DedupKey(key.clone());
+        if self.known.get(&key).is_some_and(|known| known.job == job && known.until.is_none()) {
+            self.forget(cx, &key);
         }
     }
 
@@ -120,15 +117,20 @@ impl Keys {
         let until = Some(Millis(reader.varint()?)).filter(|until| until.0 > 0);
         let digest = reader.varint()?;
         keys::close(&reader)?;
-        self.insert(Bytes::copy_from_slice(key), Known { job, until, digest, mark: Mark::IN_INDEX });
+        let (key, known) = (DedupKey(Bytes::copy_from_slice(key)), Known { job, until, digest });
+        if !self.known.restore(key.clone(), known) {
+            return Err(Malformed("the same key twice"));
+        }
+        self.added(key, known);
         Ok(())
     }
 
+    /// Takes the changes into the sealed state.
     pub fn seal(&mut self) {
-        self.changes.seal();
+        self.known.seal();
     }
 
-    /// Writes at most `items_max` sealed changes. Returns how many it looked at.
+    /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
     pub fn collect(
         &mut self,
         home: &Home,
@@ -136,86 +138,51 @@ impl Keys {
         items_max: usize,
         out: &mut Vec<IndexWrite>,
     ) -> usize {
-        for count in 0..items_max {
-            match self.changes.next() {
-                None => return count,
-                Some(Change::Gone(key)) => out.push(removal(Space::Jobs, home.job_dedup_key(&key))),
-                Some(Change::Listed(key)) => {
-                    if let Some(known) = self.known.get_mut(&key).filter(|known| seals.is_sealed(known.mark))
-                    {
-                        Seals::written(&mut known.mark);
-                        out.push(image(Space::Jobs, home.job_dedup_key(&key), encode(known)));
-                    }
-                }
-            }
-        }
-        items_max
+        self.known.collect(home, seals, items_max, out)
     }
 
+    /// The sealed state is in the index.
     pub fn sealed_written(&mut self) {
-        self.changes.sealed_written();
+        self.known.sealed_written();
     }
 
+    /// The sealed state did not get into the index.
     pub fn unseal(&mut self, seals: &Seals) {
-        let (changed, gone) = self.changes.unseal();
-        for key in changed {
-            if let Some(known) = self.known.get_mut(&key)
-                && seals.touch(&mut known.mark) != Touch::Known
-            {
-                self.changes.list(key);
-            }
-        }
-        for key in gone {
-            match self.known.get_mut(&key) {
-                Some(known) => known.mark.set_in_index(),
-                None => self.changes.list_gone(key),
-            }
-        }
+        self.known.unseal(seals);
     }
 
-    /// Takes at most `items_max` keys of a dropped queue apart and appends what the index has of them. Returns how many.
+    /// Takes at most `items_max` keys of a dropped queue out of memory and appends the keys the index has of them to
+    /// `gone`. Returns how many it took: fewer means that is all.
     pub fn bury(&mut self, home: &Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
-        for count in 0..items_max {
-            let key = match self.known.pop_first() {
-                Some((_, known)) if !known.mark.in_index() => continue,
-                Some((key, _)) => key,
-                None => match self.changes.next() {
-                    Some(Change::Gone(key)) => key,
-                    Some(Change::Listed(_)) => continue,
-                    None => return count,
-                },
-            };
-            gone.push((Space::Jobs, home.job_dedup_key(&key)));
-        }
-        items_max
+        self.known.bury(home, items_max, gone)
     }
 
     /// Checks every invariant.
     pub fn check(&self, seals: &Seals) {
-        let mut memory_bytes = 0;
-        for (key, known) in &self.known {
-            memory_bytes += KEY_BYTES + key.len() as u64;
+        self.known.check(seals);
+        let (mut memory_bytes, mut timed) = (0, 0);
+        for (key, known) in self.known.iter() {
+            memory_bytes += KEY_BYTES + key.0.len() as u64;
+            timed += usize::from(known.until.is_some());
             assert!(known.until.is_none_or(|until| self.by_time.contains(&(until, key.clone()))));
-            if seals.is_listed(known.mark) && seals.are_made() {
-                assert!(self.changes.has_listed(key), "a key is marked but not listed");
-            }
         }
-        let timed = self.known.values().filter(|known| known.until.is_some()).count();
         assert_eq!((self.memory_bytes, self.by_time.len()), (memory_bytes, timed));
     }
 
     /// Keys with what is known of them, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&Bytes, JobId, Option<Millis>, u64)> {
-        self.known.iter().map(|(key, known)| (key, known.job, known.until, known.digest))
+        self.known.iter().map(|(key, known)| (&key.0, known.job, known.until, known.digest))
     }
 }
 
-/// A key in the index: format (1), job, until (0 = as long as the job), digest of its payload, varints.
-fn encode(known: &Known) -> Bytes {
-    let mut out = BytesMut::with_capacity(32);
-    out.put_u8(keys::FORMAT);
-    put_varint(&mut out, known.job.0);
-    put_varint(&mut out, known.until.map_or(0, Millis::get));
-    put_varint(&mut out, known.digest);
-    out.freeze()
+impl Item for Known {
+    /// Format (1), job, until (0 = as long as the job), digest of its payload, varints.
+    fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(32);
+        out.put_u8(keys::FORMAT);
+        put_varint(&mut out, self.job.0);
+        put_varint(&mut out, self.until.map_or(0, Millis::get));
+        put_varint(&mut out, self.digest);
+        out.freeze()
+    }
 }

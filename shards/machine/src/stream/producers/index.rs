@@ -7,18 +7,22 @@ use flowmesh_model::codec::{Malformed, put_varint};
 use flowmesh_model::limits::PRODUCER_BATCHES_MAX;
 use flowmesh_model::{IndexWrite, Lsn, Millis, Offset, ProducerId, Space};
 
-use super::items::{Item, Key};
 use super::{NAME_BYTES, Named, Place, Producer, Producers, Sent};
 use crate::changes::Seals;
+use crate::items::{Item, Key};
 use crate::keys::{self, Home};
 
 impl Key for Place {
+    const SPACE: Space = Space::Meta;
+
     fn in_index(&self, home: &Home) -> Bytes {
         home.producer_key(self.0, self.1)
     }
 }
 
 impl Key for Bytes {
+    const SPACE: Space = Space::Meta;
+
     fn in_index(&self, home: &Home) -> Bytes {
         home.producer_name_key(self)
     }

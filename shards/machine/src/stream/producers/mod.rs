@@ -22,7 +22,6 @@
 
 pub(crate) mod decide;
 mod index;
-mod items;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -33,8 +32,8 @@ use flowmesh_model::{Fact, Lsn, Millis, Offset, PartitionRef, ProducerId, Produc
 use crate::changes::Seals;
 use crate::decision::EntryContext;
 use crate::held::Apply;
+use crate::items::{Items, item_bytes};
 use crate::keys::Home;
-use items::{Items, item_bytes};
 
 /// A batch that was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

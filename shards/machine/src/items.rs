@@ -11,6 +11,9 @@ use crate::keys::Home;
 
 /// What stands for an item.
 pub(crate) trait Key: Ord + Clone {
+    /// Where the index has it.
+    const SPACE: Space;
+
     /// Its key in the index.
     fn in_index(&self, home: &Home) -> Bytes;
 }
@@ -74,7 +77,7 @@ impl<K: Key, V: Item> Items<K, V> {
         let (touch, result) = if let Some(entry) = self.map.get_mut(key) {
             let touch = seals.touch(&mut entry.mark);
             if touch == Touch::CaptureAndList {
-                seals.capture(image(Space::Meta, key.in_index(home), entry.item.encode()));
+                seals.capture(image(K::SPACE, key.in_index(home), entry.item.encode()));
             }
             (touch, change(&mut entry.item))
         } else {
@@ -99,7 +102,7 @@ impl<K: Key, V: Item> Items<K, V> {
     pub fn remove(&mut self, home: &Home, seals: &mut Seals, key: &K) -> Option<V> {
         let (key, mut entry) = self.map.remove_entry(key)?;
         if seals.touch(&mut entry.mark) == Touch::CaptureAndList {
-            seals.capture(image(Space::Meta, key.in_index(home), entry.item.encode()));
+            seals.capture(image(K::SPACE, key.in_index(home), entry.item.encode()));
         }
         if entry.mark.in_index() {
             self.changes.list_gone(key);
@@ -128,11 +131,11 @@ impl<K: Key, V: Item> Items<K, V> {
         for count in 0..items_max {
             match self.changes.next() {
                 None => return count,
-                Some(Change::Gone(key)) => out.push(removal(Space::Meta, key.in_index(home))),
+                Some(Change::Gone(key)) => out.push(removal(K::SPACE, key.in_index(home))),
                 Some(Change::Listed(key)) => {
                     if let Some(entry) = self.map.get_mut(&key).filter(|entry| seals.is_sealed(entry.mark)) {
                         Seals::written(&mut entry.mark);
-                        out.push(image(Space::Meta, key.in_index(home), entry.item.encode()));
+                        out.push(image(K::SPACE, key.in_index(home), entry.item.encode()));
                     }
                 }
             }
@@ -174,7 +177,7 @@ impl<K: Key, V: Item> Items<K, V> {
             } else {
                 return count;
             };
-            gone.extend(key.map(|key| (Space::Meta, key.in_index(home))));
+            gone.extend(key.map(|key| (K::SPACE, key.in_index(home))));
         }
         items_max
     }
