@@ -19,10 +19,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use flowmesh_engine::{ReplySink, Shard};
-use flowmesh_model::placement::SlotMap;
+use flowmesh_model::placement::{SlotMap, worker_slot};
 use flowmesh_model::{
     Catalog, CatalogCommand, Command, Kind, Millis, Reject, Reply, ResourceInfo, ResourcePath, Settings,
-    ShardId,
+    ShardId, WorkerPath,
 };
 use flowmesh_rt::disk::RtDisk;
 
@@ -148,6 +148,11 @@ impl Router {
             return ShardId(0);
         }
         self.inner.config.slots.shard(info.placement.key_slot(key))
+    }
+
+    /// The shard that holds a worker.
+    pub fn shard_of_worker(&self, path: &WorkerPath) -> ShardId {
+        self.inner.config.slots.shard(worker_slot(path))
     }
 
     /// How many shards there are, numbered from 0.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use flowmesh_engine::metrics::{Histogram, Operation, OperationStats, Spans};
 use flowmesh_model::replay::ReplayState;
+use flowmesh_model::worker::WorkerState;
 use flowmesh_model::{Catalog, Offset, PartitionRef};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -158,6 +159,7 @@ impl Collector for Scrape {
         }
         self.jobs(&mut encoder)?;
         self.replays(&mut encoder)?;
+        self.workers(&mut encoder)?;
         self.operations(&mut encoder)?;
         self.calls(&mut encoder)?;
         server::encode(self, &mut encoder)?;
@@ -193,6 +195,18 @@ impl Scrape {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (shard, core) in self.cores.iter().enumerate() {
             for (state, count) in ReplayState::ALL.iter().zip(core.shard.state.replays) {
+                let labels = [("shard", shard.to_string()), ("state", state.as_str().to_owned())];
+                family.encode_family(&labels)?.encode_gauge(&i64::try_from(count).unwrap_or(i64::MAX))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn workers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (name, help) = ("flowmesh_workers", "Workers that registered, by state");
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (shard, core) in self.cores.iter().enumerate() {
+            for (state, count) in WorkerState::ALL.iter().zip(core.shard.state.workers) {
                 let labels = [("shard", shard.to_string()), ("state", state.as_str().to_owned())];
                 family.encode_family(&labels)?.encode_gauge(&i64::try_from(count).unwrap_or(i64::MAX))?;
             }

@@ -58,11 +58,13 @@ pub enum Operation {
     Replay,
     /// On a queue's schedules.
     Schedule,
+    /// On workers.
+    Worker,
 }
 
 impl Operation {
     /// All operations, in the order of their counters.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::StreamAppend,
         Self::StreamRead,
         Self::StreamTrim,
@@ -86,6 +88,7 @@ impl Operation {
         Self::Catalog,
         Self::Replay,
         Self::Schedule,
+        Self::Worker,
     ];
 
     /// The operation's label.
@@ -114,6 +117,7 @@ impl Operation {
             Self::Catalog => "catalog",
             Self::Replay => "replay",
             Self::Schedule => "schedule",
+            Self::Worker => "worker",
         }
     }
 
@@ -144,7 +148,7 @@ impl Operation {
             Command::Queue(_, QueueCommand::Redrive { .. } | QueueCommand::Purge { .. }) => {
                 (Self::QueueManage, 0)
             }
-            Command::Queue(_, QueueCommand::Get { .. }) => (Self::QueueLook, 1),
+            Command::Queue(_, QueueCommand::Get { .. } | QueueCommand::Worker { .. }) => (Self::QueueLook, 1),
             Command::Queue(_, QueueCommand::Peek { .. } | QueueCommand::List { .. }) => (Self::QueueLook, 0),
             Command::Kv(_, KvCommand::Set { entries }) => (Self::KvSet, entries.len() as u64),
             Command::Kv(_, KvCommand::Get { keys }) => (Self::KvGet, keys.len() as u64),
@@ -153,6 +157,7 @@ impl Operation {
             Command::Kv(_, KvCommand::Scan { .. }) => (Self::KvScan, 0),
             Command::Group(_, command) => Self::of_group(command),
             Command::Catalog(_) => (Self::Catalog, 1),
+            Command::Worker(_) => (Self::Worker, 1),
             Command::Replay(_, command) => Self::of_replay(command),
         }
     }

@@ -401,7 +401,9 @@ impl<D: Disk> State<D> {
     pub fn need(&self, command: &Command) -> Need {
         let resource = match command {
             // A producer's number comes from its entry: one that a crash took back would be given out twice.
-            Command::Catalog(_) | Command::Stream(_, StreamCommand::InitProducer { .. }) => None,
+            Command::Catalog(_)
+            | Command::Worker(_)
+            | Command::Stream(_, StreamCommand::InitProducer { .. }) => None,
             Command::Stream(at, _) => Some(at.resource),
             Command::Queue(id, _) | Command::Kv(id, _) | Command::Group(id, _) => Some(*id),
             Command::Replay(at, _) => Some(at.group),
@@ -449,6 +451,7 @@ fn grows(command: &Command) -> bool {
                 | StreamCommand::FenceProducer { .. }
         ) | Command::Queue(_, QueueCommand::Enqueue { .. })
             | Command::Kv(_, KvCommand::Set { .. })
+            | Command::Worker(flowmesh_model::WorkerCommand::Register { .. })
             | Command::Catalog(flowmesh_model::CatalogCommand::Create { .. })
     )
 }

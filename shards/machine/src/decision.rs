@@ -161,6 +161,8 @@ pub struct MachineStats {
     pub members: u64,
     /// Replay sessions, by the place of their state in [`flowmesh_model::replay::ReplayState::ALL`].
     pub replays: [u64; 6],
+    /// Workers, by the place of their state in [`flowmesh_model::worker::WorkerState::ALL`].
+    pub workers: [u64; 4],
     /// Records that these have gone past.
     pub replay_records: u64,
     /// What the machine keeps in memory, as [`crate::Machine::memory_bytes`].

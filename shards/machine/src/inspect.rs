@@ -11,7 +11,11 @@ use crate::machine::Machine;
 impl Machine {
     /// Counts for metrics. Walks over the held resources.
     pub fn stats(&self) -> MachineStats {
-        let mut stats = MachineStats { memory_bytes: self.memory_bytes(), ..MachineStats::default() };
+        let mut stats = MachineStats {
+            memory_bytes: self.memory_bytes(),
+            workers: self.workers.counts(),
+            ..MachineStats::default()
+        };
         for held in self.held.values() {
             match &held.parts {
                 Parts::Stream(stream) => {
@@ -82,6 +86,7 @@ impl Machine {
     pub fn check_all(&self) {
         assert!(self.entry_time <= self.clock);
         self.catalog.check();
+        self.workers.check(&self.seals);
         let mut memory_bytes = self.checkpoint.grave_bytes();
         for (id, held) in self.held_in_order() {
             assert_eq!(held.home.id, id);
@@ -111,6 +116,7 @@ impl Machine {
         let mut out = String::new();
         let _ = writeln!(out, "time {}", self.entry_time);
         self.catalog.dump(&mut out);
+        self.workers.dump(&mut out);
         for (id, held) in self.held_in_order() {
             let _ = writeln!(out, "{id} {}", held.home.path);
             match &held.parts {

@@ -10,10 +10,12 @@
 //! | meta | slot `u16`, stream `u64`, `5`, partition `u32`, producer `u64` | an idempotent producer of a partition |
 //! | meta | slot `u16`, stream `u64`, `6`, the name | the producer of a name |
 //! | meta | slot `u16`, stream `u64`, `7`, partition `u32`, number `u64` | some closed segments of a partition |
+//! | meta | slot `u16`, `0` as `u64`, `16`, the full path | a worker |
 //! | jobs | slot `u16`, queue `u64`, job `u64` | a job; numbers are below 2^56, so that the first byte is 0 |
 //! | jobs | slot `u16`, queue `u64`, `1`, the key | a key by which a job is recognised |
 //! | bodies | slot `u16`, queue `u64`, job `u64` | what a job is about |
 //! | jobs | slot `u16`, queue `u64`, `3`, the name | a schedule |
+//! | jobs | slot `u16`, queue `u64`, `6`, the name | what became of the jobs that a worker had |
 //! | keys | slot `u16`, store `u64`, the key | an entry |
 //! | groups | slot `u16`, group `u64`, `0`, member `u32` | a member |
 //! | groups | slot `u16`, group `u64`, `1`, stream `u64`, partition `u32` | a partition as the group sees it |
@@ -24,9 +26,9 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, Reader};
-use flowmesh_model::placement::PlacementHash;
+use flowmesh_model::placement::{PlacementHash, worker_slot};
 use flowmesh_model::{
-    JobId, MemberNumber, PartitionRef, ProducerId, ResourceId, ResourceInfo, ResourcePath, SlotId,
+    JobId, MemberNumber, PartitionRef, ProducerId, ResourceId, ResourceInfo, ResourcePath, SlotId, WorkerPath,
 };
 
 /// The format byte of every value. Raise it when a value's shape changes; decoders keep the old shapes for ever.
@@ -50,6 +52,9 @@ const PRODUCER_NAME: u8 = 6;
 const SEGMENTS: u8 = 7;
 
 const SCHEDULE: u8 = 3;
+const WORK_COUNTS: u8 = 6;
+
+const WORKER: u8 = 16;
 
 /// A resource that the shard holds something of: its names and where its parts belong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,6 +118,10 @@ impl Home {
         key(self.first_slot, self.id, &[&[SCHEDULE], name.as_bytes()].concat())
     }
 
+    pub fn work_counts_key(&self, name: &[u8]) -> Bytes {
+        key(self.first_slot, self.id, &[&[WORK_COUNTS], name].concat())
+    }
+
     pub fn member_key(&self, member: MemberNumber) -> Bytes {
         let [a, b, c, d] = member.0.to_be_bytes();
         key(self.first_slot, self.id, &[MEMBER, a, b, c, d])
@@ -150,6 +159,10 @@ pub(crate) fn catalog_resource_key(id: ResourceId) -> Bytes {
     key(SHARD, id, &[CATALOG_RESOURCE])
 }
 
+pub(crate) fn worker_key(path: &WorkerPath) -> Bytes {
+    key(worker_slot(path), ResourceId(0), &[&[WORKER], path.as_str().as_bytes()].concat())
+}
+
 /// What a key of the meta space names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MetaKey<'a> {
@@ -161,6 +174,7 @@ pub(crate) enum MetaKey<'a> {
     Producer(PartitionRef, ProducerId),
     ProducerName(ResourceId, &'a [u8]),
     Segments(PartitionRef),
+    Worker(&'a str),
 }
 
 impl<'a> MetaKey<'a> {
@@ -182,6 +196,10 @@ impl<'a> MetaKey<'a> {
                 let partition = u32::from_be_bytes([*a, *b, *c, *d]);
                 Ok(Self::Segments(PartitionRef { resource: id, partition }))
             }
+            [WORKER, path @ ..] => {
+                let path = std::str::from_utf8(path);
+                path.map(Self::Worker).map_err(|_| Malformed("a worker's path is not UTF-8"))
+            }
             _ => Err(Malformed("unknown key in meta")),
         }
     }
@@ -193,6 +211,7 @@ pub(crate) enum QueueKey<'a> {
     Job(JobId),
     Schedule(&'a [u8]),
     Dedup(&'a [u8]),
+    Work(&'a [u8]),
 }
 
 impl<'a> QueueKey<'a> {
@@ -205,6 +224,7 @@ impl<'a> QueueKey<'a> {
             }
             [SCHEDULE, name @ ..] => Ok(Self::Schedule(name)),
             [DEDUP, key @ ..] => Ok(Self::Dedup(key)),
+            [WORK_COUNTS, name @ ..] => Ok(Self::Work(name)),
             _ => Err(Malformed("unknown key in jobs")),
         }
     }
@@ -273,10 +293,14 @@ mod tests {
         assert_eq!(MetaKey::read(&home.segments_key(9, 1 << 40)).unwrap(), MetaKey::Segments(at));
         let name = home.producer_name_key(b"orders");
         assert_eq!(MetaKey::read(&name).unwrap(), MetaKey::ProducerName(ResourceId(7), b"orders"));
+        let worker = worker_key(&WorkerPath::parse("w1").unwrap());
+        assert_eq!(MetaKey::read(&worker).unwrap(), MetaKey::Worker("default/default/worker/w1"));
         let job = home.job_key(JobId(5));
         assert_eq!(QueueKey::read(split(&job).unwrap().2), Ok(QueueKey::Job(JobId(5))));
         let schedule = home.schedule_key("nightly");
         assert_eq!(QueueKey::read(split(&schedule).unwrap().2), Ok(QueueKey::Schedule(b"nightly")));
+        let work = home.work_counts_key(b"w1");
+        assert_eq!(QueueKey::read(split(&work).unwrap().2), Ok(QueueKey::Work(b"w1")));
         assert!(QueueKey::read(&schedule[..0]).is_err() && QueueKey::read(&[9, 2]).is_err());
         assert!(QueueKey::read(&[0; 7]).is_err());
         let (member, at) = (MemberNumber(9), PartitionRef { resource: ResourceId(5), partition: 6 });

@@ -10,6 +10,7 @@
 //! | `machine` | which part of the state a command or fact is for |
 //! | `held` | a resource that the shard holds something of |
 //! | `stream`, `queue`, `kv`, `group`, `catalog` | the five kinds of state: `decide`, `apply`, their form in the index, their checks |
+//! | `workers` | workers that registered, which no resource holds |
 //! | `replay` | what a consumer group is for that is the sandbox of a replay session |
 //! | `ticks` | what is due |
 //! | `woken` | for what something became available |
@@ -38,6 +39,7 @@ mod stream;
 mod ticks;
 mod walk;
 mod woken;
+mod workers;
 
 pub use checkpoint::BodyCursor;
 pub use decision::{

@@ -26,6 +26,7 @@ use crate::siphash::SipKey;
 use crate::stream::producers::decide as producers;
 use crate::stream::tail::Arena;
 use crate::woken::Woken;
+use crate::workers::{self, Workers};
 use crate::{group, kv, queue, replay, stream};
 
 /// The state of one shard.
@@ -39,6 +40,7 @@ pub struct Machine {
     pub(crate) clock: Millis,
     pub(crate) snapshot: Option<Arc<Catalog>>,
     pub(crate) catalog: CatalogState,
+    pub(crate) workers: Workers,
     /// Iterated only where the order cannot show. Numbers are ours, so no client can choose them to collide.
     pub(crate) held: hashbrown::HashMap<ResourceId, Box<Held>, FxBuildHasher>,
     /// Held groups.
@@ -71,6 +73,7 @@ impl Machine {
             clock: Millis(0),
             snapshot: None,
             catalog: CatalogState::default(),
+            workers: Workers::default(),
             held: hashbrown::HashMap::default(),
             groups: BTreeSet::new(),
             compacted: BTreeSet::new(),
@@ -119,6 +122,9 @@ impl Machine {
             CatalogNews::OfAny => held.iter_mut().for_each(|(id, held)| look(*id, held)),
         }
         let before = self.snapshot.replace(catalog);
+        if before.is_none() {
+            self.workers.begin_sessions();
+        }
         self.tell_groups(before.as_deref(), &news);
         news
     }
@@ -220,6 +226,9 @@ impl Machine {
                 let group = group::decide::Asked { group, id: *id, settings, catalog, now, lsn };
                 let asked = replay::decide::Asked { settings: replayed, group };
                 Ok(introduce(asked.decide(command)?, held, info))
+            }
+            Command::Worker(command) => {
+                workers::decide::Asked { workers: &self.workers, now, lsn }.decide(command)
             }
             Command::Catalog(command) if self.config.catalog_owner => self.catalog.decide(now, command),
             Command::Catalog(_) => {
@@ -381,6 +390,7 @@ impl Machine {
             Fact::Schedule(id, fact) => {
                 self.change_queue(at, id, |cx, queue| queue.apply_schedule(cx, fact));
             }
+            Fact::Worker(fact) => self.workers.apply(at, &mut self.seals, fact),
             Fact::Replay(id, fact) => self.change(at, id, |cx, parts| {
                 let Parts::Group(group) = parts else { wrong_kind(cx) };
                 group.apply_replay(cx, fact);
@@ -529,7 +539,7 @@ impl Machine {
     /// An estimate of the memory the state takes.
     #[inline]
     pub fn memory_bytes(&self) -> u64 {
-        self.memory_bytes + self.catalog.memory_bytes()
+        self.memory_bytes + self.catalog.memory_bytes() + self.workers.memory_bytes()
     }
 }
 

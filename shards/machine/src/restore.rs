@@ -76,6 +76,7 @@ impl Machine {
                 self.checkpoint.restored_segments.push((at, value));
                 Ok(())
             }
+            MetaKey::Worker(path) => self.workers.restore(path, value),
             // In the slot of the stream itself, behind it.
             MetaKey::ProducerName(id, name) => self.stream(id)?.producers_mut().restore_name(name, value),
         }

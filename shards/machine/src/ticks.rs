@@ -14,7 +14,7 @@ const BYTES_PER_TICK: usize = 1024 * 1024;
 
 impl Machine {
     /// Promotes delayed jobs whose time has come, and says which facts are due: dropped resources, leases and keys whose
-    /// time is up, schedules that fire. At most `facts_max` facts, 2 or more, which the caller logs and applies at once.
+    /// time is up, schedules that fire, workers that nothing is heard of. At most `facts_max` facts, 2 or more, which the caller logs and applies at once.
     pub fn tick(&mut self, now: Millis, facts_max: usize) -> Tick {
         self.clock = self.clamp(now);
         let now = self.clock;
@@ -31,6 +31,9 @@ impl Machine {
             let before = facts.len();
             promotions -= self.tick_one(id, now, facts_max, promotions, &mut facts);
             bytes += facts.iter().skip(before).map(Fact::encoded_len_max).sum::<usize>();
+        }
+        if facts.len() < facts_max {
+            self.workers.tick(now, facts_max - facts.len(), &mut facts);
         }
         let next = if facts.is_empty() { self.next_due().map(|due| due.max(now)) } else { Some(now) };
         Tick { facts, next }
@@ -83,6 +86,7 @@ impl Machine {
         if !self.drops.is_empty() {
             return Some(self.clock);
         }
-        self.timers.first().map(|(due, _)| *due)
+        let resources = self.timers.first().map(|(due, _)| *due);
+        resources.into_iter().chain(self.workers.next_due()).min()
     }
 }

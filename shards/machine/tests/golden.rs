@@ -30,10 +30,11 @@ use flowmesh_model::job::{
 };
 use flowmesh_model::replay::{ReplayRef, Speed, StepMove};
 use flowmesh_model::schedule::{MissedPolicy, ScheduleSpec, Timing};
+use flowmesh_model::worker::{Registration, WorkerFilter, WorkerState};
 use flowmesh_model::{
     Batch, CatalogCommand, Command, JobId, Kind, KvCommand, LeaseToken, Lsn, Millis, Offset, PartitionRef,
     ProducerId, ProducerStamp, QueueCommand, ReplayCommand, ResourceId, ResourcePath, ScheduleCommand,
-    Settings, StreamCommand,
+    Settings, StreamCommand, WorkerCommand, WorkerPath,
 };
 
 /// The words of a command: plain ones in order, and options.
@@ -125,6 +126,10 @@ impl Script {
                 self.world.write();
                 String::new()
             }
+            ["restart"] => {
+                self.world.crash();
+                String::new()
+            }
             ["evict"] => {
                 self.world.machine.evict_tails(0, usize::MAX);
                 self.world.evict_bodies(usize::MAX);
@@ -174,6 +179,7 @@ impl Script {
                 self.id(Kind::Queue, queue),
                 QueueCommand::Schedule(schedule_command(verb, rest, &words)),
             ),
+            ["worker", verb, rest @ ..] => Command::Worker(worker_command(verb, rest, &words)),
             ["set" | "get" | "del" | "exists" | "scan", store, rest @ ..] => {
                 Command::Kv(self.id(Kind::Kv, store), kv_command(plain[0], rest, &words, line))
             }
@@ -335,6 +341,14 @@ fn queue_command(verb: &str, rest: &[&str], words: &Words<'_>, line: &str, now: 
             delay_ms: words.number("delay").unwrap_or(0),
         },
         "purge" => QueueCommand::Purge { which: which(), phase: phase().unwrap_or(JobPhase::Dead) },
+        "work-of" => QueueCommand::Worker {
+            worker: bytes(rest[0]),
+            after: JobCursor {
+                moment: Millis(words.number("until").unwrap_or(0)),
+                job: JobId(words.number("after").unwrap_or(0)),
+            },
+            jobs_max: words.number("jobs_max").unwrap_or(100) as u32,
+        },
         "pause" => QueueCommand::Pause(true),
         "resume" => QueueCommand::Pause(false),
         "job" => {
@@ -479,6 +493,50 @@ fn schedule_spec(words: &Words<'_>) -> ScheduleSpec {
     }
 }
 
+/// Queues are separated by commas.
+fn worker_command(verb: &str, rest: &[&str], words: &Words<'_>) -> WorkerCommand {
+    let path = || WorkerPath::parse(rest[0]).unwrap();
+    let epoch = || Lsn(rest[1].parse().unwrap());
+    let queue = |name: &str| Name::from(ResourcePath::parse(Kind::Queue, name).unwrap().as_str());
+    match verb {
+        "register" => {
+            let queues = words.option("queues").unwrap_or("mail").split(',').filter(|name| !name.is_empty());
+            let labels = words.option("label").into_iter().map(|label| label.split_once(':').unwrap());
+            let registration = Registration {
+                queues: queues.map(queue).collect(),
+                concurrency: words.number("concurrency").unwrap_or(1) as u32,
+                host: words.option("host").unwrap_or("h").into(),
+                process_id: words.number("process").unwrap_or(1) as u32,
+                labels: labels.map(|(name, value)| (name.into(), value.into())).collect(),
+                session_timeout_ms: words.number("session").unwrap_or(10_000),
+                retention_ms: words.number("retention").unwrap_or(60_000),
+            };
+            WorkerCommand::Register { path: path(), registration: Box::new(registration) }
+        }
+        "heartbeat" => WorkerCommand::Heartbeat { path: path(), epoch: epoch() },
+        "leave" => WorkerCommand::Leave { path: path(), epoch: epoch() },
+        "stop" => WorkerCommand::Stop(path()),
+        "forget" => WorkerCommand::Forget(path()),
+        "describe" => WorkerCommand::Describe(path()),
+        "list" => {
+            let states = words.option("states").into_iter().flat_map(|states| states.split(','));
+            let filter = WorkerFilter {
+                states: states
+                    .map(|word| WorkerState::ALL.into_iter().find(|state| state.as_str() == word).unwrap())
+                    .collect(),
+                queue: words.option("queue").map(queue),
+                prefix: words.option("prefix").unwrap_or_default().into(),
+            };
+            WorkerCommand::List {
+                after: words.option("after").map(|after| WorkerPath::parse(after).unwrap()),
+                filter,
+                workers_max: words.number("max").unwrap_or(100) as u32,
+            }
+        }
+        _ => panic!("what is worker {verb}?"),
+    }
+}
+
 /// Runs the commands of a script and returns it with what they came to.
 fn played(script: &str) -> String {
     let (mut out, mut state) = (String::new(), Script { world: World::default() });
@@ -552,6 +610,11 @@ fn segments() {
 #[test]
 fn schedule() {
     check("schedule.script");
+}
+
+#[test]
+fn worker() {
+    check("worker.script");
 }
 
 #[test]

@@ -135,7 +135,7 @@ impl Driver {
                 let reserve = QueueCommand::Reserve {
                     jobs_max: *jobs,
                     visibility_timeout_ms: Some(100),
-                    worker: Bytes::from_static(b"w"),
+                    worker: Bytes::from(vec![b'w'; *jobs as usize]),
                     wait_until: None,
                 };
                 if let Outcome::Changed(Reply::Reserved(leased), _) = self.queue(*queue, reserve) {

@@ -14,6 +14,7 @@ use crate::record::PackedRecords;
 use crate::replay::{ReplayCommand, ReplayRef};
 use crate::schedule::ScheduleCommand;
 use crate::settings::Settings;
+use crate::worker::WorkerCommand;
 
 /// One command to one shard.
 #[derive(Clone, Debug)]
@@ -30,6 +31,8 @@ pub enum Command {
     Catalog(CatalogCommand),
     /// On a replay session.
     Replay(ReplayRef, ReplayCommand),
+    /// On workers.
+    Worker(WorkerCommand),
 }
 
 /// Where a read starts.
@@ -261,6 +264,15 @@ pub enum QueueCommand {
     },
     /// Counts of jobs by state. → [`crate::Reply::QueueStatus`]
     Status,
+    /// Who reserves jobs under a name: what it has and what became of what it had. → [`crate::Reply::WorkerOnQueue`]
+    Worker {
+        /// The name.
+        worker: Bytes,
+        /// Of what it has, only leases behind this one.
+        after: JobCursor,
+        /// At most so many of those.
+        jobs_max: u32,
+    },
     /// On the queue's schedules. → [`crate::Reply::Schedule`]
     Schedule(ScheduleCommand),
 }
@@ -281,7 +293,9 @@ impl QueueCommand {
     #[must_use]
     pub fn is_write(&self) -> bool {
         match self {
-            Self::Status | Self::Get { .. } | Self::Peek { .. } | Self::List { .. } => false,
+            Self::Status | Self::Get { .. } | Self::Peek { .. } | Self::List { .. } | Self::Worker { .. } => {
+                false
+            }
             Self::Schedule(command) => command.is_write(),
             _ => true,
         }
@@ -418,6 +432,7 @@ impl Command {
             ),
             Self::Catalog(_) => true,
             Self::Replay(_, command) => !matches!(command, ReplayCommand::Status { .. }),
+            Self::Worker(command) => command.is_write(),
         }
     }
 

@@ -236,3 +236,37 @@ pub const SCHEDULE_NEXT_MAX: u32 = 1_000;
 
 /// How long a schedule is kept that has no time left: a week.
 pub const SCHEDULE_FINISHED_KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
+
+/// Workers that one shard shows; beyond it the one that is gone for longest is forgotten. Each takes about 1 KiB of memory.
+pub const WORKERS_MAX: usize = 20_000;
+
+/// Queues that one worker works on: a look at it asks each of them.
+pub const WORKER_QUEUES_MAX: usize = 100;
+
+/// Jobs that one worker runs at a time.
+pub const WORKER_CONCURRENCY_MAX: u64 = 100_000;
+
+/// Labels of a worker.
+pub const WORKER_LABELS_MAX: usize = 32;
+
+/// Names and values of a worker's labels.
+pub const WORKER_LABELS_BYTES_MAX: usize = 4096;
+
+/// A worker's session unless it says otherwise: as long it may be silent.
+pub const WORKER_SESSION_MS: u64 = 30_000;
+
+/// The longest time between a worker's heartbeats: it learns no later that it is to stop.
+pub const WORKER_SLOWEST_HEARTBEAT_MS: u64 = 5_000;
+
+/// How long a worker is shown that is dead or has left, unless it says otherwise: a day.
+pub const WORKER_RETENTION_MS: u64 = 24 * 3600 * 1000;
+
+/// The same, at most: a month.
+pub const WORKER_RETENTION_MS_MAX: u64 = 31 * 24 * 3600 * 1000;
+
+/// Names of workers whose jobs one queue counts; beyond it those are forgotten that have no job and were idle for longest.
+/// Each takes some 200 bytes of memory.
+pub const QUEUE_WORKERS_MAX: usize = 1_000;
+
+/// Of its jobs that a look at a worker shows, of each queue.
+pub const WORKER_JOBS_SHOWN_MAX: u32 = 1_000;

@@ -8,6 +8,7 @@ use crate::ids::{CatalogVersion, GroupEpoch, JobId, Lsn, Millis, Offset, Produce
 use crate::job::JobPhase;
 use crate::path::Kind;
 use crate::replay::{ReplayAction, ReplayState};
+use crate::worker::WorkerState;
 
 /// Why a lease no longer counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -293,6 +294,46 @@ pub enum Reject {
         /// For what.
         missing: String,
     },
+    /// Nobody registered under this name, or it was forgotten.
+    #[error("no such worker: {path}; register first")]
+    WorkerNotFound {
+        /// Its path.
+        path: String,
+    },
+    /// Another process has registered under the name of this worker.
+    #[error(
+        "worker {path} speaks in epoch {given}, but has {current}: another process has registered; this one must stop"
+    )]
+    StaleWorker {
+        /// Its path.
+        path: String,
+        /// The epoch it gave.
+        given: Lsn,
+        /// The epoch it has.
+        current: Lsn,
+    },
+    /// The worker is not there any more.
+    #[error("worker {path} is gone ({}); register anew", .state.as_str())]
+    WorkerGone {
+        /// Its path.
+        path: String,
+        /// What it is.
+        state: WorkerState,
+    },
+    /// A worker that is there is not forgotten.
+    #[error("worker {path} is {}; only one that is dead or has left can be forgotten", .state.as_str())]
+    WorkerPresent {
+        /// Its path.
+        path: String,
+        /// What it is.
+        state: WorkerState,
+    },
+    /// The shard has as many workers as it may have, and all of them are there.
+    #[error("the shard has {max} workers, which is the most, and all are there")]
+    TooManyWorkers {
+        /// How many.
+        max: u64,
+    },
     /// A condition of a write does not hold.
     #[error("condition does not hold: the key is {}", describe_version(*.actual))]
     ConditionFailed {
@@ -457,6 +498,7 @@ impl Reject {
             | Self::JobNotFound { .. }
             | Self::ScheduleNotFound { .. }
             | Self::FlowMissing { .. }
+            | Self::WorkerNotFound { .. }
             | Self::UnknownMember { .. } => Code::NotFound,
             Self::ResourceExists { .. }
             | Self::ScheduleExists { .. }
@@ -481,8 +523,14 @@ impl Reject {
             | Self::SandboxGroup { .. }
             | Self::ReplayState { .. }
             | Self::ReplayMoved { .. }
+            | Self::StaleWorker { .. }
+            | Self::WorkerGone { .. }
+            | Self::WorkerPresent { .. }
             | Self::ScheduleInPast { .. } => Code::FailedPrecondition,
-            Self::Overloaded { .. } | Self::QueueFull { .. } | Self::DiskFull => Code::ResourceExhausted,
+            Self::Overloaded { .. }
+            | Self::QueueFull { .. }
+            | Self::TooManyWorkers { .. }
+            | Self::DiskFull => Code::ResourceExhausted,
             Self::CatalogBehind { .. } | Self::Fenced { .. } | Self::ShuttingDown => Code::Unavailable,
             Self::Damaged { .. } => Code::DataLoss,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
@@ -525,6 +573,11 @@ impl Reject {
             Self::QueueFull { .. } => "QUEUE_FULL",
             Self::FlowCycle { .. } => "FLOW_CYCLE",
             Self::FlowMissing { .. } => "FLOW_MISSING",
+            Self::WorkerNotFound { .. } => "WORKER_NOT_FOUND",
+            Self::StaleWorker { .. } => "STALE_WORKER",
+            Self::WorkerGone { .. } => "WORKER_GONE",
+            Self::WorkerPresent { .. } => "WORKER_PRESENT",
+            Self::TooManyWorkers { .. } => "TOO_MANY_WORKERS",
             Self::ConditionFailed { .. } => "CONDITION_FAILED",
             Self::UnknownMember { .. } => "UNKNOWN_MEMBER",
             Self::StaleMemberEpoch { .. } => "STALE_MEMBER_EPOCH",
@@ -566,6 +619,8 @@ impl Reject {
             Self::DuplicateSequence { sequence, remembered_from, next, .. } => {
                 vec![("sequence", *sequence), ("remembered_from", *remembered_from), ("next", *next)]
             }
+            Self::StaleWorker { given, current, .. } => vec![("epoch", given.0), ("current", current.0)],
+            Self::TooManyWorkers { max } => vec![("max", *max)],
             Self::PartitionsLowered { partitions, requested } => {
                 vec![("partitions", u64::from(*partitions)), ("requested", u64::from(*requested))]
             }
@@ -583,7 +638,7 @@ impl Reject {
             Self::Overloaded { retry_after_ms, .. } | Self::QueueFull { retry_after_ms, .. } => {
                 Some(*retry_after_ms)
             }
-            Self::DiskFull => Some(1_000),
+            Self::DiskFull | Self::TooManyWorkers { .. } => Some(1_000),
             Self::CatalogBehind { .. } => Some(1),
             _ => None,
         }

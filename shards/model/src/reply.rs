@@ -12,6 +12,7 @@ use crate::job::{Awaited, JobCursor, JobView};
 use crate::reject::Reject;
 use crate::replay::ReplayStatus;
 use crate::schedule::ScheduleReply;
+use crate::worker::{WorkerOnQueue, WorkerReply};
 
 use std::sync::Arc;
 
@@ -315,4 +316,8 @@ pub enum Reply {
     Replay(Box<ReplayStatus>),
     /// What a queue says of its schedules.
     Schedule(ScheduleReply),
+    /// What a shard says of workers.
+    Worker(WorkerReply),
+    /// What a queue knows of whoever reserves jobs under a name.
+    WorkerOnQueue(Box<WorkerOnQueue>),
 }

@@ -226,6 +226,8 @@ fn reply_bytes(reply: &Reply) -> usize {
             | Reply::Group(_)
             | Reply::Replay(_)
             | Reply::Schedule(_)
+            | Reply::Worker(_)
+            | Reply::WorkerOnQueue(_)
             | Reply::QueueStatus(..)
             | Reply::Swept { .. }
             | Reply::Resource { .. } => 0,

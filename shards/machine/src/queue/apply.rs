@@ -156,12 +156,21 @@ impl Queue {
     ) {
         let (now, number) = (cx.at.time, self.jobs.get(id).map_or(0, |job| job.worker));
         let worker = self.workers.text(number);
+        let of_attempt = worker.clone();
         self.change(cx, id, |job| {
-            job.end_lease(now, cause, worker, error);
+            job.end_lease(now, cause, of_attempt, error);
             job.set_state(state);
         });
         // Not before: the index may have got the job as it was.
         self.workers.give_back(number);
+        self.count_end(cx, worker, cause);
+    }
+
+    /// A lease ended that was given to this worker.
+    fn count_end(&mut self, cx: &mut Apply<'_>, worker: Bytes, end: AttemptEnd) {
+        if !worker.is_empty() {
+            self.work.ended(cx, &self.workers, worker, end);
+        }
     }
 
     /// `JobDone`.
@@ -181,8 +190,11 @@ impl Queue {
             self.end_lease(cx, id, JobState::Done { until }, AttemptEnd::Acked, &Bytes::new());
             self.set_extra(id, |extra| extra.result = flowmesh_model::codec::detached(result));
         } else {
-            self.jobs.get(id).unwrap_or_else(|| no_such(id)).assert_leased();
+            let job = self.jobs.get(id).unwrap_or_else(|| no_such(id));
+            job.assert_leased();
+            let worker = self.workers.text(job.worker);
             self.remove(cx, id);
+            self.count_end(cx, worker, AttemptEnd::Acked);
         }
         self.ended(cx, id, End::Done, result);
     }

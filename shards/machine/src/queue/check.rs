@@ -17,6 +17,7 @@ impl Queue {
         self.ready.check();
         self.keys.check(seals);
         self.schedules.check(self.counters.last_job, seals);
+        self.work.check(self.counters.done_total, seals);
         let (mut in_orders, mut waiting_bytes, mut expiring, mut waiters) = (0, 0, 0, 0);
         let mut groups: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
         for (id, job) in self.jobs.iter() {
@@ -87,6 +88,9 @@ impl Queue {
         let _ = writeln!(out, "  {:?}", self.counters);
         for (key, job, until, digest) in self.keys.iter() {
             let _ = writeln!(out, "  key {key:?} job {job} until {until:?} digest {digest}");
+        }
+        for (name, counts) in self.work.iter() {
+            let _ = writeln!(out, "  worker {name:?} {counts:?}");
         }
         for (id, job) in self.jobs.iter() {
             let names = self.names_of(job);

@@ -67,6 +67,7 @@ impl Queue {
             QueueKey::Job(id) => self.restore_job(id, value, now),
             QueueKey::Dedup(key) => self.keys.restore(key, value),
             QueueKey::Schedule(name) => self.schedules.restore(name, &value),
+            QueueKey::Work(name) => self.work.restore(name, value),
         }
     }
 
@@ -103,6 +104,7 @@ impl Queue {
         self.changes.seal();
         self.keys.seal();
         self.schedules.seal();
+        self.work.seal();
     }
 
     /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
@@ -117,7 +119,8 @@ impl Queue {
             match self.changes.next() {
                 None => {
                     let count = count + self.keys.collect(home, seals, items_max - count, out);
-                    return count + self.schedules.collect(home, seals, items_max - count, out);
+                    let count = count + self.schedules.collect(home, seals, items_max - count, out);
+                    return count + self.work.collect(home, seals, items_max - count, out);
                 }
                 Some(Change::Gone(id)) => {
                     out.extend([Space::Jobs, Space::Bodies].map(|space| removal(space, home.job_key(id))));
@@ -145,6 +148,7 @@ impl Queue {
         self.changes.sealed_written();
         self.keys.sealed_written();
         self.schedules.sealed_written();
+        self.work.sealed_written();
     }
 
     /// The sealed state did not get into the index.
@@ -163,6 +167,7 @@ impl Queue {
         }
         self.keys.unseal(seals);
         self.schedules.unseal(seals);
+        self.work.unseal(seals);
     }
 
     /// Takes at most `items_max` jobs of a dropped queue out of memory and appends the keys the index has of them to
@@ -179,7 +184,8 @@ impl Queue {
                     Some(Change::Listed(_)) => continue,
                     None => {
                         let count = count + self.keys.bury(home, items_max - count, gone);
-                        return count + self.schedules.bury(home, items_max - count, gone);
+                        let count = count + self.schedules.bury(home, items_max - count, gone);
+                        return count + self.work.bury(home, items_max - count, gone);
                     }
                 },
             };

@@ -2,7 +2,7 @@
 //!
 //! [`job`] is one job and its life, [`jobs`] all of them with what they are about, [`ready`] who is next, [`dedup`] the
 //! keys by which jobs are recognised, [`schedule`] what enqueues jobs by itself; [`decide`] what can be asked of a queue,
-//! [`apply`] how facts change it, [`activity`] how much it does, [`due`] what time brings, [`index`] its part of checkpoints.
+//! [`apply`] how facts change it, [`activity`] how much it does, [`work`] how much each worker does of it, [`due`] what time brings, [`index`] its part of checkpoints.
 //!
 //! Each job that is there is in exactly one of these orders:
 //!
@@ -27,6 +27,7 @@ pub(crate) mod jobs;
 mod names;
 mod ready;
 pub(crate) mod schedule;
+mod work;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +45,7 @@ use jobs::Jobs;
 use names::Names;
 use ready::{Bucket, Ready, Rules};
 use schedule::Schedules;
+use work::Work;
 
 /// What a job takes in memory beside itself: its place in one order, half of which is room for others.
 const ORDER_BYTES: u64 = 32;
@@ -66,6 +68,7 @@ pub(crate) struct Queue {
     victims: Option<BTreeSet<Victim>>,
     keys: Keys,
     workers: Names,
+    work: Work,
     pub schedules: Schedules,
     counters: Counters,
     waiting_bytes: u64,
@@ -146,6 +149,7 @@ impl Queue {
             + self.ready.memory_bytes()
             + self.keys.memory_bytes()
             + self.workers.memory_bytes()
+            + self.work.memory_bytes()
             + self.schedules.memory_bytes()
     }
 

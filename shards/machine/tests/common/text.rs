@@ -6,7 +6,9 @@ use flowmesh_model::replay::{Pace, ReplayProgress, ReplayStatus};
 use flowmesh_model::reply::EntryValue;
 use flowmesh_model::schedule::fact::ScheduleFact;
 use flowmesh_model::schedule::{ScheduleSpec, ScheduleStatus, Timing};
-use flowmesh_model::{Fact, Millis, Reply, ScheduleReply};
+use flowmesh_model::worker::fact::{WorkerChange, WorkerFact};
+use flowmesh_model::worker::{Registration, WorkCounts, WorkerStatus};
+use flowmesh_model::{Fact, Millis, Reply, ScheduleReply, WorkerReply};
 
 use super::{Outcome, values};
 
@@ -77,6 +79,12 @@ pub fn fact(fact: &Fact) -> String {
         Fact::Group(id, fact) => format!("Group {id} {fact:?}"),
         Fact::Replay(id, fact) => format!("Replay {id} {fact:?}"),
         Fact::Schedule(id, fact) => format!("Schedule {id} {}", schedule_fact(fact)),
+        Fact::Worker(WorkerFact { path, epoch, change }) => match change {
+            WorkerChange::Registered(said) => {
+                format!("Worker {path} epoch {epoch} Registered {}", registration(said))
+            }
+            change => format!("Worker {path} epoch {epoch} {change:?}"),
+        },
     }
 }
 
@@ -195,7 +203,40 @@ pub fn reply(reply: &Reply) -> String {
         ),
         Reply::Replay(status) => replay(status),
         Reply::Schedule(reply) => schedule_reply(reply),
+        Reply::Worker(WorkerReply::Status(status, changed)) => {
+            format!("{} changed {changed}", worker(status))
+        }
+        Reply::Worker(WorkerReply::List { workers, next }) => {
+            let more = next.as_ref().map_or_else(String::new, |next| format!(", more behind {next}"));
+            lines(&format!("workers{more}"), workers, worker)
+        }
+        Reply::WorkerOnQueue(seen) => {
+            let WorkCounts { acked, failed, lost, last_seen } = seen.counts;
+            let (running, paused) = (seen.running, if seen.paused { " paused" } else { "" });
+            let head = format!(
+                "work acked {acked} failed {failed} lost {lost} last {last_seen} running {running}{paused}{}",
+                more(seen.next)
+            );
+            lines(&head, &seen.jobs, |job| {
+                format!("job {} since {} attempt {} until {}", job.job, job.since, job.attempt, job.until)
+            })
+        }
     }
+}
+
+fn registration(said: &Registration) -> String {
+    let Registration { queues, concurrency, host, process_id, labels, .. } = said;
+    format!("{} x {concurrency} on {host}:{process_id} {labels:?}", queues.join(" "))
+}
+
+fn worker(status: &WorkerStatus) -> String {
+    let WorkerStatus { path, epoch, registered_at, since, deaths, .. } = status;
+    format!(
+        "worker {path} epoch {epoch} {} since {since} registered {registered_at} deaths {deaths} until {} {}",
+        status.state.as_str(),
+        end(status.until),
+        registration(&status.registration)
+    )
 }
 
 fn schedule_fact(fact: &ScheduleFact) -> String {

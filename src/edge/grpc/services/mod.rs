@@ -27,6 +27,7 @@ mod stream;
 mod subscribe;
 mod unpack;
 mod work;
+mod worker;
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -111,6 +112,13 @@ pub fn unary<B: Backend>(
         Method::ScheduleNext => schedule::next(edge, message, responder),
         Method::ScheduleRunNow => schedule::run_now(edge, message, responder),
         Method::ScheduleDelete => schedule::delete(edge, message, responder),
+        Method::WorkerRegister => worker::register(edge, message, responder),
+        Method::WorkerHeartbeat => worker::heartbeat(edge, message, responder),
+        Method::WorkerLeave => worker::leave(edge, message, responder),
+        Method::WorkerList => worker::list(edge, message, responder),
+        Method::WorkerDescribe => worker::describe(edge, message, responder),
+        Method::WorkerStop => worker::stop(edge, message, responder),
+        Method::WorkerForget => worker::forget(edge, message, responder),
         Method::AdminCreateResource => admin::create(edge, message, responder),
         Method::AdminUpdateResource => admin::update(edge, message, responder),
         Method::AdminDescribeResource => admin::describe(edge, message, responder),

@@ -18,7 +18,7 @@ use flowmesh_model::reply::{
 use flowmesh_model::{
     Catalog, CatalogCommand, CatalogVersion, Command, Durability, JobId, Kind, KvCommand, LeaseToken, Lsn,
     Millis, Offset, PartitionRef, ProducerId, QueueCommand, Reject, Reply, ResourceId, ResourceInfo,
-    ResourcePath, Settings, ShardId, StreamCommand, StreamSettings,
+    ResourcePath, Settings, ShardId, StreamCommand, StreamSettings, WorkerPath,
 };
 use futures::FutureExt;
 use futures::channel::oneshot;
@@ -162,6 +162,7 @@ impl Fake {
             Command::Group(..) | Command::Replay(..) => {
                 Some(Err(Reject::Internal("there are no groups here")))
             }
+            Command::Worker(_) => Some(Err(Reject::Internal("there are no workers here"))),
             Command::Catalog(command) => Some(self.change(command)),
         }
     }
@@ -465,6 +466,10 @@ impl Backend for Fake {
 
     fn shard_of_key(&self, info: &ResourceInfo, key: &[u8]) -> ShardId {
         ShardId(info.placement.key_slot(key).get() % self.0.shards)
+    }
+
+    fn shard_of_worker(&self, _path: &WorkerPath) -> ShardId {
+        ShardId(0)
     }
 
     fn shards(&self) -> u16 {

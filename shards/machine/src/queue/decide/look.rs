@@ -6,6 +6,7 @@ use flowmesh_model::limits::{BATCH_ITEMS_MAX, JOBS_LOOKED_MAX, REPLY_BYTES_MAX};
 use flowmesh_model::record::has_header;
 use flowmesh_model::reply::QueueStatus;
 use flowmesh_model::settings::within;
+use flowmesh_model::worker::{RunningJob, WorkerOnQueue};
 use flowmesh_model::{JobId, Millis, Reject, Reply};
 
 use super::Asked;
@@ -152,6 +153,28 @@ impl Asked<'_> {
             headers: shown.map_or_else(Bytes::new, Body::headers),
             payload: shown.map_or_else(Bytes::new, Body::payload),
         }
+    }
+
+    /// What is known of whoever reserves jobs under a name.
+    pub(super) fn worker(&self, name: &Bytes, after: JobCursor, jobs_max: usize) -> Decision {
+        let queue = self.queue;
+        let number = queue.workers.number(name);
+        let running = number.map_or(0, |number| queue.workers.uses(number));
+        let (mut jobs, mut next, mut last) = (Vec::new(), None, after);
+        let from = (after.moment, JobId(after.job.0 + 1));
+        let leases = queue.leases.range(from..).take(if running == 0 { 0 } else { usize::MAX });
+        for (looked, (until, id)) in leases.enumerate() {
+            if looked == JOBS_LOOKED_MAX || jobs.len() == jobs_max {
+                next = Some(last);
+                break;
+            }
+            last = JobCursor { moment: *until, job: *id };
+            let Some(job) = queue.jobs.get(*id).filter(|job| Some(job.worker) == number) else { continue };
+            let (since, attempt) = (job.began_at, u32::from(job.attempts));
+            jobs.push(RunningJob { job: *id, since, attempt, until: *until });
+        }
+        let (paused, counts, running) = (queue.counters.paused, queue.work.counts(name), u64::from(running));
+        self.answer(Reply::WorkerOnQueue(Box::new(WorkerOnQueue { paused, counts, running, jobs, next })))
     }
 
     pub fn status(&self) -> QueueStatus {

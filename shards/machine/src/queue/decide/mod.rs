@@ -10,7 +10,7 @@ mod manage;
 
 use flowmesh_model::command::LeaseRef;
 use flowmesh_model::job::JobPhase;
-use flowmesh_model::limits::{BATCH_ITEMS_MAX, RESULT_BYTES_MAX, TEXT_BYTES_MAX};
+use flowmesh_model::limits::{BATCH_ITEMS_MAX, RESULT_BYTES_MAX, TEXT_BYTES_MAX, WORKER_JOBS_SHOWN_MAX};
 use flowmesh_model::reject::LeaseLost;
 use flowmesh_model::reply::QueueActivity;
 use flowmesh_model::settings::within;
@@ -68,6 +68,11 @@ impl Asked<'_> {
             QueueCommand::Peek { jobs_max } => self.peek(*jobs_max),
             QueueCommand::List { phase, filter, after, jobs_max, with_bodies } => {
                 self.list(*phase, filter, *after, *jobs_max, *with_bodies)
+            }
+            QueueCommand::Worker { worker, after, jobs_max } => {
+                size("worker", worker, TEXT_BYTES_MAX)?;
+                within("jobs_max", u64::from(*jobs_max), 0, u64::from(WORKER_JOBS_SHOWN_MAX))?;
+                Ok(self.worker(worker, *after, *jobs_max as usize))
             }
             QueueCommand::Schedule(command) => self.schedule(command),
             QueueCommand::Status => {
