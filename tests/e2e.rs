@@ -59,4 +59,5 @@ mod e2e {
     mod streams;
     mod subscribe;
     mod work;
+    mod workers;
 }

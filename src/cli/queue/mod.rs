@@ -1,11 +1,12 @@
 //! `flowmesh queue`: [`enqueue`] with all [`options`] of a job; reserve, ack, nack and extend one by one, or [`work`], which
-//! does all four around a command; what can be seen, of jobs in [`show`] and of the queue in [`status`]; what is done to
+//! does all four around a command and is seen as a worker by its [`registration`]; what can be seen, of jobs in [`show`] and of the queue in [`status`]; what is done to
 //! jobs from outside in [`manage`].
 
 mod enqueue;
 mod job;
 mod manage;
 mod options;
+mod registration;
 mod settle;
 mod show;
 mod status;
