@@ -114,8 +114,8 @@ impl Asked<'_> {
 impl Schedules {
     fn page(&self, after: Option<&Name>, schedules_max: usize) -> ScheduleReply {
         use std::ops::Bound::{Excluded, Unbounded};
-        let from = after.map_or(Unbounded, |after| Excluded(after.as_ref()));
-        let mut rest = self.by_name.range::<str, _>((from, Unbounded)).peekable();
+        let from = after.map_or(Unbounded, |after| Excluded(after.clone()));
+        let mut rest = self.by_name.range((from, Unbounded)).peekable();
         let (mut schedules, mut bytes) = (Vec::new(), 0);
         while let Some((name, schedule)) = rest.peek() {
             bytes += schedule.memory_bytes(name) as usize;

@@ -11,7 +11,7 @@ mod decide;
 mod due;
 mod index;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use flowmesh_model::group::Name;
 use flowmesh_model::job::JobOptions;
@@ -19,7 +19,7 @@ use flowmesh_model::limits::SCHEDULE_FINISHED_KEPT_MS;
 use flowmesh_model::schedule::{ScheduleSpec, ScheduleState, ScheduleStatus, Timing};
 use flowmesh_model::{JobId, Millis, Reject};
 
-use crate::changes::{Changes, Mark};
+use crate::items::Items;
 use cron::Cron;
 
 /// What a schedule takes in memory besides its name, its texts and its job: itself, and its places in maps.
@@ -28,10 +28,9 @@ const SCHEDULE_BYTES: u64 = (size_of::<Schedule>() + 160) as u64;
 /// All schedules of a queue.
 #[derive(Debug, Default)]
 pub(crate) struct Schedules {
-    by_name: BTreeMap<Name, Box<Schedule>>,
+    by_name: Items<Name, Box<Schedule>>,
     /// By when they fire next, or are forgotten once they are finished.
     due: BTreeSet<(Millis, Name)>,
-    changes: Changes<Name>,
     memory_bytes: u64,
     /// Whether the queue's settings are known, which jobs are enqueued with: until then nothing fires. Not part of the
     /// state.
@@ -50,7 +49,6 @@ struct Schedule {
     fired_total: u64,
     skipped_total: u64,
     last_fired: Option<(JobId, Millis)>,
-    mark: Mark,
 }
 
 impl Schedules {
@@ -86,7 +84,6 @@ impl Schedule {
             fired_total: 0,
             skipped_total: 0,
             last_fired: None,
-            mark: Mark::NEW,
         }
     }
 
