@@ -32,6 +32,9 @@ impl Schedules {
                 schedule.skipped_total += count;
                 schedule.go_on(next_at, now);
             }),
+            ScheduleFact::Updated { name, next_at, spec } => {
+                self.change(cx, &name, |schedule| schedule.update(detach(*spec), next_at, now));
+            }
         }
     }
 
@@ -50,6 +53,7 @@ impl Schedules {
     fn deleted(&mut self, cx: &mut Apply<'_>, name: &Name) {
         let schedule = self.by_name.remove(cx.home, cx.seals, name).unwrap_or_else(|| no_such(name));
         self.memory_bytes -= schedule.memory_bytes(name);
+        self.held_back -= usize::from(schedule.retry_at.is_some());
         self.is_due(name, schedule.due(), None);
     }
 
@@ -61,16 +65,20 @@ impl Schedules {
             name,
             || no_such(name),
             |schedule| {
-                let before = schedule.due();
+                let before = (schedule.due(), schedule.memory_bytes(name), schedule.retry_at.take());
                 change(schedule);
-                (before, schedule.due())
+                (before, (schedule.due(), schedule.memory_bytes(name)))
             },
         );
-        self.is_due(name, before, after);
+        let (due_before, bytes_before, held_back) = before;
+        let (due_after, bytes_after) = after;
+        self.memory_bytes = self.memory_bytes + bytes_after - bytes_before;
+        self.held_back -= usize::from(held_back.is_some());
+        self.is_due(name, due_before, due_after);
     }
 
     /// A schedule is due at another time than before.
-    fn is_due(&mut self, name: &Name, before: Option<Millis>, after: Option<Millis>) {
+    pub(super) fn is_due(&mut self, name: &Name, before: Option<Millis>, after: Option<Millis>) {
         if before != after {
             if let Some(before) = before {
                 self.due.remove(&(before, name.clone()));
@@ -96,6 +104,16 @@ impl Schedule {
     pub(super) fn resume(&mut self, next_at: Option<Millis>, now: Millis) {
         assert!(self.paused, "only a paused schedule is resumed");
         self.paused = false;
+        self.set_next(next_at, now);
+    }
+
+    /// `Updated`.
+    pub(super) fn update(&mut self, spec: ScheduleSpec, next_at: Option<Millis>, now: Millis) {
+        assert!(!self.paused || next_at.is_none(), "a paused schedule has no next time");
+        self.spec = spec;
+        if next_at.is_some() {
+            self.finished_at = None;
+        }
         self.set_next(next_at, now);
     }
 

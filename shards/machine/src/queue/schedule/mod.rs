@@ -32,6 +32,8 @@ pub(crate) struct Schedules {
     /// By when they fire next, or are forgotten once they are finished.
     due: BTreeSet<(Millis, Name)>,
     memory_bytes: u64,
+    /// How many are held back. Not part of the state.
+    held_back: usize,
     /// Whether the queue's settings are known, which jobs are enqueued with: until then nothing fires. Not part of the
     /// state.
     awake: bool,
@@ -49,6 +51,8 @@ struct Schedule {
     fired_total: u64,
     skipped_total: u64,
     last_fired: Option<(JobId, Millis)>,
+    /// Its time has come and the queue has no room: when to look again. Not part of the state.
+    retry_at: Option<Millis>,
 }
 
 impl Schedules {
@@ -84,6 +88,7 @@ impl Schedule {
             fired_total: 0,
             skipped_total: 0,
             last_fired: None,
+            retry_at: None,
         }
     }
 
@@ -95,9 +100,10 @@ impl Schedule {
         }
     }
 
-    /// When it fires next, or is forgotten.
+    /// When it is looked at: it fires, or is forgotten.
     fn due(&self) -> Option<Millis> {
-        self.next_at.or(self.finished_at.map(|at| at.plus(SCHEDULE_FINISHED_KEPT_MS)))
+        let next_at = self.next_at.map(|at| at.max(self.retry_at.unwrap_or(at)));
+        next_at.or(self.finished_at.map(|at| at.plus(SCHEDULE_FINISHED_KEPT_MS)))
     }
 
     /// It fires then, or is finished.
@@ -129,6 +135,7 @@ impl Schedule {
             fired_total: self.fired_total,
             skipped_total: self.skipped_total,
             last_fired: self.last_fired,
+            held_back: self.retry_at.is_some(),
         }
     }
 }
