@@ -4,7 +4,9 @@ pub mod resources;
 mod spans;
 
 use flowmesh_machine::MachineStats;
-use flowmesh_model::{Command, GroupCommand, KvCommand, QueueCommand, ReplayCommand, StreamCommand};
+use flowmesh_model::{
+    Command, GroupCommand, KvCommand, QueueCommand, ReplayCommand, StreamCommand, TransferCommand,
+};
 
 pub use resources::{GroupRows, OffsetRows, PartitionRows, QueueRows};
 pub use spans::Spans;
@@ -58,11 +60,13 @@ pub enum Operation {
     Replay,
     /// On a queue's schedules.
     Schedule,
+    /// Jobs sent to other queues and streams, and received.
+    Transfer,
 }
 
 impl Operation {
     /// All operations, in the order of their counters.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::StreamAppend,
         Self::StreamRead,
         Self::StreamTrim,
@@ -86,6 +90,7 @@ impl Operation {
         Self::Catalog,
         Self::Replay,
         Self::Schedule,
+        Self::Transfer,
     ];
 
     /// The operation's label.
@@ -114,6 +119,7 @@ impl Operation {
             Self::Catalog => "catalog",
             Self::Replay => "replay",
             Self::Schedule => "schedule",
+            Self::Transfer => "transfer",
         }
     }
 
@@ -138,6 +144,10 @@ impl Operation {
                 (Self::QueueExtend, leases.len() as u64)
             }
             Command::Queue(_, QueueCommand::Schedule(_)) => (Self::Schedule, 1),
+            Command::Queue(_, QueueCommand::Transfer(command)) => Self::of_transfer(command),
+            Command::Stream(_, StreamCommand::Receive(arrival)) => {
+                (Self::Transfer, arrival.jobs.len() as u64)
+            }
             Command::Queue(_, QueueCommand::Progress { .. }) => (Self::QueueExtend, 1),
             Command::Queue(_, QueueCommand::Cancel { jobs }) => (Self::QueueManage, jobs.len() as u64),
             Command::Queue(_, QueueCommand::Change { .. }) => (Self::QueueManage, 1),
@@ -159,6 +169,17 @@ impl Operation {
 }
 
 impl Operation {
+    fn of_transfer(command: &TransferCommand) -> (Self, u64) {
+        match command {
+            TransferCommand::Move { .. } | TransferCommand::Replay { .. } => (Self::QueueManage, 0),
+            TransferCommand::Outbox => (Self::Status, 1),
+            TransferCommand::Receive(arrival) => (Self::Transfer, arrival.jobs.len() as u64),
+            TransferCommand::Next { .. } | TransferCommand::Sent { .. } | TransferCommand::Failed { .. } => {
+                (Self::Transfer, 0)
+            }
+        }
+    }
+
     fn of_replay(command: &ReplayCommand) -> (Self, u64) {
         match command {
             ReplayCommand::Member(command) => Self::of_group(command),

@@ -14,6 +14,7 @@ use crate::record::PackedRecords;
 use crate::replay::{ReplayCommand, ReplayRef};
 use crate::schedule::ScheduleCommand;
 use crate::settings::Settings;
+use crate::transfer::{Arrival, TransferCommand};
 
 /// One command to one shard.
 #[derive(Clone, Debug)]
@@ -106,6 +107,8 @@ pub enum StreamCommand {
     },
     /// First and next offset, bytes, segments. → [`crate::Reply::StreamStatus`]
     Status,
+    /// Jobs of a queue arrive, as records. → [`crate::TransferReply::Received`]
+    Receive(Arrival),
 }
 
 /// A job to enqueue.
@@ -263,6 +266,8 @@ pub enum QueueCommand {
     Status,
     /// On the queue's schedules. → [`crate::Reply::Schedule`]
     Schedule(ScheduleCommand),
+    /// On what it sends to other queues and streams, or receives.
+    Transfer(TransferCommand),
 }
 
 impl QueueCommand {
@@ -283,6 +288,7 @@ impl QueueCommand {
         match self {
             Self::Status | Self::Get { .. } | Self::Peek { .. } | Self::List { .. } => false,
             Self::Schedule(command) => command.is_write(),
+            Self::Transfer(command) => command.is_write(),
             _ => true,
         }
     }
@@ -409,6 +415,7 @@ impl Command {
                     | StreamCommand::InitProducer { .. }
                     | StreamCommand::FenceProducer { .. }
                     | StreamCommand::Trim { .. }
+                    | StreamCommand::Receive(_)
             ),
             Self::Queue(_, command) => command.is_write(),
             Self::Kv(_, command) => matches!(command, KvCommand::Set { .. } | KvCommand::Delete { .. }),

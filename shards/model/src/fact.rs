@@ -33,6 +33,7 @@
 //! | 80–95 | `Replay` | group, then as [`crate::replay::fact`] says |
 //! | 96–103 | `Schedule` | queue, then as [`crate::schedule::fact`] says |
 //! | 104–119 | `Queue` | queue, then as [`crate::job::fact`] says |
+//! | 120–127 | `Transfer` | queue or stream, then as [`crate::transfer::fact`] says |
 //!
 //! The time of a fact and its LSN are its entry's.
 
@@ -48,6 +49,7 @@ use crate::path::{Kind, ResourcePath};
 use crate::replay::fact::{self as replay, ReplayFact};
 use crate::schedule::fact::{self as schedule, ScheduleFact};
 use crate::settings::Settings;
+use crate::transfer::fact::{self as transfer, TransferFact};
 
 /// What became true.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -272,6 +274,8 @@ pub enum Fact {
     Replay(ResourceId, ReplayFact),
     /// Something became true of a schedule of this queue.
     Schedule(ResourceId, ScheduleFact),
+    /// Something became true of jobs on their way from this queue, or to this queue or stream.
+    Transfer(ResourceId, TransferFact),
 }
 
 const RESOURCE_CREATED: u8 = 1;
@@ -441,6 +445,10 @@ impl Fact {
                 put_head(out, fact.tag(), *id);
                 fact.encode(out);
             }
+            Self::Transfer(id, fact) => {
+                put_head(out, fact.tag(), *id);
+                fact.encode(out);
+            }
         }
     }
 
@@ -476,6 +484,7 @@ impl Fact {
                 Self::Group(_, fact) => fact.encoded_len_max(),
                 Self::Replay(_, fact) => fact.encoded_len_max(),
                 Self::Schedule(_, fact) => fact.encoded_len_max(),
+                Self::Transfer(_, fact) => fact.encoded_len_max(),
                 Self::ResourceDeleted { .. }
                 | Self::ResourceDropped { .. }
                 | Self::ProducerForgotten { .. }
@@ -601,6 +610,7 @@ impl Fact {
             tag if group::TAGS.contains(&tag) => Self::Group(id, GroupFact::decode(tag, reader)?),
             tag if replay::TAGS.contains(&tag) => Self::Replay(id, ReplayFact::decode(tag, reader)?),
             tag if schedule::TAGS.contains(&tag) => Self::Schedule(id, ScheduleFact::decode(tag, reader)?),
+            tag if transfer::TAGS.contains(&tag) => Self::Transfer(id, TransferFact::decode(tag, reader)?),
             _ => return Err(Malformed("unknown fact; a newer version wrote it")),
         })
     }

@@ -26,6 +26,7 @@ pub mod replay;
 pub mod reply;
 pub mod schedule;
 pub mod settings;
+pub mod transfer;
 
 pub use catalog::{Catalog, ResourceInfo};
 pub use command::{CatalogCommand, Command, KvCommand, ProducerStamp, QueueCommand, StreamCommand};
@@ -45,6 +46,7 @@ pub use schedule::{ScheduleCommand, ScheduleReply};
 pub use settings::{
     Assignor, Durability, GroupSettings, KvSettings, QueueSettings, Settings, StreamSettings,
 };
+pub use transfer::{TransferCommand, TransferReply};
 
 /// A batch that usually holds one item and then lives without an allocation.
 pub type Batch<T> = smallvec::SmallVec<[T; 1]>;

@@ -23,7 +23,7 @@ use crate::queue::dedup::digest;
 const RETRY_AFTER_MS: u64 = 1_000;
 
 /// What the queue has too much of.
-struct Over {
+pub(super) struct Over {
     what: &'static str,
     waiting: u64,
     max: u64,
@@ -64,7 +64,7 @@ impl Asked<'_> {
         Ok(self.change_or_answer(facts, Reply::Enqueued(ids)))
     }
 
-    fn new_numbers(&self, jobs: &[NewJob]) -> Batch<EnqueuedJob> {
+    pub(super) fn new_numbers(&self, jobs: &[NewJob]) -> Batch<EnqueuedJob> {
         let last = self.queue.counters.last_job.0;
         (last + 1..).take(jobs.len()).map(|job| EnqueuedJob { job: JobId(job), existing: false }).collect()
     }
@@ -97,7 +97,7 @@ impl Asked<'_> {
     }
 
     /// Room for the new jobs: nothing, or which jobs are dropped for them.
-    fn make_room(&self, jobs: &[NewJob], ids: &[EnqueuedJob]) -> Result<Batch<Fact>, Over> {
+    pub(super) fn make_room(&self, jobs: &[NewJob], ids: &[EnqueuedJob]) -> Result<Batch<Fact>, Over> {
         let (jobs_max, bytes_max) = (self.settings.jobs_max, self.settings.bytes_max);
         if jobs_max.is_none() && bytes_max.is_none() {
             return Ok(Batch::new());
@@ -206,7 +206,7 @@ fn check_awaited(place: usize, new: &Fact, dropped: &BTreeSet<JobId>) -> Result<
     })
 }
 
-fn full(over: &Over) -> Reject {
+pub(super) fn full(over: &Over) -> Reject {
     let Over { what, waiting, max } = *over;
     Reject::QueueFull { what, waiting, max, retry_after_ms: RETRY_AFTER_MS }
 }
