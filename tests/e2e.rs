@@ -40,6 +40,7 @@ mod e2e {
     mod package_log;
     mod partitions;
     mod producers;
+    mod queue_crashes;
     mod queue_outcomes;
     mod queue_rules;
     mod queue_shell;

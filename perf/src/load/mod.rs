@@ -5,7 +5,7 @@
 //! idle client, and a latency counts from when the request was due.
 //!
 //! From the request to the result: [`random`] and [`keys`] (which keys, what they hold), [`wire`] and [`ops`]
-//! (requests and checks of answers), [`workload`] (the seam) with [`calls`] (unary), [`jobs`] (queues), [`producer`]
+//! (requests and checks of answers), [`workload`] (the seam) with [`calls`] (unary), [`jobs`] and [`workers`] (queues), [`producer`]
 //! and [`consumer`] (streams); [`schedule`] (when), [`worker`] (one thread), [`spec`] (a run), [`stats`] and
 //! [`result`] (what came of it).
 
@@ -22,6 +22,7 @@ pub mod spec;
 pub mod stats;
 pub mod wire;
 pub mod worker;
+pub mod workers;
 pub mod workload;
 
 pub use consumer::Follow;

@@ -27,6 +27,8 @@ pub mod paths {
     pub const RESERVE: &str = "/flowmesh.v1.Queue/Reserve";
     /// Queue.Ack.
     pub const ACK: &str = "/flowmesh.v1.Queue/Ack";
+    /// Queue.Work.
+    pub const WORK: &str = "/flowmesh.v1.Queue/Work";
     /// Queue.Status.
     pub const QUEUE_STATUS: &str = "/flowmesh.v1.Queue/Status";
     /// Kv.Get.

@@ -16,6 +16,7 @@ use super::result::{LoadResult, ThreadRun};
 use super::schedule::Schedule;
 use super::stats::{OpId, Recorder};
 use super::worker::{Lane, Phases, ThreadGroup, Worker};
+use super::workers::{Stamped, WorkOps, Workers};
 use super::workload::Workload;
 use crate::http2::{Methods, Peer};
 use crate::meter::{self, CpuSample};
@@ -30,6 +31,21 @@ pub enum Work {
         /// Jobs in each call.
         batch: u32,
         /// Bytes of each payload.
+        value_bytes: u32,
+    },
+    /// Workers that get jobs through one long call each, and acknowledge them. In the queue's name `#` stands for the
+    /// worker's number.
+    Work {
+        /// Jobs ahead of their acknowledgements.
+        credit: u32,
+        /// Bytes of each payload; at least 8, which say since when the job is waited for.
+        value_bytes: u32,
+    },
+    /// Enqueues of jobs that say when they were sent.
+    Stamped {
+        /// Jobs in each call.
+        batch: u32,
+        /// Bytes of each payload, at least 8.
         value_bytes: u32,
     },
     /// Appends through one long call a client.
@@ -101,6 +117,13 @@ impl Work {
                 let names = ["jobs", "jobs.enqueue", "jobs.reserve", "jobs.ack"];
                 (names.iter().map(|name| format!("{name}*{batch}/{value_bytes}")).collect(), 1)
             }
+            Self::Work { value_bytes, .. } => {
+                (["work", "work.delivery"].map(|name| format!("{name}/{value_bytes}")).into(), 1)
+            }
+            // The worker's delivery is what counts; this is how its jobs come about.
+            Self::Stamped { batch, value_bytes } => {
+                (vec![format!("enqueue.stamped*{batch}/{value_bytes}")], 0)
+            }
             Self::Produce { batch, value_bytes, .. } => {
                 (vec![format!("append-stream*{batch}/{value_bytes}")], 1)
             }
@@ -126,6 +149,13 @@ impl GroupSpec {
                 let op = |at| OpId(first.0 + at);
                 let ops = JobOps { whole: op(0), enqueue: op(1), reserve: op(2), ack: op(3) };
                 Box::new(Jobs::new(resource, *batch, *value_bytes, ops, methods, clients))
+            }
+            Work::Work { credit, value_bytes } => {
+                let ops = WorkOps { acked: first, delivery: OpId(first.0 + 1) };
+                Box::new(Workers::new(resource, *credit, *value_bytes, ops, methods, clients))
+            }
+            Work::Stamped { batch, value_bytes } => {
+                Box::new(Stamped::new(resource, (*batch, *value_bytes), first, methods, clients))
             }
             Work::Produce { batch, value_bytes, window } => {
                 Box::new(Producers::new(resource, (*batch, *value_bytes), *window, first, methods, clients))

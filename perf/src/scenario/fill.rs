@@ -8,6 +8,7 @@ use prost::Message;
 use crate::http2::{Methods, UnaryClient};
 use crate::load::KeySpace;
 use crate::load::ops::{OpKind, OpSpec, Operation, paths};
+use crate::load::workers::payload;
 
 /// Items in one call.
 const BATCH: u32 = 1000;
@@ -70,4 +71,61 @@ pub fn jobs(target: SocketAddr, queue: &str, count: u64, value_bytes: u32) -> an
         operation.check(&[], &answer, false, false).map_err(anyhow::Error::msg)?;
     }
     Ok(())
+}
+
+/// Enqueues jobs that are due in equal steps over a time, in another order than they are due; each says when it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Delayed {
+    /// How many.
+    pub count: u64,
+    /// When the first is due, in ms since the Unix epoch.
+    pub first_ms: u64,
+    /// Milliseconds in which all of them are due.
+    pub span_ms: u64,
+    /// Bytes of each payload.
+    pub value_bytes: u32,
+}
+
+impl Delayed {
+    /// When the job is due that is enqueued at this place. All moments there are, each once: the factor has no divisor in
+    /// common with any count that is not a multiple of this prime.
+    fn due_ms(&self, at: u64) -> u64 {
+        const PRIME: u64 = 2_147_483_629;
+        let place = u128::from(at) * u128::from(PRIME) % u128::from(self.count.max(1));
+        self.first_ms + (place * u128::from(self.span_ms) / u128::from(self.count.max(1))) as u64
+    }
+
+    /// Enqueues them all.
+    ///
+    /// # Errors
+    /// A call failed.
+    pub fn fill(&self, target: SocketAddr, queue: &str) -> anyhow::Result<()> {
+        let mut client = UnaryClient::connect(target, &[paths::ENQUEUE])?;
+        let batch = u64::from(batch_of(self.value_bytes));
+        let job = |at| {
+            let run_at_ms = self.due_ms(at);
+            let payload = payload(run_at_ms * 1_000_000, self.value_bytes as usize).into();
+            v1::NewJob { payload, run_at_ms, ..Default::default() }
+        };
+        for first in (0..self.count).step_by(batch as usize) {
+            let jobs: Vec<_> = (first..(first + batch).min(self.count)).map(job).collect();
+            let request = v1::EnqueueRequest { queue: queue.to_owned(), jobs, wait_ms: 0 };
+            client.call::<v1::EnqueueResponse>(paths::ENQUEUE, &request)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_moment_has_one_job() {
+        let delayed = Delayed { count: 3_600, first_ms: 1_000, span_ms: 36_000, value_bytes: 100 };
+        let mut due: Vec<u64> = (0..3_600).map(|at| delayed.due_ms(at)).collect();
+        assert!(!due.is_sorted());
+        due.sort_unstable();
+        assert_eq!(due, (0..3_600).map(|at| 1_000 + at * 10).collect::<Vec<_>>());
+    }
 }

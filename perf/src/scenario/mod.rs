@@ -2,7 +2,7 @@
 //! with it, compare.
 //!
 //! [`lab`] is what a scenario works with and [`row`] what it brings back; [`process`] runs servers, [`fill`] writes what
-//! is read; [`unary`], [`streams`], [`backlog`], [`compaction`], [`groups`], [`queues`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
+//! is read; [`unary`], [`streams`], [`backlog`], [`compaction`], [`groups`], [`queues`], [`workers`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
 
 pub mod backlog;
 pub mod compaction;
@@ -17,6 +17,7 @@ pub mod row;
 pub mod start;
 pub mod streams;
 pub mod unary;
+pub mod workers;
 
 use crate::cli::{Format, LabArgs};
 use lab::Lab;
@@ -30,7 +31,7 @@ struct Scenario {
 }
 
 /// All scenarios, in the order of the targets.
-const SCENARIOS: [Scenario; 22] = [
+const SCENARIOS: [Scenario; 26] = [
     Scenario {
         name: "lone-append",
         what: "one client appends, one record at a time",
@@ -88,7 +89,11 @@ const SCENARIOS: [Scenario; 22] = [
     Scenario { name: "idle-streams", what: "memory of 20 000 more streams", run: backlog::idle_streams },
     Scenario { name: "job-calls", what: "enqueue, reserve, ack, one job a call", run: queues::job_calls },
     Scenario { name: "jobs", what: "enqueue, reserve, ack, 64 jobs a call", run: queues::jobs },
+    Scenario { name: "workers", what: "enqueue 64 jobs a call, streaming workers", run: workers::streaming },
+    Scenario { name: "lone-worker", what: "one worker waits at an empty queue", run: workers::lone },
     Scenario { name: "deep-queue", what: "10 M jobs that wait", run: queues::deep_queue },
+    Scenario { name: "delayed-jobs", what: "10 M jobs due over an hour", run: workers::delayed },
+    Scenario { name: "idle-workers", what: "10 000 queues with a worker each", run: workers::idle },
     Scenario {
         name: "wrong-core",
         what: "two shards, every request to the wrong core",

@@ -13,12 +13,15 @@ use flowmesh_proto::v1;
 
 use crate::http2::UnaryClient;
 use crate::load::ops::paths;
-use crate::meter::{self, Memory};
+use crate::meter::{self, CpuSample, Memory};
 
 /// How long a server may take to become ready; a replay of a large log counts.
 const READY_DEADLINE: Duration = Duration::from_mins(2);
 /// Between two looks at whether it is ready.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// How long a server is looked at to see whether it is quiet, and how much of a core it may take then.
+const LOOK_AT_CPU: Duration = Duration::from_secs(1);
+const QUIET_SHARE: f64 = 0.05;
 
 /// A program that ends with us, and that is ended when this is dropped.
 #[derive(Debug)]
@@ -192,6 +195,27 @@ impl Server {
             .filter_map(|line| line.strip_prefix(name)?.split_once(' '))
             .filter(|(labels, _)| labels.is_empty() || labels.starts_with('{'));
         Ok(samples.filter_map(|(_, value)| value.trim().parse::<f64>().ok()).sum())
+    }
+
+    /// Returns once checkpoints have taken in all that was written before this call, and the server is quiet after them.
+    ///
+    /// # Errors
+    /// It is not so in time.
+    pub fn settle(&self) -> anyhow::Result<()> {
+        let (began, written) = (Instant::now(), self.metric("flowmesh_log_entries_total")?);
+        loop {
+            let before = CpuSample::of(self.pid())?;
+            std::thread::sleep(LOOK_AT_CPU);
+            let used_s = before.until(&CpuSample::of(self.pid())?).total_s();
+            let taken = self.metric("flowmesh_checkpoint_lsn")?;
+            if taken >= written && used_s < QUIET_SHARE * LOOK_AT_CPU.as_secs_f64() {
+                return Ok(());
+            }
+            anyhow::ensure!(
+                began.elapsed() < READY_DEADLINE,
+                "checkpoints are at entry {taken} of {written} and the server used {used_s:.2} s of a second"
+            );
+        }
     }
 
     /// Ends it as a crash would.

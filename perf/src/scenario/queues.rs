@@ -69,9 +69,12 @@ pub fn deep_queue(lab: &Lab) -> anyhow::Result<Vec<Row>> {
         anyhow::Ok(rate)
     };
     fill::jobs(server.grpc, "deep", SHALLOW, 100)?;
+    server.settle()?;
     let shallow = run("with 1 000 waiting")?;
     fill::jobs(server.grpc, "deep", DEEP, 100)?;
+    server.settle()?;
     let deep = run("with 10 M waiting")?;
+    server.settle()?;
     let memory = server.memory()?.resident_bytes as f64 / f64::from(1 << 20);
     guest.kill();
     let started = guest.restart()?.ready_after.as_secs_f64() * 1e6;

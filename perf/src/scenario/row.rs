@@ -23,6 +23,8 @@ pub enum Unit {
     Microseconds,
     /// 2²⁰ bytes.
     Mebibytes,
+    /// Hundredths of a core.
+    CorePercent,
 }
 
 impl Unit {
@@ -36,6 +38,7 @@ impl Unit {
             Self::MegabytesPerS => format!("{} MB/s", short(figure)),
             Self::Microseconds => micros(figure),
             Self::Mebibytes => format!("{figure:.1} MiB"),
+            Self::CorePercent => format!("{figure:.2} % of a core"),
         }
     }
 }

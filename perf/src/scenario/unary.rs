@@ -11,7 +11,7 @@ use crate::baseline::disk;
 use crate::load::{KeySpace, OpKind, OpSpec};
 
 /// What the bare limit of synced writes is called.
-const SYNC_WRITE: &str = "bare write + fdatasync";
+pub const SYNC_WRITE: &str = "bare write + fdatasync";
 /// What the bare limit of calls is called.
 pub const ECHO: &str = "bare h2 echo";
 /// Calls under way in the rows that saturate a core.

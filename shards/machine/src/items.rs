@@ -53,6 +53,11 @@ impl<K: Key, V: Item> Items<K, V> {
         self.map.get(key).map(|entry| &entry.item)
     }
 
+    /// An item, to change of it what is no part of its value in the index.
+    pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        self.map.get_mut(key).map(|entry| &mut entry.item)
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.map.iter().map(|(key, entry)| (key, &entry.item))
     }

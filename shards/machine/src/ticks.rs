@@ -15,7 +15,8 @@ const BYTES_PER_TICK: usize = 1024 * 1024;
 
 impl Machine {
     /// Promotes delayed jobs whose time has come, and says which facts are due: dropped resources, leases and keys whose
-    /// time is up, schedules that fire. At most `facts_max` facts, 2 or more, which the caller logs and applies at once.
+    /// time is up, schedules that fire. At most `facts_max` facts, 2 or more, and besides them what jobs of schedules drop from full
+    /// queues; the caller logs and applies them at once.
     pub fn tick(&mut self, now: Millis, facts_max: usize) -> Tick {
         self.clock = self.clamp(now);
         let now = self.clock;

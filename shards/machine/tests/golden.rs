@@ -29,7 +29,7 @@ use flowmesh_model::job::{
     Backoff, JobCursor, JobFilter, JobKey, JobOptions, JobPhase, JobRef, NackKind, RetryPolicy, Which,
 };
 use flowmesh_model::replay::{ReplayRef, Speed, StepMove};
-use flowmesh_model::schedule::{MissedPolicy, ScheduleSpec, Timing};
+use flowmesh_model::schedule::{MissedPolicy, ScheduleChanges, ScheduleSpec, Timing};
 use flowmesh_model::transfer::Arrival;
 use flowmesh_model::{
     Batch, CatalogCommand, Command, JobId, Kind, KvCommand, LeaseToken, Lsn, Millis, Offset, PartitionRef,
@@ -518,6 +518,7 @@ fn schedule_command(verb: &str, rest: &[&str], words: &Words<'_>) -> ScheduleCom
     let name = Name::from(*rest.first().unwrap());
     match verb {
         "create" => ScheduleCommand::Create { name, spec: schedule_spec(words), paused: false },
+        "update" => ScheduleCommand::Update { name, changes: Box::new(schedule_changes(words)) },
         "delete" => ScheduleCommand::Delete(name),
         "pause" => ScheduleCommand::Pause(name),
         "resume" => ScheduleCommand::Resume(name),
@@ -526,6 +527,19 @@ fn schedule_command(verb: &str, rest: &[&str], words: &Words<'_>) -> ScheduleCom
         "next" => ScheduleCommand::Next { name, times_max: rest[1].parse().unwrap() },
         "list" => ScheduleCommand::List { after: None, schedules_max: rest[0].parse().unwrap() },
         _ => panic!("what is schedule {verb}?"),
+    }
+}
+
+/// `end=none` takes the end away.
+fn schedule_changes(words: &Words<'_>) -> ScheduleChanges {
+    let missed = |word: &str| MissedPolicy::ALL.into_iter().find(|policy| policy.as_str() == word);
+    ScheduleChanges {
+        cron: words.option("cron").map(|expression| expression.replace('_', " ").into()),
+        at: words.number("at").map(Millis),
+        time_zone: words.option("zone").map(Into::into),
+        end: words.option("end").map(|end| end.parse().ok().map(Millis)),
+        missed: words.option("missed").and_then(missed),
+        job: words.option("payload").map(|payload| NewJob { payload: bytes(payload), ..NewJob::default() }),
     }
 }
 

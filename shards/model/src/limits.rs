@@ -238,6 +238,9 @@ pub const SCHEDULE_MISSED_AFTER_MS: u64 = 60_000;
 /// Missed firings that fire after all, with the policy `all`: the last ones; a thousand jobs come in a burst.
 pub const SCHEDULE_CATCH_UP_MAX: usize = 1_000;
 
+/// When a firing that finds its queue full is tried again.
+pub const SCHEDULE_RETRY_MS: u64 = 1_000;
+
 /// Times that are counted of those that are left out at once: each takes a microsecond.
 pub const SCHEDULE_SKIPPED_COUNTED_MAX: u64 = 1_000;
 

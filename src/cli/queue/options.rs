@@ -71,11 +71,16 @@ impl LifeArgs {
     /// The job with all that was given.
     pub fn put(&self, job: v1::NewJob) -> v1::NewJob {
         v1::NewJob {
-            group: self.group.clone().unwrap_or_default(),
-            ttl_ms: self.ttl.map_or(0, millis),
-            retry: self.backoff,
+            group: self.group.clone().unwrap_or(job.group),
+            ttl_ms: self.ttl.map_or(job.ttl_ms, millis),
+            retry: self.backoff.or(job.retry),
             ..job
         }
+    }
+
+    /// Whether anything was given.
+    pub fn any(&self) -> bool {
+        self.group.is_some() || self.ttl.is_some() || self.backoff.is_some()
     }
 }
 

@@ -1,7 +1,9 @@
-//! `flowmesh schedule`: [`create`], list, describe, pause, resume, next, run-now, delete; how schedules are [`show`]n.
+//! `flowmesh schedule`: [`create`], [`update`], list, describe, pause, resume, next, run-now, delete; how schedules are
+//! [`show`]n.
 
 mod create;
 mod show;
+mod update;
 
 use clap::{Args, Subcommand};
 use flowmesh_proto::v1::{self, schedule_client::ScheduleClient};
@@ -26,6 +28,8 @@ use show::{NAMES, ScheduleJson, row, write};
 pub enum ScheduleCommand {
     /// Create a schedule: when it fires, and the job it enqueues
     Create(Box<create::CreateArgs>),
+    /// Change when it fires, or the job it enqueues; what is not given stays as it is
+    Update(Box<update::UpdateArgs>),
     /// List schedules of one queue, or of all
     List(ListArgs),
     /// Show one schedule: what it does, when it fires next, what it has done
@@ -37,6 +41,7 @@ pub enum ScheduleCommand {
     /// Show when it fires next
     Next(NextArgs),
     /// Enqueue its job now; its times stay what they are
+    #[command(visible_alias = "trigger")]
     RunNow(ActArgs),
     /// Delete a schedule; jobs it has enqueued stay
     Delete(DeleteArgs),
@@ -117,6 +122,7 @@ impl ScheduleCommand {
     pub async fn run(self) -> Result<(), Failure> {
         match self {
             Self::Create(args) => args.run().await,
+            Self::Update(args) => args.run().await,
             Self::List(args) => args.run().await,
             Self::Describe(args) => args.describe().await,
             Self::Pause(args) => args.pause().await,

@@ -86,6 +86,7 @@ methods! {
     ReplayList = "flowmesh.v1.Replay/List",
     ReplayDelete = "flowmesh.v1.Replay/Delete",
     ScheduleCreate = "flowmesh.v1.Schedule/Create",
+    ScheduleUpdate = "flowmesh.v1.Schedule/Update",
     ScheduleList = "flowmesh.v1.Schedule/List",
     ScheduleDescribe = "flowmesh.v1.Schedule/Describe",
     SchedulePause = "flowmesh.v1.Schedule/Pause",

@@ -101,16 +101,17 @@ impl Queue {
         }
     }
 
-    /// Appends at most `facts_max` facts about schedules that are due.
+    /// Appends at most `facts_max` facts about schedules that are due, and what their jobs drop.
     pub fn fire(
-        &self,
+        &mut self,
         id: ResourceId,
         settings: &QueueSettings,
         now: Millis,
         facts_max: usize,
         facts: &mut Vec<Fact>,
     ) {
-        Asked { queue: self, id, settings, now }.tick_schedules(facts_max, facts);
+        let held_back = Asked { queue: self, id, settings, now }.tick_schedules(facts_max, facts);
+        self.schedules.hold_back(held_back, now);
     }
 
     /// What becomes of a job whose lease is over: ready at once, dead after the last attempt or the last crash.

@@ -266,6 +266,9 @@ fn schedule_fact(fact: &ScheduleFact) -> String {
         ScheduleFact::Fired { job, scheduled_for, next_at, .. } => {
             format!("Fired {name} job {job} for {scheduled_for} next {}", end(*next_at))
         }
+        ScheduleFact::Updated { next_at, spec, .. } => {
+            format!("Updated {name} next {} {}", end(*next_at), schedule_spec(spec))
+        }
         ScheduleFact::Skipped { count, next_at, .. } => {
             format!("Skipped {name} count {count} next {}", end(*next_at))
         }
@@ -295,8 +298,9 @@ fn schedule_reply(reply: &ScheduleReply) -> String {
 fn schedule(status: &ScheduleStatus) -> String {
     let ScheduleStatus { name, state, fired_total, skipped_total, last_fired, .. } = status;
     let (next, finished, spec) = (end(status.next_at), end(status.finished_at), schedule_spec(&status.spec));
+    let held_back = if status.held_back { " held back" } else { "" };
     format!(
-        "schedule {name} {state:?} next {next} finished {finished} fired {fired_total} last {last_fired:?} \
+        "schedule {name} {state:?}{held_back} next {next} finished {finished} fired {fired_total} last {last_fired:?} \
          skipped {skipped_total}: {spec}"
     )
 }

@@ -106,6 +106,7 @@ pub fn unary<B: Backend>(
         Method::ReplayList => replay::list(edge, message, responder),
         Method::ReplayDelete => replay::delete(edge, message, responder),
         Method::ScheduleCreate => schedule::create(edge, message, responder),
+        Method::ScheduleUpdate => schedule::update(edge, message, responder),
         Method::ScheduleList => schedule::list(edge, message, responder),
         Method::ScheduleDescribe => schedule::describe(edge, message, responder),
         Method::SchedulePause => schedule::pause(edge, message, responder),

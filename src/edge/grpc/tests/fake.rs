@@ -15,10 +15,11 @@ use flowmesh_model::reject::LeaseLost;
 use flowmesh_model::reply::{
     EnqueuedJob, EntryValue, Extended, LeasedJob, QueueStatus, RecordRun, RecordRuns,
 };
+use flowmesh_model::schedule::{MissedPolicy, ScheduleSpec, ScheduleState, ScheduleStatus, Timing};
 use flowmesh_model::{
     Catalog, CatalogCommand, CatalogVersion, Command, Durability, JobId, Kind, KvCommand, LeaseToken, Lsn,
     Millis, Offset, PartitionRef, ProducerId, QueueCommand, Reject, Reply, ResourceId, ResourceInfo,
-    ResourcePath, Settings, ShardId, StreamCommand, StreamSettings,
+    ResourcePath, ScheduleCommand, ScheduleReply, Settings, ShardId, StreamCommand, StreamSettings,
 };
 use futures::FutureExt;
 use futures::channel::oneshot;
@@ -59,6 +60,8 @@ struct State {
     serving: Cell<bool>,
     commands: Cell<usize>,
     fail_shard: Cell<Option<ShardId>>,
+    /// A resource that the catalog has and no shard.
+    gone: Cell<Option<ResourceId>>,
 }
 
 impl Fake {
@@ -77,6 +80,7 @@ impl Fake {
             serving: Cell::new(true),
             commands: Cell::new(0),
             fail_shard: Cell::new(None),
+            gone: Cell::new(None),
         }));
         fake.create(ResourcePath::parse(Kind::Kv, "s").unwrap(), Settings::default_for(Kind::Kv));
         fake.create(ResourcePath::parse(Kind::Queue, "q").unwrap(), Settings::default_for(Kind::Queue));
@@ -121,6 +125,11 @@ impl Fake {
         self.0.waiting.borrow().len()
     }
 
+    /// A resource is deleted, and the catalog of this core does not know it yet.
+    pub fn set_gone(&self, kind: Kind, name: &str) {
+        self.0.gone.set(self.find(kind, name).map(|info| info.id));
+    }
+
     pub fn commands(&self) -> usize {
         self.0.commands.get()
     }
@@ -134,7 +143,7 @@ impl Fake {
         self.0.fail_shard.set(Some(ShardId(shard)));
     }
 
-    fn create(&self, path: ResourcePath, settings: Settings) -> Arc<ResourceInfo> {
+    pub fn create(&self, path: ResourcePath, settings: Settings) -> Arc<ResourceInfo> {
         let catalog = self.catalog();
         let id = ResourceId(catalog.len() as u64 + 1);
         let info = Arc::new(ResourceInfo::new(id, path, settings, self.now()));
@@ -236,6 +245,10 @@ impl Fake {
     }
 
     fn queue(&self, id: ResourceId, command: &QueueCommand) -> Option<Result<Reply, Reject>> {
+        if self.0.gone.get() == Some(id) {
+            let path = self.0.catalog.borrow().get(id)?.path.clone();
+            return Some(Err(Reject::ResourceNotFound { path: path.to_string() }));
+        }
         let mut queues = self.0.queues.borrow_mut();
         let queue = queues.entry(id).or_default();
         let mut next = || {
@@ -274,6 +287,27 @@ impl Fake {
                     })
                     .collect(),
             ),
+            QueueCommand::Schedule(ScheduleCommand::List { .. }) => {
+                let timing = Timing::Once(self.now());
+                let status = ScheduleStatus {
+                    name: "s".into(),
+                    spec: ScheduleSpec {
+                        timing,
+                        end: None,
+                        missed: MissedPolicy::Once,
+                        job: NewJob::default(),
+                    },
+                    state: ScheduleState::Finished,
+                    next_at: None,
+                    created_at: self.now(),
+                    finished_at: None,
+                    fired_total: 0,
+                    skipped_total: 0,
+                    last_fired: None,
+                    held_back: false,
+                };
+                Reply::Schedule(ScheduleReply::List { schedules: vec![status], more: false })
+            }
             QueueCommand::Schedule(_) => return Some(Err(Reject::Internal("the fake has no schedules"))),
             _ => Reply::QueueStatus(
                 QueueStatus {

@@ -22,7 +22,7 @@ use flowmesh_model::{
 };
 
 use super::Asked;
-use super::enqueue::full;
+use super::enqueue::{Room, Wanted, full};
 use super::look::Found;
 use crate::decision::Decision;
 use crate::limit::{items, size};
@@ -291,8 +291,7 @@ impl Asked<'_> {
         let jobs: Vec<NewJob> = new.iter().map(|job| self.arrived(job)).collect();
         let (mut count, ids) = (jobs.len(), self.new_numbers(&jobs));
         let mut facts = loop {
-            let taken = (jobs.get(..count).unwrap_or_default(), ids.get(..count).unwrap_or_default());
-            match self.make_room(taken.0, taken.1) {
+            match Room::of(self).take(Wanted::of(jobs.iter().take(count))) {
                 Ok(facts) => break facts,
                 Err(over) if count <= 1 => return Err(full(&over)),
                 Err(_) => count /= 2,
