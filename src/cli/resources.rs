@@ -346,6 +346,8 @@ fn settings_map(settings: Option<&v1::Settings>) -> Map<String, Value> {
             put("dead_retention_ms", some(s.dead_retention_ms));
             put("done_retention_ms", some(s.done_retention_ms));
             put("result_retention_ms", s.result_retention_ms.map(Value::from));
+            put("dead_letters_to", s.dead_letters_to.clone().map(Value::from));
+            put("sandbox", s.sandbox.filter(|sandbox| *sandbox).map(Value::from));
             put("durability", durability(s.durability));
         }
         Some(settings::Kind::Kv(s)) => {
@@ -480,6 +482,10 @@ fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, Stri
             (v1::Kind::Queue, "dead_retention_ms") => queue.dead_retention_ms = long()?,
             (v1::Kind::Queue, "done_retention_ms") => queue.done_retention_ms = long()?,
             (v1::Kind::Queue, "result_retention_ms") => queue.result_retention_ms = long()?,
+            (v1::Kind::Queue, "dead_letters_to") => queue.dead_letters_to = Some(text.to_owned()),
+            (v1::Kind::Queue, "sandbox") => {
+                queue.sandbox = Some(text.parse().map_err(|_| wrong("true, false".to_owned()))?);
+            }
             (v1::Kind::Queue, "durability") => queue.durability = durability()?,
             (v1::Kind::Kv, "default_ttl_ms") => kv.default_ttl_ms = time()?,
             (v1::Kind::Kv, "durability") => kv.durability = durability()?,
@@ -541,7 +547,7 @@ fn setting_names(kind: v1::Kind) -> &'static str {
             "visibility_timeout_ms, max_attempts, backoff, backoff_initial_ms, backoff_max_ms, \
              backoff_jitter_percent, quarantine_after, priority_aging_ms, group_concurrency, concurrency, rate, \
              group_rate, jobs_max, bytes_max, when_full, dead_retention_ms, done_retention_ms, \
-             result_retention_ms, durability"
+             result_retention_ms, dead_letters_to, sandbox, durability"
         }
         v1::Kind::Kv => "default_ttl_ms, durability",
         v1::Kind::Group => {

@@ -4,6 +4,7 @@
 //! - [`Router`]: what the edges use.
 //! - `hop`: requests and answers between cores.
 //! - `catalog_gate`: on core 0, catalog changes one at a time; each is made known to all cores once it is durable.
+//! - `transport`: jobs on their way to other queues and streams.
 //! - `pending`, `oneshot`: who waits for an answer.
 
 mod backend;
@@ -12,6 +13,7 @@ mod hop;
 pub mod message;
 mod oneshot;
 mod pending;
+mod transport;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;

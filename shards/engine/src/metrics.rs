@@ -4,7 +4,9 @@ pub mod resources;
 mod spans;
 
 use flowmesh_machine::MachineStats;
-use flowmesh_model::{Command, GroupCommand, KvCommand, QueueCommand, ReplayCommand, StreamCommand};
+use flowmesh_model::{
+    Command, GroupCommand, KvCommand, QueueCommand, ReplayCommand, StreamCommand, TransferCommand,
+};
 
 pub use resources::{GroupRows, OffsetRows, PartitionRows, QueueRows};
 pub use spans::Spans;
@@ -60,11 +62,13 @@ pub enum Operation {
     Schedule,
     /// On workers.
     Worker,
+    /// Jobs sent to other queues and streams, and received.
+    Transfer,
 }
 
 impl Operation {
     /// All operations, in the order of their counters.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::StreamAppend,
         Self::StreamRead,
         Self::StreamTrim,
@@ -89,6 +93,7 @@ impl Operation {
         Self::Replay,
         Self::Schedule,
         Self::Worker,
+        Self::Transfer,
     ];
 
     /// The operation's label.
@@ -118,6 +123,7 @@ impl Operation {
             Self::Replay => "replay",
             Self::Schedule => "schedule",
             Self::Worker => "worker",
+            Self::Transfer => "transfer",
         }
     }
 
@@ -142,6 +148,10 @@ impl Operation {
                 (Self::QueueExtend, leases.len() as u64)
             }
             Command::Queue(_, QueueCommand::Schedule(_)) => (Self::Schedule, 1),
+            Command::Queue(_, QueueCommand::Transfer(command)) => Self::of_transfer(command),
+            Command::Stream(_, StreamCommand::Receive(arrival)) => {
+                (Self::Transfer, arrival.jobs.len() as u64)
+            }
             Command::Queue(_, QueueCommand::Progress { .. }) => (Self::QueueExtend, 1),
             Command::Queue(_, QueueCommand::Cancel { jobs }) => (Self::QueueManage, jobs.len() as u64),
             Command::Queue(_, QueueCommand::Change { .. }) => (Self::QueueManage, 1),
@@ -164,6 +174,17 @@ impl Operation {
 }
 
 impl Operation {
+    fn of_transfer(command: &TransferCommand) -> (Self, u64) {
+        match command {
+            TransferCommand::Move { .. } | TransferCommand::Replay { .. } => (Self::QueueManage, 0),
+            TransferCommand::Outbox => (Self::Status, 1),
+            TransferCommand::Receive(arrival) => (Self::Transfer, arrival.jobs.len() as u64),
+            TransferCommand::Next { .. } | TransferCommand::Sent { .. } | TransferCommand::Failed { .. } => {
+                (Self::Transfer, 0)
+            }
+        }
+    }
+
     fn of_replay(command: &ReplayCommand) -> (Self, u64) {
         match command {
             ReplayCommand::Member(command) => Self::of_group(command),

@@ -82,6 +82,8 @@ pub(crate) struct Signals {
     pub compact: Signal,
     /// A checkpoint gave space back.
     pub checkpointed: Signal,
+    /// A queue has something to send to another queue or a stream.
+    pub transfer: Signal,
 }
 
 pub(crate) struct State<D: Disk> {

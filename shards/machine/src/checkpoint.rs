@@ -46,6 +46,8 @@ pub(crate) struct Checkpoint {
     pub(crate) restored_segments: Vec<(PartitionRef, Bytes)>,
     /// The same for producers.
     pub(crate) restored_producers: Vec<(PartitionRef, ProducerId, Bytes)>,
+    /// The same for what other queues sent.
+    pub(crate) restored_received: Vec<(PartitionRef, ResourceId, Bytes)>,
 }
 
 /// A dropped resource whose items the index still has.

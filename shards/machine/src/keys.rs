@@ -10,12 +10,15 @@
 //! | meta | slot `u16`, stream `u64`, `5`, partition `u32`, producer `u64` | an idempotent producer of a partition |
 //! | meta | slot `u16`, stream `u64`, `6`, the name | the producer of a name |
 //! | meta | slot `u16`, stream `u64`, `7`, partition `u32`, number `u64` | some closed segments of a partition |
+//! | meta | slot `u16`, stream or queue `u64`, `9`, partition `u32`, source `u64` | up to where it has what a queue sent |
 //! | meta | slot `u16`, `0` as `u64`, `16`, the full path | a worker |
 //! | jobs | slot `u16`, queue `u64`, job `u64` | a job; numbers are below 2^56, so that the first byte is 0 |
 //! | jobs | slot `u16`, queue `u64`, `1`, the key | a key by which a job is recognised |
 //! | bodies | slot `u16`, queue `u64`, job `u64` | what a job is about |
 //! | jobs | slot `u16`, queue `u64`, `3`, the name | a schedule |
+//! | jobs | slot `u16`, queue `u64`, `5`, number `u64` | a job on its way to another queue or a stream |
 //! | jobs | slot `u16`, queue `u64`, `6`, the name | what became of the jobs that a worker had |
+//! | jobs | slot `u16`, queue `u64`, `7` | what the queue counts of such jobs |
 //! | keys | slot `u16`, store `u64`, the key | an entry |
 //! | groups | slot `u16`, group `u64`, `0`, member `u32` | a member |
 //! | groups | slot `u16`, group `u64`, `1`, stream `u64`, partition `u32` | a partition as the group sees it |
@@ -51,8 +54,12 @@ const PRODUCER: u8 = 5;
 const PRODUCER_NAME: u8 = 6;
 const SEGMENTS: u8 = 7;
 
+const RECEIVED: u8 = 9;
+
 const SCHEDULE: u8 = 3;
+const OUTBOX: u8 = 5;
 const WORK_COUNTS: u8 = 6;
+const OUTBOX_TOTALS: u8 = 7;
 
 const WORKER: u8 = 16;
 
@@ -100,6 +107,23 @@ impl Home {
         rest[1..5].copy_from_slice(&partition.to_be_bytes());
         rest[5..].copy_from_slice(&chunk.to_be_bytes());
         key(self.placement.partition_slot(partition), self.id, &rest)
+    }
+
+    pub fn received_key(&self, partition: u32, source: ResourceId) -> Bytes {
+        let mut rest = [RECEIVED; 13];
+        rest[1..5].copy_from_slice(&partition.to_be_bytes());
+        rest[5..].copy_from_slice(&source.0.to_be_bytes());
+        key(self.placement.partition_slot(partition), self.id, &rest)
+    }
+
+    pub fn outbox_key(&self, number: u64) -> Bytes {
+        let mut rest = [OUTBOX; 9];
+        rest[1..].copy_from_slice(&number.to_be_bytes());
+        key(self.first_slot, self.id, &rest)
+    }
+
+    pub fn outbox_totals_key(&self) -> Bytes {
+        key(self.first_slot, self.id, &[OUTBOX_TOTALS])
     }
 
     pub fn producer_name_key(&self, name: &[u8]) -> Bytes {
@@ -175,6 +199,7 @@ pub(crate) enum MetaKey<'a> {
     ProducerName(ResourceId, &'a [u8]),
     Segments(PartitionRef),
     Worker(&'a str),
+    Received(PartitionRef, ResourceId),
 }
 
 impl<'a> MetaKey<'a> {
@@ -196,6 +221,11 @@ impl<'a> MetaKey<'a> {
                 let partition = u32::from_be_bytes([*a, *b, *c, *d]);
                 Ok(Self::Segments(PartitionRef { resource: id, partition }))
             }
+            [RECEIVED, a, b, c, d, source @ ..] => {
+                let source = source.try_into().map_err(|_| Malformed("a source has eight bytes"))?;
+                let at = PartitionRef { resource: id, partition: u32::from_be_bytes([*a, *b, *c, *d]) };
+                Ok(Self::Received(at, ResourceId(u64::from_be_bytes(source))))
+            }
             [WORKER, path @ ..] => {
                 let path = std::str::from_utf8(path);
                 path.map(Self::Worker).map_err(|_| Malformed("a worker's path is not UTF-8"))
@@ -210,6 +240,8 @@ impl<'a> MetaKey<'a> {
 pub(crate) enum QueueKey<'a> {
     Job(JobId),
     Schedule(&'a [u8]),
+    Outbox(u64),
+    OutboxTotals,
     Dedup(&'a [u8]),
     Work(&'a [u8]),
 }
@@ -225,6 +257,11 @@ impl<'a> QueueKey<'a> {
             [SCHEDULE, name @ ..] => Ok(Self::Schedule(name)),
             [DEDUP, key @ ..] => Ok(Self::Dedup(key)),
             [WORK_COUNTS, name @ ..] => Ok(Self::Work(name)),
+            [OUTBOX, number @ ..] => {
+                let number = number.try_into().map_err(|_| Malformed("a number is eight bytes"))?;
+                Ok(Self::Outbox(u64::from_be_bytes(number)))
+            }
+            [OUTBOX_TOTALS] => Ok(Self::OutboxTotals),
             _ => Err(Malformed("unknown key in jobs")),
         }
     }
@@ -291,6 +328,14 @@ mod tests {
         assert_eq!(MetaKey::read(&producer).unwrap(), MetaKey::Producer(at, ProducerId(3 << 40)));
         assert!(MetaKey::read(&producer[..producer.len() - 1]).is_err());
         assert_eq!(MetaKey::read(&home.segments_key(9, 1 << 40)).unwrap(), MetaKey::Segments(at));
+        let received = home.received_key(9, ResourceId(5));
+        assert_eq!(MetaKey::read(&received).unwrap(), MetaKey::Received(at, ResourceId(5)));
+        assert!(MetaKey::read(&received[..received.len() - 1]).is_err());
+        let outbox = home.outbox_key(1 << 60);
+        assert_eq!(QueueKey::read(split(&outbox).unwrap().2), Ok(QueueKey::Outbox(1 << 60)));
+        assert!(QueueKey::read(&split(&outbox).unwrap().2[..8]).is_err());
+        let totals = home.outbox_totals_key();
+        assert_eq!(QueueKey::read(split(&totals).unwrap().2), Ok(QueueKey::OutboxTotals));
         let name = home.producer_name_key(b"orders");
         assert_eq!(MetaKey::read(&name).unwrap(), MetaKey::ProducerName(ResourceId(7), b"orders"));
         let worker = worker_key(&WorkerPath::parse("w1").unwrap());

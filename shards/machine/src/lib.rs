@@ -12,6 +12,7 @@
 //! | `stream`, `queue`, `kv`, `group`, `catalog` | the five kinds of state: `decide`, `apply`, their form in the index, their checks |
 //! | `workers` | workers that registered, which no resource holds |
 //! | `replay` | what a consumer group is for that is the sandbox of a replay session |
+//! | `received` | what queues and streams remember of jobs that other queues sent |
 //! | `ticks` | what is due |
 //! | `woken` | for what something became available |
 //! | `changes`, `checkpoint`, `restore`, `keys` | writing the state to the index while it changes, and reading it back |
@@ -32,6 +33,7 @@ mod kv;
 mod limit;
 mod machine;
 mod queue;
+mod received;
 mod replay;
 mod restore;
 mod siphash;

@@ -1,5 +1,6 @@
 //! What time brings.
 
+use flowmesh_model::transfer::fact::TransferFact;
 use flowmesh_model::{Fact, Millis, ResourceId, Settings};
 
 use crate::decision::{Tick, WaitKey};
@@ -21,6 +22,12 @@ impl Machine {
         let now = self.clock;
         let mut facts = Vec::new();
         facts.extend(self.drops.iter().take(facts_max).map(|&id| Fact::ResourceDropped { id }));
+        let forgets = self.forgets.iter().filter(|(target, _)| !self.drops.contains(target));
+        let forgets = forgets.take(facts_max.saturating_sub(facts.len()));
+        facts.extend(
+            forgets
+                .map(|&(target, source)| Fact::Transfer(target, TransferFact::ReceivedForgotten { source })),
+        );
         let mut promotions = facts_max.saturating_mul(PROMOTIONS_PER_FACT);
         let due = self.timers.range(..=(now, ResourceId(u64::MAX))).map(|&(_, id)| id);
         let due: Vec<ResourceId> = due.take(facts_max.max(1)).collect();
@@ -62,6 +69,11 @@ impl Machine {
                     let settings = held.info.as_deref().map(|info| &info.settings);
                     if let Some(Settings::Queue(settings)) = settings {
                         queue.fire(id, settings, now, facts_max - facts.len(), facts);
+                        if let Some(catalog) = self.snapshot.as_deref() {
+                            let (to, most) =
+                                (settings.dead_letters_to.as_deref(), facts_max.saturating_sub(facts.len()));
+                            queue.forward(id, to, catalog, now, most, facts);
+                        }
                     }
                     if queue.is_leasable(now) {
                         self.woken.wake(&mut queue.woken, WaitKey::Queue(id));
@@ -84,7 +96,7 @@ impl Machine {
     /// When [`Machine::tick`] has something to do next; may be early, never late. Costs next to nothing.
     #[inline]
     pub fn next_due(&self) -> Option<Millis> {
-        if !self.drops.is_empty() {
+        if !self.drops.is_empty() || !self.forgets.is_empty() {
             return Some(self.clock);
         }
         let resources = self.timers.first().map(|(due, _)| *due);

@@ -22,7 +22,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use bytes::Bytes;
-use common::{World, pack, text};
+use common::{Outcome, World, pack, text};
 use flowmesh_model::command::{Ack, LeaseRef, Nack, NewJob, ReadFrom, SetEntry, SetIf, SetTtl};
 use flowmesh_model::group::Name;
 use flowmesh_model::job::{
@@ -30,11 +30,12 @@ use flowmesh_model::job::{
 };
 use flowmesh_model::replay::{ReplayRef, Speed, StepMove};
 use flowmesh_model::schedule::{MissedPolicy, ScheduleChanges, ScheduleSpec, Timing};
+use flowmesh_model::transfer::Arrival;
 use flowmesh_model::worker::{Registration, WorkerFilter, WorkerState};
 use flowmesh_model::{
     Batch, CatalogCommand, Command, JobId, Kind, KvCommand, LeaseToken, Lsn, Millis, Offset, PartitionRef,
-    ProducerId, ProducerStamp, QueueCommand, ReplayCommand, ResourceId, ResourcePath, ScheduleCommand,
-    Settings, StreamCommand, WorkerCommand, WorkerPath,
+    ProducerId, ProducerStamp, QueueCommand, ReplayCommand, Reply, ResourceId, ResourcePath, ScheduleCommand,
+    Settings, StreamCommand, TransferCommand, TransferReply, WorkerCommand, WorkerPath,
 };
 
 /// The words of a command: plain ones in order, and options.
@@ -88,6 +89,33 @@ impl Script {
         catalog.find(kind, name).unwrap_or_else(|| panic!("no {kind} {name}")).id
     }
 
+    /// A queue's name, or a stream's with a partition.
+    fn target(&self, word: &str) -> PartitionRef {
+        match word.contains('/') {
+            true => self.partition(word),
+            false => PartitionRef { resource: self.id(Kind::Queue, word), partition: 0 },
+        }
+    }
+
+    /// Sends what is next to a target; what the target says of it is not told to the source.
+    fn carry(&mut self, queue: &str, to: &str, most: usize) -> String {
+        let (source, to) = (self.id(Kind::Queue, queue), self.target(to));
+        let next = Command::Queue(source, QueueCommand::Transfer(TransferCommand::Next { to }));
+        let jobs = match self.world.run(&next) {
+            Outcome::Answered(Reply::Transfer(TransferReply::Next(jobs)), _) => jobs,
+            other => return text::outcome(&other),
+        };
+        let arrival = Arrival { source, jobs: jobs.into_iter().take(most).collect() };
+        let kind = self.world.machine.catalog_snapshot().get(to.resource).map(|info| info.path.kind());
+        let command = match kind {
+            Some(Kind::Stream) => Command::Stream(to, StreamCommand::Receive(arrival)),
+            _ => Command::Queue(to.resource, QueueCommand::Transfer(TransferCommand::Receive(arrival))),
+        };
+        let outcome = self.world.run(&command);
+        self.world.machine.check_all();
+        text::outcome(&outcome)
+    }
+
     fn replay(&self, name: &str) -> ReplayRef {
         let session = self.id(Kind::Replay, name);
         let catalog = self.world.machine.catalog_snapshot();
@@ -114,6 +142,11 @@ impl Script {
                 text::facts(&facts)
             }
             ["due"] => format!("due {:?}\n", self.world.machine.next_due().map(Millis::get)),
+            ["carry", queue, to, most @ ..] => {
+                let most = most.first().map_or(usize::MAX, |most| most.parse().unwrap());
+                self.carry(queue, to, most)
+            }
+            ["lanes"] => format!("lanes {:?}\n", self.world.machine.take_outgoing()),
             ["woken"] => {
                 let mut out = String::new();
                 while let Some(key) = self.world.machine.take_woken() {
@@ -175,6 +208,14 @@ impl Script {
             ["replay", session, verb, rest @ ..] => {
                 Command::Replay(self.replay(session), replay_command(verb, rest, &words, self.world.now))
             }
+            ["next" | "sent" | "failed", queue, to, rest @ ..] => {
+                let command = lane_command(plain[0], self.target(to), rest, &words);
+                Command::Queue(self.id(Kind::Queue, queue), QueueCommand::Transfer(command))
+            }
+            ["move" | "replay-jobs", queue, to, jobs @ ..] => {
+                let command = send_command(plain[0], self.target(to).resource, jobs, &words);
+                Command::Queue(self.id(Kind::Queue, queue), QueueCommand::Transfer(command))
+            }
             ["schedule", queue, verb, rest @ ..] => Command::Queue(
                 self.id(Kind::Queue, queue),
                 QueueCommand::Schedule(schedule_command(verb, rest, &words)),
@@ -190,6 +231,33 @@ impl Script {
             _ => panic!("what is `{line}`?"),
         }
     }
+}
+
+fn lane_command(verb: &str, to: PartitionRef, rest: &[&str], words: &Words<'_>) -> TransferCommand {
+    let upto = || rest[0].parse().unwrap();
+    match verb {
+        "next" => TransferCommand::Next { to },
+        "sent" => TransferCommand::Sent { to, upto: upto() },
+        _ => TransferCommand::Failed {
+            to,
+            upto: upto(),
+            error: bytes(words.option("error").unwrap_or("gone")),
+        },
+    }
+}
+
+fn send_command(verb: &str, to: ResourceId, jobs: &[&str], words: &Words<'_>) -> TransferCommand {
+    let which = match jobs {
+        [] => Which::Matching(filter(words), JobCursor::default()),
+        _ => Which::Jobs(jobs.iter().map(|word| JobId(word.parse().unwrap())).collect()),
+    };
+    if verb == "move" {
+        let per_second = words.number("per_second").map(|rate| rate as u32);
+        return TransferCommand::Move { which, to, per_second, delay_ms: words.number("delay").unwrap_or(0) };
+    }
+    let word = words.option("phase").unwrap_or("done");
+    let phase = JobPhase::ALL.into_iter().find(|phase| phase.as_str() == word).unwrap();
+    TransferCommand::Replay { which, phase, to }
 }
 
 fn settings(kind: &str, words: &Words<'_>) -> Settings {
@@ -349,6 +417,7 @@ fn queue_command(verb: &str, rest: &[&str], words: &Words<'_>, line: &str, now: 
             },
             jobs_max: words.number("jobs_max").unwrap_or(100) as u32,
         },
+        "outbox" => QueueCommand::Transfer(TransferCommand::Outbox),
         "pause" => QueueCommand::Pause(true),
         "resume" => QueueCommand::Pause(false),
         "job" => {
@@ -634,4 +703,9 @@ fn worker() {
 #[test]
 fn replay() {
     check("replay.script");
+}
+
+#[test]
+fn transfer() {
+    check("transfer.script");
 }

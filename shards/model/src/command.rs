@@ -14,6 +14,7 @@ use crate::record::PackedRecords;
 use crate::replay::{ReplayCommand, ReplayRef};
 use crate::schedule::ScheduleCommand;
 use crate::settings::Settings;
+use crate::transfer::{Arrival, TransferCommand};
 use crate::worker::WorkerCommand;
 
 /// One command to one shard.
@@ -109,6 +110,8 @@ pub enum StreamCommand {
     },
     /// First and next offset, bytes, segments. → [`crate::Reply::StreamStatus`]
     Status,
+    /// Jobs of a queue arrive, as records. → [`crate::TransferReply::Received`]
+    Receive(Arrival),
 }
 
 /// A job to enqueue.
@@ -275,6 +278,8 @@ pub enum QueueCommand {
     },
     /// On the queue's schedules. → [`crate::Reply::Schedule`]
     Schedule(ScheduleCommand),
+    /// On what it sends to other queues and streams, or receives.
+    Transfer(TransferCommand),
 }
 
 impl QueueCommand {
@@ -297,6 +302,7 @@ impl QueueCommand {
                 false
             }
             Self::Schedule(command) => command.is_write(),
+            Self::Transfer(command) => command.is_write(),
             _ => true,
         }
     }
@@ -423,6 +429,7 @@ impl Command {
                     | StreamCommand::InitProducer { .. }
                     | StreamCommand::FenceProducer { .. }
                     | StreamCommand::Trim { .. }
+                    | StreamCommand::Receive(_)
             ),
             Self::Queue(_, command) => command.is_write(),
             Self::Kv(_, command) => matches!(command, KvCommand::Set { .. } | KvCommand::Delete { .. }),

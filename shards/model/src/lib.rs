@@ -26,6 +26,7 @@ pub mod replay;
 pub mod reply;
 pub mod schedule;
 pub mod settings;
+pub mod transfer;
 pub mod worker;
 
 pub use catalog::{Catalog, ResourceInfo};
@@ -46,6 +47,7 @@ pub use schedule::{ScheduleCommand, ScheduleReply};
 pub use settings::{
     Assignor, Durability, GroupSettings, KvSettings, QueueSettings, Settings, StreamSettings,
 };
+pub use transfer::{TransferCommand, TransferReply};
 pub use worker::{WorkerCommand, WorkerPath, WorkerReply};
 
 /// A batch that usually holds one item and then lives without an allocation.

@@ -203,6 +203,19 @@ pub const REPLAY_STEP_RECORDS_MAX: u32 = 1_000;
 /// What a step looks at, with a filter, before it answers with what it has found.
 pub const REPLAY_STEP_LOOKED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Jobs of one queue that are on their way to other queues or streams: each takes some 250 bytes of memory. More wait for
+/// room where they are.
+pub const OUTBOX_JOBS_MAX: usize = 10_000;
+
+/// Jobs that are sent to another queue or a stream at once: one entry of its log.
+pub const TRANSFER_JOBS_MAX: usize = 1_000;
+
+/// Bytes of headers and payloads of them; the first one always goes.
+pub const TRANSFER_BYTES_MAX: usize = 1024 * 1024;
+
+/// Queues in a row of which each sends its dead letters to the next: each of them dies of its own.
+pub const DEAD_LETTER_CHAIN_MAX: usize = 16;
+
 /// Schedules of one queue: each takes some 300 bytes of memory besides its job.
 pub const SCHEDULES_MAX: usize = 10_000;
 

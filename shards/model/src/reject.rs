@@ -262,6 +262,38 @@ pub enum Reject {
         /// Where it would have to be.
         wanted: &'static str,
     },
+    /// The job is on its way to another queue or a stream; nothing else can happen to it until it has arrived.
+    #[error("job {job} is on its way to another queue or a stream; try again once it has arrived")]
+    JobInTransit {
+        /// The job.
+        job: JobId,
+    },
+    /// Jobs are only replayed into a sandbox.
+    #[error("{path} is no sandbox; jobs are only replayed into a queue that was created with sandbox")]
+    QueueNotSandbox {
+        /// The queue.
+        path: String,
+    },
+    /// A sandbox takes and gives no jobs but by replays.
+    #[error("{path} is a sandbox: jobs come to it by replays, and leave it for no other queue or stream")]
+    SandboxQueue {
+        /// The queue.
+        path: String,
+    },
+    /// Dead letters would go round in a circle.
+    #[error("dead letters sent to {path} would in the end come back to where they died")]
+    DeadLetterCycle {
+        /// The target.
+        path: String,
+    },
+    /// Dead letters of a queue go to it.
+    #[error("dead letters of {of} go to {path}; change that setting first")]
+    DeadLetterTarget {
+        /// What was to be deleted.
+        path: String,
+        /// The queue whose dead letters they are, or one of several.
+        of: String,
+    },
     /// Another job has the key, with another payload.
     #[error("the key belongs to job {job}, which has another payload")]
     KeyConflict {
@@ -526,6 +558,11 @@ impl Reject {
             | Self::StaleWorker { .. }
             | Self::WorkerGone { .. }
             | Self::WorkerPresent { .. }
+            | Self::JobInTransit { .. }
+            | Self::QueueNotSandbox { .. }
+            | Self::SandboxQueue { .. }
+            | Self::DeadLetterCycle { .. }
+            | Self::DeadLetterTarget { .. }
             | Self::ScheduleInPast { .. } => Code::FailedPrecondition,
             Self::Overloaded { .. }
             | Self::QueueFull { .. }
@@ -570,6 +607,11 @@ impl Reject {
             Self::LeaseLost { reason: LeaseLost::Settled, .. } => "LEASE_SETTLED",
             Self::WrongPhase { .. } => "WRONG_PHASE",
             Self::KeyConflict { .. } => "KEY_CONFLICT",
+            Self::JobInTransit { .. } => "JOB_IN_TRANSIT",
+            Self::QueueNotSandbox { .. } => "QUEUE_NOT_SANDBOX",
+            Self::SandboxQueue { .. } => "SANDBOX_QUEUE",
+            Self::DeadLetterCycle { .. } => "DEAD_LETTER_CYCLE",
+            Self::DeadLetterTarget { .. } => "DEAD_LETTER_TARGET",
             Self::QueueFull { .. } => "QUEUE_FULL",
             Self::FlowCycle { .. } => "FLOW_CYCLE",
             Self::FlowMissing { .. } => "FLOW_MISSING",

@@ -48,6 +48,8 @@ methods! {
     QueueChange = "flowmesh.v1.Queue/Change",
     QueueRedrive = "flowmesh.v1.Queue/Redrive",
     QueuePurge = "flowmesh.v1.Queue/Purge",
+    QueueReplay = "flowmesh.v1.Queue/Replay",
+    QueueOutbox = "flowmesh.v1.Queue/Outbox",
     QueuePause = "flowmesh.v1.Queue/Pause",
     QueueResume = "flowmesh.v1.Queue/Resume",
     QueueGet = "flowmesh.v1.Queue/Get",

@@ -228,6 +228,7 @@ fn reply_bytes(reply: &Reply) -> usize {
             | Reply::Schedule(_)
             | Reply::Worker(_)
             | Reply::WorkerOnQueue(_)
+            | Reply::Transfer(_)
             | Reply::QueueStatus(..)
             | Reply::Swept { .. }
             | Reply::Resource { .. } => 0,

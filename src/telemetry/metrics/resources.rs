@@ -35,6 +35,7 @@ const QUEUE_GAUGES: &[Numbers<Queue>] = &[
     }),
     ("flowmesh_queue_in_flight", "Jobs that a worker has a lease of", |q| q.holds.leased),
     ("flowmesh_queue_dlq_jobs", "Dead jobs: out of attempts, and kept", |q| q.holds.dead),
+    ("flowmesh_queue_outbox_jobs", "Jobs on their way to other queues and streams", |q| q.holds.outbox),
     ("flowmesh_queue_total_jobs", "Alias of flowmesh_queue_jobs_enqueued_total", |q| q.counts.enqueued),
     ("flowmesh_queue_completed_jobs", "Alias of flowmesh_queue_jobs_completed_total", |q| q.counts.completed),
     ("flowmesh_queue_failed_jobs", "Alias of flowmesh_queue_jobs_failed_total", |q| q.counts.failed),
@@ -46,6 +47,14 @@ const QUEUE_COUNTERS: &[Numbers<Queue>] = &[
     ("flowmesh_queue_jobs_failed", "Deliveries that were given back or whose lease ran out", |q| {
         q.counts.failed
     }),
+    ("flowmesh_queue_jobs_sent", "Jobs and copies of jobs that went to other queues and streams", |q| {
+        q.counts.sent
+    }),
+    (
+        "flowmesh_queue_jobs_send_failed",
+        "Jobs that will never get to the queue or stream they were sent to",
+        |q| q.counts.send_failed,
+    ),
 ];
 
 const QUEUE_DURATIONS: &[Durations<Queue>] = &[
@@ -290,7 +299,7 @@ mod tests {
     fn core() -> CoreStats {
         let mut core = CoreStats::default();
         let mut mail = Queue::default();
-        mail.holds = QueueHolds { ready: 2, delayed: 1, leased: 4, dead: 8, oldest_ready_ms: 1500 };
+        mail.holds = QueueHolds { ready: 2, delayed: 1, leased: 4, dead: 8, outbox: 0, oldest_ready_ms: 1500 };
         mail.counts.enqueued = 20;
         mail.counts.enqueue_ns.record(20_000);
         let mut logs = Partition::default();

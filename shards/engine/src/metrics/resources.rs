@@ -11,6 +11,7 @@ use flowmesh_machine::Machine;
 pub use flowmesh_machine::PartitionHeld;
 use flowmesh_model::group::fact::GroupFact;
 use flowmesh_model::job::fact::QueueFact;
+use flowmesh_model::transfer::fact::TransferFact;
 use flowmesh_model::{
     Command, Fact, Millis, Offset, PartitionRef, QueueCommand, Reply, ResourceId, StreamCommand,
 };
@@ -41,6 +42,10 @@ pub struct QueueCounts {
     pub completed: u64,
     /// Deliveries that failed: given back, or their lease ran out. Those that were the last are among them.
     pub failed: u64,
+    /// Jobs, or copies of them, that went to other queues and streams.
+    pub sent: u64,
+    /// Those that will never get where they were to go.
+    pub send_failed: u64,
     /// Enqueues, from arrival on the shard to the release of the reply.
     pub enqueue_ns: Spans,
     /// Reserves, their waits included.
@@ -83,6 +88,8 @@ pub struct QueueHolds {
     pub leased: u64,
     /// Dead jobs.
     pub dead: u64,
+    /// Jobs on their way to other queues and streams.
+    pub outbox: u64,
     /// For how long the oldest ready job has been ready, in ms; about, as in the queue's status.
     pub oldest_ready_ms: u64,
 }
@@ -115,6 +122,8 @@ impl Merge for QueueCounts {
         self.enqueued += other.enqueued;
         self.completed += other.completed;
         self.failed += other.failed;
+        self.sent += other.sent;
+        self.send_failed += other.send_failed;
         self.enqueue_ns.add(&other.enqueue_ns);
         self.reserve_ns.add(&other.reserve_ns);
     }
@@ -165,6 +174,7 @@ impl Merge for QueueHolds {
         self.delayed += other.delayed;
         self.leased += other.leased;
         self.dead += other.dead;
+        self.outbox += other.outbox;
         self.oldest_ready_ms = self.oldest_ready_ms.max(other.oldest_ready_ms);
     }
 }
@@ -314,6 +324,14 @@ impl Resources {
                     self.groups.of(*group).rebalances += 1;
                     continue;
                 }
+                Fact::Transfer(queue, TransferFact::Sent { .. }) => {
+                    self.queues.of(*queue).sent += 1;
+                    continue;
+                }
+                Fact::Transfer(queue, TransferFact::SendFailed { .. }) => {
+                    self.queues.of(*queue).send_failed += 1;
+                    continue;
+                }
                 Fact::JobEnqueued { queue, .. } => (*queue, [1, 0, 0]),
                 Fact::JobDone { queue, .. } | Fact::Queue(queue, QueueFact::Finished { .. }) => {
                     (*queue, [0, 1, 0])
@@ -382,6 +400,7 @@ impl Resources {
                     delayed: status.delayed,
                     leased: status.leased,
                     dead: status.dead,
+                    outbox: status.outbox,
                     oldest_ready_ms: status.oldest_ready_ms,
                 };
                 row(id, holds);

@@ -231,6 +231,10 @@ impl Queue {
             }
             QueueFact::Redriven { job, ready_at } => {
                 let now = cx.at.time;
+                assert!(
+                    !self.outbox().is_some_and(|outbox| outbox.has(job)),
+                    "a job is redriven that is on its way"
+                );
                 self.change(cx, job, |job| job.redrive(ready_at, now));
             }
             QueueFact::Paused(paused) => {
@@ -278,7 +282,8 @@ impl Queue {
     }
 
     /// Takes a job out of everything.
-    fn remove(&mut self, cx: &mut Apply<'_>, id: JobId) {
+    pub(super) fn remove(&mut self, cx: &mut Apply<'_>, id: JobId) {
+        assert!(!self.outbox().is_some_and(|outbox| outbox.has(id)), "a job is gone that is on its way");
         self.touch(cx, id);
         let now = cx.at.time;
         let job = self.jobs.remove(id).unwrap_or_else(|| no_such(id));
@@ -309,7 +314,7 @@ impl Queue {
     }
 
     /// A job has come to its end, or to one from which it may come back: those that wait for it go on, wait on, or die.
-    fn ended(&mut self, cx: &mut Apply<'_>, id: JobId, end: End, result: &Bytes) {
+    pub(super) fn ended(&mut self, cx: &mut Apply<'_>, id: JobId, end: End, result: &Bytes) {
         if end == End::Done
             && let Some(key) = self.jobs.get(id).and_then(|job| job.extra()?.key.clone())
         {
@@ -403,7 +408,7 @@ impl Queue {
 
 /// How a job ended, for those that wait for it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     Done,
     /// It may be redriven.
     Dead,

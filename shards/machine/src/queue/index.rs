@@ -68,6 +68,11 @@ impl Queue {
             QueueKey::Dedup(key) => self.keys.restore(key, value),
             QueueKey::Schedule(name) => self.schedules.restore(name, &value),
             QueueKey::Work(name) => self.work.restore(name, value),
+            QueueKey::Outbox(number) => {
+                let job = self.outbox_mut().restore_entry(number, value)?;
+                self.jobs.get(job).map(|_| ()).ok_or(Malformed("a job on its way that is not there"))
+            }
+            QueueKey::OutboxTotals => self.outbox_mut().restore_totals(value),
         }
     }
 
@@ -105,6 +110,8 @@ impl Queue {
         self.keys.seal();
         self.schedules.seal();
         self.work.seal();
+        self.outbox.as_mut().into_iter().for_each(|outbox| outbox.seal());
+        self.received.as_mut().into_iter().for_each(|received| received.seal());
     }
 
     /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
@@ -118,8 +125,14 @@ impl Queue {
         for count in 0..items_max {
             match self.changes.next() {
                 None => {
-                    let count = count + self.keys.collect(home, seals, items_max - count, out);
-                    let count = count + self.schedules.collect(home, seals, items_max - count, out);
+                    let mut count = count + self.keys.collect(home, seals, items_max - count, out);
+                    count += self.schedules.collect(home, seals, items_max - count, out);
+                    if let Some(outbox) = &mut self.outbox {
+                        count += outbox.collect(home, seals, items_max - count, out);
+                    }
+                    if let Some(received) = &mut self.received {
+                        count += received.collect(home, seals, items_max - count, out);
+                    }
                     return count + self.work.collect(home, seals, items_max - count, out);
                 }
                 Some(Change::Gone(id)) => {
@@ -149,6 +162,8 @@ impl Queue {
         self.keys.sealed_written();
         self.schedules.sealed_written();
         self.work.sealed_written();
+        self.outbox.as_mut().into_iter().for_each(|outbox| outbox.sealed_written());
+        self.received.as_mut().into_iter().for_each(|received| received.sealed_written());
     }
 
     /// The sealed state did not get into the index.
@@ -168,6 +183,8 @@ impl Queue {
         self.keys.unseal(seals);
         self.schedules.unseal(seals);
         self.work.unseal(seals);
+        self.outbox.as_mut().into_iter().for_each(|outbox| outbox.unseal(seals));
+        self.received.as_mut().into_iter().for_each(|received| received.unseal(seals));
     }
 
     /// Takes at most `items_max` jobs of a dropped queue out of memory and appends the keys the index has of them to
@@ -183,8 +200,14 @@ impl Queue {
                     Some(Change::Gone(id)) => id,
                     Some(Change::Listed(_)) => continue,
                     None => {
-                        let count = count + self.keys.bury(home, items_max - count, gone);
-                        let count = count + self.schedules.bury(home, items_max - count, gone);
+                        let mut count = count + self.keys.bury(home, items_max - count, gone);
+                        count += self.schedules.bury(home, items_max - count, gone);
+                        if let Some(outbox) = &mut self.outbox {
+                            count += outbox.bury(home, items_max - count, gone);
+                        }
+                        if let Some(received) = &mut self.received {
+                            count += received.bury(home, items_max - count, gone);
+                        }
                         return count + self.work.bury(home, items_max - count, gone);
                     }
                 },

@@ -1,8 +1,9 @@
 //! Queues: jobs by number, and the orders in which they are wanted.
 //!
 //! [`job`] is one job and its life, [`jobs`] all of them with what they are about, [`ready`] who is next, [`dedup`] the
-//! keys by which jobs are recognised, [`schedule`] what enqueues jobs by itself; [`decide`] what can be asked of a queue,
-//! [`apply`] how facts change it, [`activity`] how much it does, [`work`] how much each worker does of it, [`due`] what time brings, [`index`] its part of checkpoints.
+//! keys by which jobs are recognised, [`schedule`] what enqueues jobs by itself, [`outbox`] those that are on their way to
+//! other queues and streams; [`decide`] what can be asked of a queue, [`apply`] how facts change it, [`activity`] how much
+//! it does, [`work`] how much each worker does of it, [`due`] what time brings, [`index`] its part of checkpoints.
 //!
 //! Each job that is there is in exactly one of these orders:
 //!
@@ -25,6 +26,7 @@ mod index;
 pub(crate) mod job;
 pub(crate) mod jobs;
 mod names;
+mod outbox;
 mod ready;
 pub(crate) mod schedule;
 mod work;
@@ -37,12 +39,14 @@ use flowmesh_model::settings::{Rate, WhenFull};
 use flowmesh_model::{JobId, LeaseToken, Lsn, Millis, QueueSettings};
 
 use crate::changes::Changes;
+use crate::received::Received;
 use activity::Activity;
 pub(crate) use apply::Enqueued;
 use dedup::Keys;
 use job::{Job, JobNames, JobState};
 use jobs::Jobs;
 use names::Names;
+use outbox::Outbox;
 use ready::{Bucket, Ready, Rules};
 use schedule::Schedules;
 use work::Work;
@@ -70,6 +74,10 @@ pub(crate) struct Queue {
     workers: Names,
     work: Work,
     pub schedules: Schedules,
+    /// `None`: it never sent a job elsewhere.
+    outbox: Option<Box<Outbox>>,
+    /// `None`: it never got a job from elsewhere.
+    pub received: Option<Box<Received>>,
     counters: Counters,
     waiting_bytes: u64,
     limits: Limits,
@@ -95,6 +103,8 @@ struct Limits {
     dead_retention_ms: Option<u64>,
     quarantine_after: Option<u32>,
     when_full: WhenFull,
+    /// Dead letters go somewhere.
+    forwards: bool,
 }
 
 /// What a queue counts. Part of its state.
@@ -151,6 +161,8 @@ impl Queue {
             + self.workers.memory_bytes()
             + self.work.memory_bytes()
             + self.schedules.memory_bytes()
+            + self.outbox_bytes()
+            + self.received.as_ref().map_or(0, |received| received.memory_bytes())
     }
 
     /// Bytes of bodies in memory.
@@ -213,6 +225,7 @@ impl Queue {
             dead_retention_ms: settings.dead_retention_ms,
             quarantine_after: settings.quarantine_after,
             when_full: settings.when_full,
+            forwards: settings.dead_letters_to.is_some(),
         };
         if rules.aging_ms == self.ready.rules().aging_ms {
             self.ready.configure(rules, now);

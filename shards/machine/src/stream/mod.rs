@@ -8,7 +8,7 @@
 //! ```
 //!
 //! [`tail`] is the part in memory, [`segments`] what can be deleted at once, [`producers`] are those whose batches are
-//! appended once however often they come, [`decide`] says what can be asked, [`find`] where a read starts, [`retention`]
+//! appended once however often they come, [`receive`] jobs of queues that come as records, [`decide`] says what can be asked, [`find`] where a read starts, [`retention`]
 //! what goes by itself, [`compaction`] what a later record of its key replaces; [`index`] is the part in checkpoints.
 
 mod check;
@@ -17,6 +17,7 @@ pub(crate) mod decide;
 pub(crate) mod find;
 mod index;
 pub(crate) mod producers;
+mod receive;
 pub(crate) mod retention;
 mod segments;
 pub(crate) mod tail;
@@ -28,6 +29,7 @@ use flowmesh_model::{Fact, Lsn, Millis, Offset, ResourceId, StreamSettings};
 
 use crate::changes::{Mark, Touch};
 use crate::held::Apply;
+use crate::received::Received;
 use producers::Producers;
 use retention::Rules;
 use segments::{SEGMENT_BYTES, Segments};
@@ -55,6 +57,8 @@ pub(crate) struct Stream {
     due: Option<Millis>,
     /// `None`: there never was one.
     producers: Option<Box<Producers>>,
+    /// `None`: it never got a job of a queue.
+    received: Option<Box<Received>>,
     /// As the settings say, 0 until they are known. Not part of the state.
     producer_retention_ms: u64,
 }
@@ -153,7 +157,9 @@ impl Stream {
 
     /// An estimate of what it takes in memory.
     pub fn memory_bytes(&self) -> u64 {
-        self.memory_bytes + self.producers.as_ref().map_or(0, |producers| producers.memory_bytes())
+        self.memory_bytes
+            + self.producers.as_ref().map_or(0, |producers| producers.memory_bytes())
+            + self.received.as_ref().map_or(0, |received| received.memory_bytes())
     }
 
     /// Takes over what the settings say.
@@ -189,6 +195,16 @@ impl Stream {
     #[inline]
     pub fn producers(&self) -> Option<&Producers> {
         self.producers.as_deref()
+    }
+
+    /// What it remembers of queues whose jobs it got, if there ever was one.
+    pub fn received(&self) -> Option<&Received> {
+        self.received.as_deref()
+    }
+
+    /// The same, for a change of it.
+    pub fn received_mut(&mut self) -> &mut Received {
+        self.received.get_or_insert_default()
     }
 
     /// The same, for a change of them.

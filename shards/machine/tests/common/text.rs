@@ -2,10 +2,13 @@
 
 use bytes::Bytes;
 use flowmesh_model::job::{JobCursor, JobView};
+use flowmesh_model::record::{RecordSlices, split_header};
 use flowmesh_model::replay::{Pace, ReplayProgress, ReplayStatus};
 use flowmesh_model::reply::EntryValue;
 use flowmesh_model::schedule::fact::ScheduleFact;
 use flowmesh_model::schedule::{ScheduleSpec, ScheduleStatus, Timing};
+use flowmesh_model::transfer::TransferReply;
+use flowmesh_model::transfer::fact::TransferFact;
 use flowmesh_model::worker::fact::{WorkerChange, WorkerFact};
 use flowmesh_model::worker::{Registration, WorkCounts, WorkerStatus};
 use flowmesh_model::{Fact, Millis, Reply, ScheduleReply, WorkerReply};
@@ -85,6 +88,7 @@ pub fn fact(fact: &Fact) -> String {
             }
             change => format!("Worker {path} epoch {epoch} {change:?}"),
         },
+        Fact::Transfer(id, fact) => format!("{} {id} {}", transfer_name(fact), transfer_fact(fact)),
     }
 }
 
@@ -167,6 +171,10 @@ pub fn reply(reply: &Reply) -> String {
                 ("cancelled", s.cancelled_total),
                 ("dropped", s.dropped_total),
                 ("purged", s.purged_total),
+                ("moved", s.moved_total),
+                ("copied", s.copied_total),
+                ("failed", s.send_failed_total),
+                ("outbox", s.outbox),
                 ("paused", u64::from(s.paused)),
             ];
             let more = more.iter().filter(|(_, count)| *count > 0);
@@ -219,6 +227,53 @@ pub fn reply(reply: &Reply) -> String {
             );
             lines(&head, &seen.jobs, |job| {
                 format!("job {} since {} attempt {} until {}", job.job, job.since, job.attempt, job.until)
+            })
+        }
+        Reply::Transfer(reply) => transfer_reply(reply),
+    }
+}
+
+fn transfer_name(fact: &TransferFact) -> &'static str {
+    match fact {
+        TransferFact::Sending { .. } => "Sending",
+        TransferFact::Sent { .. } => "Sent",
+        TransferFact::SendFailed { .. } => "SendFailed",
+        TransferFact::Received { .. } => "Received",
+        TransferFact::ReceivedForgotten { .. } => "ReceivedForgotten",
+    }
+}
+
+fn transfer_fact(fact: &TransferFact) -> String {
+    match fact {
+        TransferFact::Sending { sequence, job, to, mode, ready_at } => {
+            format!("number {sequence} job {job} to {to} as {} ready at {ready_at}", mode.as_str())
+        }
+        TransferFact::Sent { sequence } => format!("number {sequence}"),
+        TransferFact::SendFailed { sequence, error } => format!("number {sequence} {}", text(error)),
+        TransferFact::Received { partition, source, sequence } => {
+            format!("partition {partition} from {source} upto {sequence}")
+        }
+        TransferFact::ReceivedForgotten { source } => format!("from {source}"),
+    }
+}
+
+fn transfer_reply(reply: &TransferReply) -> String {
+    match reply {
+        TransferReply::Next(jobs) => lines("next", jobs, |job| {
+            let headers = RecordSlices::new(&job.headers).map(|header| {
+                let (name, value) = split_header(header.unwrap()).unwrap();
+                format!(" {}={}", String::from_utf8_lossy(name), String::from_utf8_lossy(value))
+            });
+            let headers: String = headers.collect();
+            format!("{} {} job {} {}{headers}", job.sequence, job.mode.as_str(), job.job, text(&job.payload))
+        }),
+        TransferReply::Received { upto } => format!("received upto {upto}"),
+        TransferReply::Outbox { lanes, failed } => {
+            let failed = failed.as_ref().map_or_else(String::new, |failed| {
+                format!(", failed job {} at {} {}", failed.job, failed.at, text(&failed.error))
+            });
+            lines(&format!("outbox{failed}"), lanes, |lane| {
+                format!("to {} jobs {} since {} {}", lane.to, lane.jobs, lane.since, text(&lane.error))
             })
         }
     }

@@ -77,6 +77,8 @@ pub fn unary<B: Backend>(
         Method::QueueChange => queue::manage::change(edge, message, responder),
         Method::QueueRedrive => queue::manage::redrive(edge, message, responder),
         Method::QueuePurge => queue::manage::purge(edge, message, responder),
+        Method::QueueReplay => queue::transfer::replay(edge, message, responder),
+        Method::QueueOutbox => queue::transfer::outbox(edge, message, responder),
         Method::QueuePause => queue::manage::pause(edge, true, message, responder),
         Method::QueueResume => queue::manage::pause(edge, false, message, responder),
         Method::QueueGet => queue::look::get(edge, message, responder),

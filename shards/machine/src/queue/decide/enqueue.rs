@@ -161,7 +161,7 @@ impl Asked<'_> {
         Ok(self.change_or_answer(facts, Reply::Enqueued(ids)))
     }
 
-    fn new_numbers(&self, jobs: &[NewJob]) -> Batch<EnqueuedJob> {
+    pub(super) fn new_numbers(&self, jobs: &[NewJob]) -> Batch<EnqueuedJob> {
         let last = self.queue.counters.last_job.0;
         (last + 1..).take(jobs.len()).map(|job| EnqueuedJob { job: JobId(job), existing: false }).collect()
     }

@@ -60,7 +60,7 @@ impl Asked<'_> {
     ) -> Result<Decision, Reject> {
         within("jobs_max", u64::from(jobs_max), 1, BATCH_ITEMS_MAX as u64)?;
         filter.check()?;
-        Ok(match self.find(phase, filter, after, jobs_max as usize) {
+        Ok(match self.find(phase, filter, after, jobs_max as usize, &|_| true) {
             Found::Cold(jobs) => Decision::Warm(self.id, jobs),
             Found::Jobs { jobs, next } => self.views(&jobs, next, with_bodies),
         })
@@ -74,13 +74,14 @@ impl Asked<'_> {
         self.answer(Reply::Jobs { jobs: views.collect(), next })
     }
 
-    /// At most so many jobs that match, in order behind a place, as many as fit a reply.
+    /// At most so many jobs that match and are wanted, in order behind a place, as many as fit a reply.
     pub(super) fn find(
         &self,
         phase: Option<JobPhase>,
         filter: &JobFilter,
         after: JobCursor,
         jobs_max: usize,
+        wanted: &dyn Fn(JobId) -> bool,
     ) -> Found {
         let from = (after.moment, JobId(after.job.0 + 1));
         let queue = self.queue;
@@ -96,7 +97,7 @@ impl Asked<'_> {
             }
             last = Some(JobCursor { moment, job: id });
             let Some(job) = queue.jobs.get(id) else { continue };
-            if phase.is_some_and(|phase| phase != job.phase()) || !self.matches(job, filter) {
+            if phase.is_some_and(|phase| phase != job.phase()) || !self.matches(job, filter) || !wanted(id) {
                 continue;
             }
             let size = VIEW_BYTES + job.body_bytes as usize;
@@ -181,6 +182,8 @@ impl Asked<'_> {
         let queue = self.queue;
         let (ready, held_back) = queue.ready.counts();
         let c = &queue.counters;
+        let outbox = queue.outbox();
+        let sent = outbox.map_or_else(Default::default, |outbox| outbox.totals());
         QueueStatus {
             ready: ready - held_back,
             delayed: queue.delayed.len() as u64,
@@ -196,6 +199,10 @@ impl Asked<'_> {
             cancelled_total: c.cancelled_total,
             dropped_total: c.dropped_total,
             purged_total: c.purged_total,
+            moved_total: sent.moved,
+            copied_total: sent.copied,
+            send_failed_total: sent.failed,
+            outbox: outbox.map_or(0, |outbox| outbox.len() as u64),
             oldest_ready_ms: self.oldest_ready_ms(),
             waiting_bytes: queue.waiting_bytes,
             paused: c.paused,

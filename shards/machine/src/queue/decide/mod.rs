@@ -1,12 +1,13 @@
 //! What can be asked of a queue.
 //!
 //! [`enqueue`] is how jobs come, [`lease`] how workers get them and give them back, [`manage`] what is done to them from
-//! outside, [`look`] what can be seen.
+//! outside, [`look`] what can be seen, [`transfer`] how they go to other queues and streams.
 
 pub(super) mod enqueue;
 mod lease;
 mod look;
 mod manage;
+pub(crate) mod transfer;
 
 use flowmesh_model::command::LeaseRef;
 use flowmesh_model::job::JobPhase;
@@ -75,6 +76,7 @@ impl Asked<'_> {
                 Ok(self.worker(worker, *after, *jobs_max as usize))
             }
             QueueCommand::Schedule(command) => self.schedule(command),
+            QueueCommand::Transfer(_) => Err(Reject::Internal("a transfer without a catalog")),
             QueueCommand::Status => {
                 let (wait_ms, run_ms) = self.queue.activity.percentiles();
                 let last_minute = self.queue.activity.last_minute(self.now);

@@ -1,8 +1,9 @@
 //! `flowmesh.v1.Queue`, the unary calls: here those of callers and workers, in [`manage`] what is done to jobs from outside,
-//! in [`look`] what can be seen.
+//! in [`look`] what can be seen, in [`transfer`] how they go to other queues.
 
 pub mod look;
 pub mod manage;
+pub mod transfer;
 
 use std::ops::Range;
 use std::rc::Rc;
