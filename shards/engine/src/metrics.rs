@@ -4,6 +4,7 @@ pub mod resources;
 mod spans;
 
 use flowmesh_machine::MachineStats;
+pub use flowmesh_machine::Spread;
 use flowmesh_model::{Command, GroupCommand, KvCommand, QueueCommand, ReplayCommand, StreamCommand};
 
 pub use resources::{GroupRows, OffsetRows, PartitionRows, QueueRows};
@@ -342,6 +343,8 @@ pub struct ShardStats {
     pub offsets: OffsetRows,
     /// Groups, as far as they have numbers of their own.
     pub groups: GroupRows,
+    /// How late jobs of schedules were enqueued; filled in only when someone asks.
+    pub schedule_lateness: Spread,
 }
 
 impl ShardStats {

@@ -2,7 +2,8 @@
 //!
 //! [`job`] is one job and its life, [`jobs`] all of them with what they are about, [`ready`] who is next, [`dedup`] the
 //! keys by which jobs are recognised, [`schedule`] what enqueues jobs by itself; [`decide`] what can be asked of a queue,
-//! [`apply`] how facts change it, [`activity`] how much it does, [`due`] what time brings, [`index`] its part of checkpoints.
+//! [`apply`] how facts change it, [`activity`] how much it does and [`tally`] what of that metrics have, [`due`] what time
+//! brings, [`index`] its part of checkpoints.
 //!
 //! Each job that is there is in exactly one of these orders:
 //!
@@ -27,6 +28,7 @@ pub(crate) mod jobs;
 mod names;
 mod ready;
 pub(crate) mod schedule;
+mod tally;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +46,7 @@ use jobs::Jobs;
 use names::Names;
 use ready::{Bucket, Ready, Rules};
 use schedule::Schedules;
+pub use tally::{QueueTally, Spread};
 
 /// What a job takes in memory beside itself: its place in one order, half of which is room for others.
 const ORDER_BYTES: u64 = 32;
@@ -172,10 +175,17 @@ impl Queue {
         }
     }
 
-    /// Jobs by state: ready, delayed, leased, dead.
-    pub fn counts(&self) -> [u64; 4] {
-        let (ready, _) = self.ready.counts();
-        [ready, self.delayed.len() as u64, self.leases.len() as u64, self.dead.len() as u64]
+    /// Jobs by state: ready, delayed, blocked, leased, dead, done.
+    pub fn counts(&self) -> [u64; 6] {
+        let (ready, held_back) = self.ready.counts();
+        let lens = [&self.delayed, &self.leases, &self.dead, &self.done].map(|order| order.len() as u64);
+        let [delayed, leased, dead, done] = lens;
+        [ready - held_back, delayed, held_back + self.blocked.len() as u64, leased, dead, done]
+    }
+
+    /// What it has done since this was last taken, if it has done anything.
+    pub fn take_tally(&mut self) -> Option<Box<QueueTally>> {
+        self.activity.take_tally()
     }
 
     /// How many jobs wait for a worker, their time or others.
