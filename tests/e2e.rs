@@ -58,5 +58,6 @@ mod e2e {
     mod start;
     mod streams;
     mod subscribe;
+    mod trace_context;
     mod work;
 }

@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`ids`] (numbers that must not be mixed), [`path`] (what a resource is called),
 //! [`placement`] (which shard owns it), [`settings`] (what can be set for it), [`record`] (how stream records
-//! are packed), [`filter`] (which of them a reader wants), [`job`] (what is told about a job), [`command`] → [`fact`] → [`reply`]
+//! are packed), [`filter`] (which of them a reader wants), [`job`] (what is told about a job), [`trace`] (of which trace it is a part), [`command`] → [`fact`] → [`reply`]
 //! (what is asked, what became true, what is answered), [`compaction`] (what is kept of each key), [`reject`] (why not)
 //! and [`limits`] (how much).
 
@@ -26,6 +26,7 @@ pub mod replay;
 pub mod reply;
 pub mod schedule;
 pub mod settings;
+pub mod trace;
 
 pub use catalog::{Catalog, ResourceInfo};
 pub use command::{CatalogCommand, Command, KvCommand, ProducerStamp, QueueCommand, StreamCommand};

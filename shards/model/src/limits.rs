@@ -239,3 +239,9 @@ pub const SCHEDULE_NEXT_MAX: u32 = 1_000;
 
 /// How long a schedule is kept that has no time left: a week.
 pub const SCHEDULE_FINISHED_KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
+
+/// What tracing systems say to each other, in a job's trace context: what the standard wants kept.
+pub const TRACE_STATE_BYTES_MAX: usize = 512;
+
+/// Members of it: what the standard allows.
+pub const TRACE_STATE_MEMBERS_MAX: usize = 32;
