@@ -59,6 +59,7 @@ mod e2e {
     mod start;
     mod streams;
     mod subscribe;
+    mod trace_context;
     mod transfers;
     mod work;
     mod workers;

@@ -2,7 +2,8 @@
 //!
 //! [`args`] has what commands share, [`settings`] makes the server's flags out of the table of settings, [`serve`] starts it.
 //! The client commands go through [`connection`] (tonic, an implementation of gRPC that is not ours) to [`stream`],
-//! [`group`], [`replay`], [`queue`], [`schedule`], [`worker`], [`kv`], [`resources`] and [`topology`]; `bench` hands over to the crate `flowmesh-perf`. They read [`input`] (plain or [`json_lines`]) and write [`output`];
+//! [`group`], [`replay`], [`queue`], [`schedule`], [`worker`], [`kv`], [`resources`] and [`topology`]; [`pages`] walks through
+//! lists; `bench` hands over to the crate `flowmesh-perf`. They read [`input`] (plain or [`json_lines`]) and write [`output`];
 //! what goes wrong is a [`failure`], with its exit code. `docs/cli.md` is the reference.
 
 mod args;
@@ -15,6 +16,7 @@ mod input;
 mod json_lines;
 mod kv;
 mod output;
+mod pages;
 mod queue;
 mod replay;
 mod resources;

@@ -14,6 +14,7 @@ use super::args::{Format, KindWord, Output, Server, Target};
 use super::connection::client;
 use super::failure::Failure;
 use super::output::{Out, time};
+use super::pages::{PAGE_ITEMS, write_all};
 use super::queue::{backoff_kind, backoff_word};
 use super::topology::{PLACE_COLUMNS, PlaceJson, place_rows};
 
@@ -189,28 +190,15 @@ fn write_one(
 impl ListArgs {
     async fn run(self) -> Result<(), Failure> {
         let mut admin = client!(admin_client::AdminClient, self.server.connect().await?);
-        let (mut out, mut rows, mut page_token) = (Out::new(), Vec::new(), String::new());
-        loop {
-            let request = v1::ListResourcesRequest {
-                kind: self.kind.map_or(v1::Kind::Unspecified, KindWord::kind).into(),
-                prefix: self.prefix.clone(),
-                page_size: 1_000,
-                page_token,
-            };
+        let page = async |page_token| {
+            let kind = self.kind.map_or(v1::Kind::Unspecified, KindWord::kind).into();
+            let prefix = self.prefix.clone();
+            let request = v1::ListResourcesRequest { kind, prefix, page_size: PAGE_ITEMS, page_token };
             let page = admin.list_resources(self.server.request(request)).await?.into_inner();
-            for resource in &page.resources {
-                match self.output.format {
-                    Format::Json => out.json(&json(resource, None, &[]))?,
-                    Format::Table => rows.push(row(resource)),
-                }
-            }
-            page_token = page.next_page_token;
-            if page_token.is_empty() {
-                break;
-            }
-        }
-        out.table(&COLUMNS, rows)?;
-        out.flush()
+            Ok((page.resources, page.next_page_token))
+        };
+        let json = |out: &mut Out, resource: &_| out.json(&json(resource, None, &[]));
+        write_all(self.output.format, &COLUMNS, page, json, row).await
     }
 }
 

@@ -4,6 +4,7 @@ pub mod resources;
 mod spans;
 
 use flowmesh_machine::MachineStats;
+pub use flowmesh_machine::Spread;
 use flowmesh_model::{
     Command, GroupCommand, KvCommand, QueueCommand, ReplayCommand, StreamCommand, TransferCommand,
 };
@@ -368,6 +369,8 @@ pub struct ShardStats {
     pub offsets: OffsetRows,
     /// Groups, as far as they have numbers of their own.
     pub groups: GroupRows,
+    /// How late jobs of schedules were enqueued; filled in only when someone asks.
+    pub schedule_lateness: Spread,
 }
 
 impl ShardStats {

@@ -182,7 +182,8 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         let now = self.now();
         let state = &mut *self.inner.state.borrow_mut();
         (stats.partitions, stats.queues, stats.groups, stats.offsets) =
-            state.resources.rows(&state.machine, now);
+            state.resources.rows(&mut state.machine, now);
+        stats.schedule_lateness = state.resources.lateness().clone();
         stats
     }
 

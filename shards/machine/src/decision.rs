@@ -145,12 +145,18 @@ pub struct MachineStats {
     pub jobs_ready: u64,
     /// Jobs that wait for their time.
     pub jobs_delayed: u64,
+    /// Jobs that wait for others.
+    pub jobs_blocked: u64,
     /// Jobs with a worker.
     pub jobs_leased: u64,
     /// Dead jobs.
     pub jobs_dead: u64,
+    /// Jobs that are done and kept.
+    pub jobs_done: u64,
     /// Schedules of queues.
     pub schedules: u64,
+    /// Those of them whose time has come and that find no room in their queue.
+    pub schedules_held_back: u64,
     /// Key-value stores with at least one key ever.
     pub stores: u64,
     /// Keys.

@@ -28,13 +28,16 @@ impl Machine {
                     stats.producers += stream.producers().map_or(0, |producers| producers.len() as u64);
                 }
                 Parts::Queue(queue) => {
-                    let [ready, delayed, leased, dead] = queue.counts();
+                    let [ready, delayed, blocked, leased, dead, done] = queue.counts();
                     stats.queues += 1;
                     stats.jobs_ready += ready;
                     stats.jobs_delayed += delayed;
+                    stats.jobs_blocked += blocked;
                     stats.jobs_leased += leased;
                     stats.jobs_dead += dead;
+                    stats.jobs_done += done;
                     stats.schedules += queue.schedules.len() as u64;
+                    stats.schedules_held_back += queue.schedules.held_back() as u64;
                 }
                 Parts::Group(group) => {
                     stats.groups += 1;

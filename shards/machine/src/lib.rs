@@ -49,4 +49,5 @@ pub use decision::{
     WaitKey,
 };
 pub use machine::Machine;
-pub use walk::PartitionHeld;
+pub use queue::{QueueTally, Spread};
+pub use walk::{PartitionHeld, QueueHeld};

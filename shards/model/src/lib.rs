@@ -2,7 +2,8 @@
 //!
 //! Read in this order: [`ids`] (numbers that must not be mixed), [`path`] (what a resource is called),
 //! [`placement`] (which shard owns it), [`settings`] (what can be set for it), [`record`] (how stream records
-//! are packed), [`filter`] (which of them a reader wants), [`job`] and [`worker`] (what is told about them), [`command`] → [`fact`] → [`reply`]
+//! are packed), [`filter`] (which of them a reader wants), [`job`] and [`worker`] (what is told about them), [`trace`] (of
+//! which trace a job is a part), [`transfer`] (how jobs go elsewhere), [`command`] → [`fact`] → [`reply`]
 //! (what is asked, what became true, what is answered), [`compaction`] (what is kept of each key), [`reject`] (why not)
 //! and [`limits`] (how much).
 
@@ -26,6 +27,7 @@ pub mod replay;
 pub mod reply;
 pub mod schedule;
 pub mod settings;
+pub mod trace;
 pub mod transfer;
 pub mod worker;
 

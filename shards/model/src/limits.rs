@@ -286,3 +286,9 @@ pub const QUEUE_WORKERS_MAX: usize = 1_000;
 
 /// Of its jobs that a look at a worker shows, of each queue.
 pub const WORKER_JOBS_SHOWN_MAX: u32 = 1_000;
+
+/// What tracing systems say to each other, in a job's trace context: what the standard wants kept.
+pub const TRACE_STATE_BYTES_MAX: usize = 512;
+
+/// Members of it: what the standard allows.
+pub const TRACE_STATE_MEMBERS_MAX: usize = 32;

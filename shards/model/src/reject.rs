@@ -111,6 +111,14 @@ pub enum Reject {
         /// What is wrong and what is allowed.
         problem: String,
     },
+    /// A trace context that is none.
+    #[error("{field}: {problem}")]
+    IllegalTrace {
+        /// Which part of it: `traceparent` or `tracestate`.
+        field: &'static str,
+        /// What is wrong and what is allowed.
+        problem: String,
+    },
     /// No such time zone.
     #[error("no such time zone: {name}; use a name of the tz database, such as Europe/Berlin or UTC")]
     UnknownTimeZone {
@@ -522,6 +530,7 @@ impl Reject {
             | Self::KeyMissing { .. }
             | Self::IllegalFilter { .. }
             | Self::IllegalCron { .. }
+            | Self::IllegalTrace { .. }
             | Self::UnknownTimeZone { .. }
             | Self::FlowCycle { .. }
             | Self::WrongKind { .. }
@@ -586,6 +595,7 @@ impl Reject {
             Self::KeyMissing { .. } => "KEY_MISSING",
             Self::IllegalFilter { .. } => "ILLEGAL_FILTER",
             Self::IllegalCron { .. } => "ILLEGAL_CRON",
+            Self::IllegalTrace { .. } => "ILLEGAL_TRACE_CONTEXT",
             Self::UnknownTimeZone { .. } => "UNKNOWN_TIME_ZONE",
             Self::ScheduleInPast { .. } => "SCHEDULE_IN_PAST",
             Self::ScheduleNotFound { .. } => "SCHEDULE_NOT_FOUND",

@@ -51,6 +51,14 @@ pub struct OptionArgs {
     /// Goes on however the jobs it waits for end
     #[arg(long)]
     after_any_end: bool,
+
+    /// The trace that the job is a part of, as of W3C Trace Context
+    #[arg(long, value_name = "TEXT")]
+    traceparent: Option<String>,
+
+    /// What tracing systems say to each other along with --traceparent
+    #[arg(long, value_name = "TEXT", requires = "traceparent")]
+    tracestate: Option<String>,
 }
 
 impl OptionArgs {
@@ -62,6 +70,8 @@ impl OptionArgs {
             run_at_ms: self.run_at.unwrap_or(0),
             after_jobs: self.after.clone(),
             after_any_end: self.after_any_end,
+            traceparent: self.traceparent.clone().unwrap_or_default(),
+            tracestate: self.tracestate.clone().unwrap_or_default(),
             ..self.life.put(job)
         }
     }

@@ -15,6 +15,7 @@ use super::connection::client;
 use super::failure::Failure;
 use super::group::confirm;
 use super::output::{Out, time};
+use super::pages::{PAGE_ITEMS, write_all};
 
 use show::{NAMES, ScheduleJson, row, write};
 
@@ -173,28 +174,14 @@ impl ActArgs {
 impl ListArgs {
     async fn run(self) -> Result<(), Failure> {
         let mut client = connect(&self.server).await?;
-        let (mut out, mut rows, mut page_token) = (Out::new(), Vec::new(), String::new());
-        loop {
-            let request = v1::ListSchedulesRequest {
-                queue: self.queue.clone(),
-                prefix: self.prefix.clone(),
-                page_size: 1_000,
-                page_token,
-            };
+        let page = async |page_token| {
+            let (queue, prefix) = (self.queue.clone(), self.prefix.clone());
+            let request = v1::ListSchedulesRequest { queue, prefix, page_size: PAGE_ITEMS, page_token };
             let page = client.list(self.server.request(request)).await?.into_inner();
-            for schedule in &page.schedules {
-                match self.output.format {
-                    Format::Json => out.json(&ScheduleJson::from(schedule))?,
-                    Format::Table => rows.push(row(schedule)),
-                }
-            }
-            page_token = page.next_page_token;
-            if page_token.is_empty() {
-                break;
-            }
-        }
-        out.table(&NAMES, rows)?;
-        out.flush()
+            Ok((page.schedules, page.next_page_token))
+        };
+        let json = |out: &mut Out, schedule: &_| out.json(&ScheduleJson::from(schedule));
+        write_all(self.output.format, &NAMES, page, json, row).await
     }
 }
 

@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flowmesh_machine::Machine;
-pub use flowmesh_machine::PartitionHeld;
+use flowmesh_machine::{Machine, Spread};
+pub use flowmesh_machine::{PartitionHeld, QueueHeld, QueueTally};
 use flowmesh_model::group::fact::GroupFact;
 use flowmesh_model::job::fact::QueueFact;
 use flowmesh_model::transfer::fact::TransferFact;
@@ -50,6 +50,8 @@ pub struct QueueCounts {
     pub enqueue_ns: Spans,
     /// Reserves, their waits included.
     pub reserve_ns: Spans,
+    /// What became of its jobs.
+    pub tally: QueueTally,
 }
 
 /// What is counted of a group's offsets in one partition since the shard's start.
@@ -75,23 +77,6 @@ pub struct GroupHolds {
     pub partitions: u64,
     /// Those that have the owner they shall have.
     pub assigned: u64,
-}
-
-/// What a queue holds now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct QueueHolds {
-    /// Jobs to be had.
-    pub ready: u64,
-    /// Jobs that wait for their time.
-    pub delayed: u64,
-    /// Jobs with a worker.
-    pub leased: u64,
-    /// Dead jobs.
-    pub dead: u64,
-    /// Jobs on their way to other queues and streams.
-    pub outbox: u64,
-    /// For how long the oldest ready job has been ready, in ms; about, as in the queue's status.
-    pub oldest_ready_ms: u64,
 }
 
 /// What a group has of a partition now.
@@ -126,6 +111,7 @@ impl Merge for QueueCounts {
         self.send_failed += other.send_failed;
         self.enqueue_ns.add(&other.enqueue_ns);
         self.reserve_ns.add(&other.reserve_ns);
+        self.tally.add(&other.tally);
     }
 }
 
@@ -167,15 +153,37 @@ impl Merge for PartitionHeld {
     }
 }
 
+/// What queues hold now; of several, how many are paused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueHolds {
+    /// All but whether it is paused: added up, and the age of the oldest ready job of all.
+    pub held: QueueHeld,
+    /// Queues that give no job out.
+    pub paused: u64,
+}
+
+impl From<QueueHeld> for QueueHolds {
+    fn from(held: QueueHeld) -> Self {
+        Self { held, paused: held.status.paused.into() }
+    }
+}
+
 impl Merge for QueueHolds {
-    /// Adds up; the oldest of both is the oldest.
     fn merge(&mut self, other: &Self) {
-        self.ready += other.ready;
-        self.delayed += other.delayed;
-        self.leased += other.leased;
-        self.dead += other.dead;
-        self.outbox += other.outbox;
-        self.oldest_ready_ms = self.oldest_ready_ms.max(other.oldest_ready_ms);
+        let (sum, more) = (&mut self.held, &other.held);
+        sum.schedules += more.schedules;
+        sum.schedules_held_back += more.schedules_held_back;
+        let (sum, more) = (&mut sum.status, &more.status);
+        sum.ready += more.ready;
+        sum.delayed += more.delayed;
+        sum.blocked += more.blocked;
+        sum.leased += more.leased;
+        sum.dead += more.dead;
+        sum.done += more.done;
+        sum.outbox += more.outbox;
+        sum.waiting_bytes += more.waiting_bytes;
+        sum.oldest_ready_ms = sum.oldest_ready_ms.max(more.oldest_ready_ms);
+        self.paused += other.paused;
     }
 }
 
@@ -289,6 +297,7 @@ pub(crate) struct Resources {
     queues: Bounded<ResourceId, QueueCounts>,
     groups: Bounded<ResourceId, GroupCounts>,
     offsets: Bounded<GroupPartition, OffsetCounts>,
+    lateness: Spread,
 }
 
 impl Resources {
@@ -299,6 +308,7 @@ impl Resources {
             queues: Bounded::new(max),
             groups: Bounded::new(max),
             offsets: Bounded::new(max),
+            lateness: Spread::default(),
         }
     }
 
@@ -380,12 +390,22 @@ impl Resources {
         }
     }
 
+    /// How late jobs of the shard's schedules were enqueued, as of the last [`Resources::rows`].
+    pub fn lateness(&self) -> &Spread {
+        &self.lateness
+    }
+
     /// All rows, with what the machine holds now.
     pub fn rows(
         &mut self,
-        machine: &Machine,
+        machine: &mut Machine,
         now: Millis,
     ) -> (PartitionRows, QueueRows, GroupRows, OffsetRows) {
+        machine.take_tallies(&mut |id, tally| {
+            self.lateness.add(&tally.lateness);
+            self.queues.of(id).tally.add(tally);
+        });
+        let machine = &*machine;
         let known = |id| machine.is_known(id);
         let partitions = self.partitions.rows(
             |at| known(at.resource),
@@ -394,17 +414,7 @@ impl Resources {
             },
         );
         let queues = self.queues.rows(known, |row| {
-            machine.each_queue(now, &mut |id, status| {
-                let holds = QueueHolds {
-                    ready: status.ready,
-                    delayed: status.delayed,
-                    leased: status.leased,
-                    dead: status.dead,
-                    outbox: status.outbox,
-                    oldest_ready_ms: status.oldest_ready_ms,
-                };
-                row(id, holds);
-            });
+            machine.each_queue(now, &mut |id, held| row(id, held.into()));
         });
         let groups = self.groups.rows(known, |row| {
             machine.each_group(&mut |id, status| {
@@ -439,6 +449,7 @@ pub(crate) fn counted_for(command: &Command) -> Option<PartitionRef> {
 mod tests {
     use super::*;
     use flowmesh_model::JobId;
+    use flowmesh_model::reply::QueueStatus;
 
     fn done(queue: u64) -> Fact {
         Fact::JobDone { queue: ResourceId(queue), job: JobId(1) }
@@ -449,7 +460,8 @@ mod tests {
         held: &[u64],
         known: &[u64],
     ) -> Rows<u64, QueueCounts, QueueHolds> {
-        let holds = QueueHolds { ready: 1, oldest_ready_ms: 7, ..QueueHolds::default() };
+        let status = QueueStatus { ready: 1, oldest_ready_ms: 7, paused: true, ..QueueStatus::default() };
+        let holds = QueueHolds::from(QueueHeld { status, ..QueueHeld::default() });
         counts.rows(|key| known.contains(&key), |row| held.iter().for_each(|key| row(*key, holds)))
     }
 
@@ -469,11 +481,15 @@ mod tests {
             counts.of(key).completed += 1;
         }
         let rows = rows(&mut counts, &[1, 2, 3, 4, 5], &[1, 2, 3, 4, 5]);
-        let own: Vec<_> =
-            rows.own.iter().map(|(key, row)| (*key, row.counts.completed, row.holds.ready)).collect();
+        let own: Vec<_> = rows
+            .own
+            .iter()
+            .map(|(key, row)| (*key, row.counts.completed, row.holds.held.status.ready))
+            .collect();
         assert_eq!(own, [(1, 2, 1), (2, 1, 1)]);
-        assert_eq!((rows.other.counts.completed, rows.other.holds.ready), (2, 3));
-        assert_eq!(rows.other.holds.oldest_ready_ms, 7, "ages are not added up");
+        assert_eq!((rows.other.counts.completed, rows.other.holds.held.status.ready), (2, 3));
+        assert_eq!(rows.other.holds.held.status.oldest_ready_ms, 7, "ages are not added up");
+        assert_eq!(rows.other.holds.paused, 3);
     }
 
     #[test]
@@ -485,7 +501,7 @@ mod tests {
         let rows = rows(&mut counts, &[2, 3, 4], &[2, 3, 4]);
         let own: Vec<_> = rows.own.iter().map(|(key, row)| (*key, row.counts.completed)).collect();
         assert_eq!(own, [(2, 1), (3, 0)], "3 holds something and is the smallest; it counts from now on");
-        assert_eq!((rows.other.counts.completed, rows.other.holds.ready), (1, 1));
+        assert_eq!((rows.other.counts.completed, rows.other.holds.held.status.ready), (1, 1));
     }
 
     #[test]
@@ -493,6 +509,6 @@ mod tests {
         let mut counts = Bounded::<u64, QueueCounts>::new(2);
         let rows = rows(&mut counts, &[9, 8, 7], &[7, 8, 9]);
         assert_eq!(rows.own.iter().map(|(key, _)| *key).collect::<Vec<_>>(), [7, 8]);
-        assert_eq!(rows.other.holds.ready, 1);
+        assert_eq!(rows.other.holds.held.status.ready, 1);
     }
 }

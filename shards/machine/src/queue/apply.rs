@@ -129,6 +129,7 @@ impl Queue {
         cause: AttemptEnd,
         error: &Bytes,
     ) {
+        self.note_lost_lease(cause);
         if cause != AttemptEnd::Released {
             self.counters.retried_total += 1;
             self.activity.count(Event::Retried, cx.at.time);
@@ -139,10 +140,18 @@ impl Queue {
     /// `JobDied`.
     pub fn died(&mut self, cx: &mut Apply<'_>, id: JobId, cause: AttemptEnd, error: &Bytes) {
         let since = cx.at.time;
+        self.note_lost_lease(cause);
         self.counters.died_total += 1;
         self.activity.count(Event::Died, since);
         self.end_lease(cx, id, JobState::Dead { since }, cause, error);
         self.ended(cx, id, End::Dead, &Bytes::new());
+    }
+
+    /// A lease has ended: for metrics, if nobody said a word.
+    fn note_lost_lease(&mut self, cause: AttemptEnd) {
+        if matches!(cause, AttemptEnd::Expired | AttemptEnd::Quarantined) {
+            self.activity.tally().leases_expired += 1;
+        }
     }
 
     /// Ends a lease: the worker has one job less.
@@ -250,6 +259,18 @@ impl Queue {
 
     /// What became true of a schedule.
     pub fn apply_schedule(&mut self, cx: &mut Apply<'_>, fact: ScheduleFact) {
+        match &fact {
+            ScheduleFact::Fired { name, scheduled_for, .. } => {
+                let planned = self.schedules.is_time_of(name, *scheduled_for);
+                let tally = self.activity.tally();
+                tally.firings += 1;
+                if planned {
+                    tally.lateness.record(cx.at.time.since(*scheduled_for));
+                }
+            }
+            ScheduleFact::Skipped { count, .. } => self.activity.tally().missed += count,
+            _ => {}
+        }
         self.schedules.apply(cx, fact);
         self.counters.last_lsn = cx.at.lsn;
     }
@@ -268,13 +289,17 @@ impl Queue {
         if phase == JobPhase::Dead && matches!(cause, RemovalCause::Expired | RemovalCause::Dropped) {
             return;
         }
-        match cause {
-            RemovalCause::Cancelled => self.counters.cancelled_total += 1,
-            RemovalCause::Expired => self.counters.expired_total += 1,
-            RemovalCause::Dropped => self.counters.dropped_total += 1,
-            // What is done was counted when it was.
-            RemovalCause::Purged => self.counters.purged_total += u64::from(phase == JobPhase::Dead),
-        }
+        let (counters, tally) = (&mut self.counters, self.activity.tally());
+        let (total, noted) = match cause {
+            RemovalCause::Cancelled => (&mut counters.cancelled_total, &mut tally.cancelled),
+            RemovalCause::Expired => (&mut counters.expired_total, &mut tally.expired),
+            RemovalCause::Dropped => (&mut counters.dropped_total, &mut tally.dropped),
+            RemovalCause::Purged => (&mut counters.purged_total, &mut tally.purged),
+        };
+        // What is done was counted when it was.
+        let count = u64::from(phase != JobPhase::Done);
+        *total += count;
+        *noted += count;
         self.remove(cx, id);
         if phase != JobPhase::Done {
             self.ended(cx, id, End::Gone, &Bytes::new());
@@ -337,6 +362,7 @@ impl Queue {
                     }),
                     End::Gone => {
                         self.counters.died_total += 1;
+                        self.activity.count(Event::Died, now);
                         let mut after = Vec::new();
                         self.change(cx, waiter, |job| {
                             job.awaited(ended, false, &Bytes::new());

@@ -3,7 +3,8 @@
 //! [`job`] is one job and its life, [`jobs`] all of them with what they are about, [`ready`] who is next, [`dedup`] the
 //! keys by which jobs are recognised, [`schedule`] what enqueues jobs by itself, [`outbox`] those that are on their way to
 //! other queues and streams; [`decide`] what can be asked of a queue, [`apply`] how facts change it, [`activity`] how much
-//! it does, [`work`] how much each worker does of it, [`due`] what time brings, [`index`] its part of checkpoints.
+//! it does, [`tally`] what of that metrics have and [`work`] how much each worker does of it, [`due`] what time brings,
+//! [`index`] its part of checkpoints.
 //!
 //! Each job that is there is in exactly one of these orders:
 //!
@@ -29,6 +30,7 @@ mod names;
 mod outbox;
 mod ready;
 pub(crate) mod schedule;
+mod tally;
 mod work;
 
 use std::cmp::Reverse;
@@ -49,6 +51,7 @@ use names::Names;
 use outbox::Outbox;
 use ready::{Bucket, Ready, Rules};
 use schedule::Schedules;
+pub use tally::{QueueTally, Spread};
 use work::Work;
 
 /// What a job takes in memory beside itself: its place in one order, half of which is room for others.
@@ -188,10 +191,17 @@ impl Queue {
         }
     }
 
-    /// Jobs by state: ready, delayed, leased, dead.
-    pub fn counts(&self) -> [u64; 4] {
-        let (ready, _) = self.ready.counts();
-        [ready, self.delayed.len() as u64, self.leases.len() as u64, self.dead.len() as u64]
+    /// Jobs by state: ready, delayed, blocked, leased, dead, done.
+    pub fn counts(&self) -> [u64; 6] {
+        let (ready, held_back) = self.ready.counts();
+        let lens = [&self.delayed, &self.leases, &self.dead, &self.done].map(|order| order.len() as u64);
+        let [delayed, leased, dead, done] = lens;
+        [ready - held_back, delayed, held_back + self.blocked.len() as u64, leased, dead, done]
+    }
+
+    /// What it has done since this was last taken, if it has done anything.
+    pub fn take_tally(&mut self) -> Option<Box<QueueTally>> {
+        self.activity.take_tally()
     }
 
     /// How many jobs wait for a worker, their time or others.

@@ -66,6 +66,16 @@ impl Schedules {
         self.by_name.len()
     }
 
+    /// How many have a time that has come and no room in the queue.
+    pub fn held_back(&self) -> usize {
+        self.held_back
+    }
+
+    /// Whether that is the next time of a schedule.
+    pub fn is_time_of(&self, name: &Name, at: Millis) -> bool {
+        self.by_name.get(name).is_some_and(|schedule| schedule.next_at == Some(at))
+    }
+
     /// The queue's settings are known.
     pub fn wake(&mut self) {
         self.awake = true;
