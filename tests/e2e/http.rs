@@ -171,7 +171,7 @@ async fn what_becomes_of_jobs_and_schedules_is_counted_for_each_queue() {
     let mut server = home.start();
     let mut client = server.client().await;
     let settings = v1::QueueSettings {
-        result_retention_ms: Some(3_600_000),
+        done_retention_ms: Some(3_600_000),
         jobs_max: Some(5),
         when_full: Some(v1::WhenFull::DropLowestPriority.into()),
         ..Default::default()
