@@ -299,7 +299,7 @@ mod tests {
     fn core() -> CoreStats {
         let mut core = CoreStats::default();
         let mut mail = Queue::default();
-        mail.holds = QueueHolds { ready: 2, delayed: 1, leased: 4, dead: 8, oldest_ready_ms: 1500 };
+        mail.holds = QueueHolds { ready: 2, delayed: 1, leased: 4, dead: 8, outbox: 0, oldest_ready_ms: 1500 };
         mail.counts.enqueued = 20;
         mail.counts.enqueue_ns.record(20_000);
         let mut logs = Partition::default();

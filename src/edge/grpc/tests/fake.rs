@@ -227,6 +227,7 @@ impl Fake {
                     high_watermark: next,
                 }))
             }
+            StreamCommand::Receive(_) => Err(Reject::Internal("jobs do not come over an edge")),
             StreamCommand::Status => {
                 let bytes = runs.iter().map(|run| run.records.len() as u64).sum();
                 let (oldest, newest) = (runs.first(), runs.last());
