@@ -213,7 +213,7 @@ pub const TRANSFER_JOBS_MAX: usize = 1_000;
 /// Bytes of headers and payloads of them; the first one always goes.
 pub const TRANSFER_BYTES_MAX: usize = 1024 * 1024;
 
-/// Queues in a row of which each sends its dead letters to the next: each of them dies of its own.
+/// Queues in a row of which each sends its dead letters to the next: looking for circles walks over them.
 pub const DEAD_LETTER_CHAIN_MAX: usize = 16;
 
 /// Schedules of one queue: each takes some 300 bytes of memory besides its job.
