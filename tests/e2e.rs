@@ -31,6 +31,7 @@ mod e2e {
     mod filters;
     mod group_consume;
     mod group_crashes;
+    mod group_filters;
     mod group_offsets;
     mod group_shell;
     mod groups;

@@ -23,8 +23,8 @@ use std::sync::Arc;
 use flowmesh_engine::{ReplySink, Shard};
 use flowmesh_model::placement::{SlotMap, worker_slot};
 use flowmesh_model::{
-    Catalog, CatalogCommand, Command, Kind, Millis, Reject, Reply, ResourceInfo, ResourcePath, Settings,
-    ShardId, WorkerPath,
+    Catalog, CatalogCommand, Command, Kind, Millis, RecentNames, Reject, Reply, ResourceInfo, ResourcePath,
+    Settings, ShardId, WorkerPath,
 };
 use flowmesh_rt::disk::RtDisk;
 
@@ -71,6 +71,7 @@ struct Inner {
     shard: LocalShard,
     send: SendMessage,
     catalog: RefCell<Arc<Catalog>>,
+    names: RefCell<RecentNames>,
     gate: CatalogGate,
     pending: RefCell<Pending>,
     stats_pending: RefCell<HashMap<u32, futures::channel::oneshot::Sender<Box<CoreStats>>>>,
@@ -95,6 +96,7 @@ impl Router {
                 shard,
                 send,
                 catalog: RefCell::default(),
+                names: RefCell::default(),
                 gate: CatalogGate::default(),
                 pending: RefCell::default(),
                 stats_pending: RefCell::default(),
@@ -116,7 +118,7 @@ impl Router {
 
     /// The resource of that kind that a client names, if the catalog has it. One hash look-up.
     pub fn find(&self, kind: Kind, name: &str) -> Option<Arc<ResourceInfo>> {
-        self.inner.catalog.borrow().find(kind, name).cloned()
+        self.inner.names.borrow_mut().find(&self.inner.catalog.borrow(), kind, name)
     }
 
     /// As [`Router::find`]; creates the resource with default settings if `create` and the server's auto-create allow it.

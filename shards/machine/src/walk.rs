@@ -87,6 +87,14 @@ impl Machine {
         }
     }
 
+    /// Records that the replay session whose sandbox this group is has gone past.
+    pub fn replayed(&self, group: ResourceId) -> Option<u64> {
+        match &self.held.get(&group)?.parts {
+            Parts::Group(group) => group.replay().map(|session| session.records_total),
+            _ => None,
+        }
+    }
+
     /// Every group's committed offsets: the group, the stream's partition, the next record to read. In no order.
     pub fn each_committed(&self, each: &mut dyn FnMut(ResourceId, PartitionRef, Offset)) {
         for (id, held) in self.named() {

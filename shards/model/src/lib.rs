@@ -19,6 +19,7 @@ pub mod ids;
 pub mod index;
 pub mod job;
 pub mod limits;
+mod names;
 pub mod path;
 pub mod placement;
 pub mod record;
@@ -41,6 +42,7 @@ pub use ids::{
     ProducerId, ResourceId, ShardId, SlotId,
 };
 pub use index::{IndexWrite, Space};
+pub use names::RecentNames;
 pub use path::{Kind, ResourcePath};
 pub use reject::{Code, Reject};
 pub use replay::{ReplayCommand, ReplaySettings};

@@ -2,7 +2,9 @@
 //! [`METRIC_RESOURCES_MAX`](flowmesh_model::limits::METRIC_RESOURCES_MAX) of each kind have labels of their own; the
 //! rest is added up under the name `other`, without a tenant, which no resource can have.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 use flowmesh_engine::metrics::resources::{
     GroupCounts, GroupHolds, GroupPartition, Merge, OffsetCounts, OffsetHolds, PartitionCounts,
@@ -10,7 +12,7 @@ use flowmesh_engine::metrics::resources::{
 };
 use flowmesh_engine::metrics::{OffsetRows, Spans, Spread};
 use flowmesh_model::reply::QueueStatus;
-use flowmesh_model::{Catalog, PartitionRef, ResourceId};
+use flowmesh_model::{Catalog, PartitionRef, ResourceId, ResourceInfo, ResourcePath, Settings};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 use prometheus_client::metrics::MetricType;
 
@@ -193,6 +195,7 @@ pub(super) fn encode(scrape: &Scrape, encoder: &mut DescriptorEncoder<'_>) -> fm
     let groups = label(cores, &scrape.catalog, group_labels);
     groups.gauges(encoder, GROUP_GAUGES)?;
     groups.counters(encoder, GROUP_COUNTERS)?;
+    replayed(scrape, encoder)?;
     let cores = || scrape.cores.iter().map(|core| &core.shard.offsets);
     label(cores(), &scrape.catalog, offset_labels).counters(encoder, OFFSET_COUNTERS)?;
     committed(scrape, cores(), encoder)?;
@@ -211,6 +214,33 @@ fn jobs(
             let labels = [tenant.clone(), namespace.clone(), queue.clone(), ("state", state.to_owned())];
             let count = i64::try_from(count(&row.holds.held.status)).unwrap_or(i64::MAX);
             family.encode_family(&labels)?.encode_gauge(&count)?;
+        }
+    }
+    Ok(())
+}
+
+/// How far replay sessions are, each on the shard of its sandbox.
+fn replayed(scrape: &Scrape, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let shards = || scrape.cores.iter().map(|core| &core.shard.groups);
+    let (name, help) = ("flowmesh_replay_records", "Records that the session has gone past");
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    if shards().flat_map(|shard| &shard.own).all(|(_, row)| row.holds.replayed.is_none()) {
+        return Ok(());
+    }
+    let session = |info: &'_ Arc<ResourceInfo>| match &info.settings {
+        Settings::Replay(replay) => Some((replay.group.clone(), info.path.clone())),
+        _ => None,
+    };
+    let session_of: HashMap<String, ResourcePath> = scrape.catalog.iter().filter_map(session).collect();
+    let session_labels = |catalog: &Catalog, group: Option<ResourceId>| {
+        const NAMES: [&str; 3] = ["tenant", "namespace", "session"];
+        let Some(id) = group else { return Some(labels(["", "", OTHER], NAMES)) };
+        let path = session_of.get(&catalog.get(id)?.path.to_string())?;
+        Some(labels([path.tenant(), path.namespace(), path.name()], NAMES))
+    };
+    for (labels, row) in &label(shards(), &scrape.catalog, session_labels).0 {
+        if let Some(records) = row.holds.replayed {
+            family.encode_family(labels)?.encode_gauge(&i64::try_from(records).unwrap_or(i64::MAX))?;
         }
     }
     Ok(())

@@ -77,6 +77,8 @@ pub struct GroupHolds {
     pub partitions: u64,
     /// Those that have the owner they shall have.
     pub assigned: u64,
+    /// Of the sandbox of a replay session: records that it has gone past, since it was created.
+    pub replayed: Option<u64>,
 }
 
 /// What a group has of a partition now.
@@ -132,6 +134,7 @@ impl Merge for GroupHolds {
         self.members += other.members;
         self.partitions += other.partitions;
         self.assigned += other.assigned;
+        self.replayed = self.replayed.map_or(other.replayed, |own| Some(own + other.replayed.unwrap_or(0)));
     }
 }
 
@@ -419,7 +422,8 @@ impl Resources {
         let groups = self.groups.rows(known, |row| {
             machine.each_group(&mut |id, status| {
                 let (members, partitions) = (status.members.into(), status.partitions.into());
-                row(id, GroupHolds { members, partitions, assigned: status.assigned.into() });
+                let (assigned, replayed) = (status.assigned.into(), machine.replayed(id));
+                row(id, GroupHolds { members, partitions, assigned, replayed });
             });
         });
         let offsets = self.offsets.rows(

@@ -26,6 +26,7 @@ use bytes::Bytes;
 use compaction::{Clean, CompactionRules};
 use flowmesh_model::limits::PRODUCER_RETENTION_MS;
 use flowmesh_model::{Fact, Lsn, Millis, Offset, ResourceId, StreamSettings};
+use smallvec::SmallVec;
 
 use crate::changes::{Mark, Touch};
 use crate::held::Apply;
@@ -41,8 +42,8 @@ const PARTITION_BYTES: u64 = (size_of::<Partition>() + 16) as u64;
 /// One stream, as far as this shard holds it.
 #[derive(Debug, Default)]
 pub(crate) struct Stream {
-    /// By number; `None` where the shard holds nothing yet.
-    partitions: Vec<Option<Box<Partition>>>,
+    /// By number; `None` where the shard holds nothing yet. The only one of most streams is found without a step more.
+    partitions: SmallVec<[Option<Box<Partition>>; 1]>,
     /// Partitions that changed since the last seal.
     dirty: Vec<u32>,
     /// Partitions in the sealed state that is being written.
@@ -221,7 +222,7 @@ impl Stream {
         let index = number as usize;
         if self.partitions.len() <= index {
             self.memory_bytes += (index + 1 - self.partitions.len()) as u64 * 8;
-            if self.partitions.capacity() == 0 {
+            if self.partitions.is_empty() {
                 self.partitions.reserve_exact(index + 1);
             }
             self.partitions.resize_with(index + 1, || None);
