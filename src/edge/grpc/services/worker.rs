@@ -195,12 +195,15 @@ pub fn list<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder
 }
 
 fn filter(request: &v1::ListWorkersRequest) -> Result<WorkerFilter, Reject> {
-    let states = request.states().map(|state| match state {
-        v1::WorkerState::Alive => Ok(WorkerState::Alive),
-        v1::WorkerState::Stopping => Ok(WorkerState::Stopping),
-        v1::WorkerState::Left => Ok(WorkerState::Left),
-        v1::WorkerState::Dead => Ok(WorkerState::Dead),
-        v1::WorkerState::Unspecified => Err(Reject::invalid("states", "has one that is no state")),
+    // By number: the generated iterator leaves out those that it does not know.
+    let states = request.states.iter().map(|&state| match v1::WorkerState::try_from(state) {
+        Ok(v1::WorkerState::Alive) => Ok(WorkerState::Alive),
+        Ok(v1::WorkerState::Stopping) => Ok(WorkerState::Stopping),
+        Ok(v1::WorkerState::Left) => Ok(WorkerState::Left),
+        Ok(v1::WorkerState::Dead) => Ok(WorkerState::Dead),
+        Ok(v1::WorkerState::Unspecified) | Err(_) => {
+            Err(Reject::invalid("states", format!("{state} is no state; there are 1 to 4")))
+        }
     });
     let queue = Some(&request.queue).filter(|queue| !queue.is_empty());
     Ok(WorkerFilter {
