@@ -4,11 +4,12 @@
 use std::path::PathBuf;
 use std::{env, fs};
 
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "flowmesh/v1/common.proto",
     "flowmesh/v1/stream.proto",
     "flowmesh/v1/queue.proto",
     "flowmesh/v1/schedule.proto",
+    "flowmesh/v1/worker.proto",
     "flowmesh/v1/kv.proto",
     "flowmesh/v1/group.proto",
     "flowmesh/v1/replay.proto",

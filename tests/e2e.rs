@@ -31,6 +31,7 @@ mod e2e {
     mod filters;
     mod group_consume;
     mod group_crashes;
+    mod group_filters;
     mod group_offsets;
     mod group_shell;
     mod groups;
@@ -40,6 +41,7 @@ mod e2e {
     mod package_log;
     mod partitions;
     mod producers;
+    mod queue_crashes;
     mod queue_outcomes;
     mod queue_rules;
     mod queue_shell;
@@ -58,5 +60,8 @@ mod e2e {
     mod start;
     mod streams;
     mod subscribe;
+    mod trace_context;
+    mod transfers;
     mod work;
+    mod workers;
 }

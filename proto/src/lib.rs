@@ -14,7 +14,7 @@ macro_rules! generated {
 }
 
 generated!(
-    /// `package flowmesh.v1`: the services Stream, Queue, Schedule, Kv, Group, Replay and Admin.
+    /// `package flowmesh.v1`: the services Stream, Queue, Schedule, Worker, Kv, Group, Replay and Admin.
     v1,
     "flowmesh.v1"
 );
@@ -63,6 +63,7 @@ mod tests {
                 "flowmesh.v1.Replay",
                 "flowmesh.v1.Schedule",
                 "flowmesh.v1.Stream",
+                "flowmesh.v1.Worker",
                 "grpc.health.v1.Health",
                 "grpc.reflection.v1.ServerReflection",
             ]

@@ -72,6 +72,8 @@ async fn recover_and_serve(id: ShardId, plan: &Arc<Plan>) -> anyhow::Result<()> 
     if !plan.stage.recovered().await {
         return Ok(());
     }
+    // Now every shard knows the catalog, and can be reached.
+    spawn_local(shard.clone().run_transfers(router.clone())).detach();
     serve(id, plan, &router, status).await?;
     plan.stage.drained().await;
     shard.shut_down().await;

@@ -64,6 +64,8 @@ struct JobLine<'a> {
     after: Option<Vec<u32>>,
     after_jobs: Option<Vec<u64>>,
     after_any_end: Option<bool>,
+    traceparent: Option<String>,
+    tracestate: Option<String>,
     #[serde(default)]
     headers: HeaderMap,
 }
@@ -81,7 +83,7 @@ pub fn record(line: &[u8]) -> Result<v1::Record, String> {
 
 /// What a job's line may have.
 const JOB_NAMES: &str = "payload, headers, priority, delay, max_attempts, key, key_window, group, run_at, ttl, backoff, \
-                         after, after_jobs and after_any_end";
+                         after, after_jobs, after_any_end, traceparent and tracestate";
 
 /// One line as a job; what it leaves out is as in `base`.
 pub fn job(line: &[u8], base: &v1::NewJob) -> Result<v1::NewJob, String> {
@@ -91,6 +93,9 @@ pub fn job(line: &[u8], base: &v1::NewJob) -> Result<v1::NewJob, String> {
     let (delay_ms, run_at_ms) = if own_time { (0, 0) } else { (base.delay_ms, base.run_at_ms) };
     let mut headers = base.headers.clone();
     headers.extend(parsed.headers.0);
+    // A state belongs to its parent.
+    let (parent, state) =
+        if parsed.traceparent.is_some() { ("", "") } else { (&*base.traceparent, &*base.tracestate) };
     let retry = parsed.backoff.map(|text| backoff(&text).map_err(|e| format!("backoff: {e}"))).transpose()?;
     Ok(v1::NewJob {
         payload: optional_bytes("payload", parsed.payload, parsed.payload_base64)?.unwrap_or_default(),
@@ -107,6 +112,8 @@ pub fn job(line: &[u8], base: &v1::NewJob) -> Result<v1::NewJob, String> {
         after: parsed.after.unwrap_or_default(),
         after_jobs: parsed.after_jobs.unwrap_or_else(|| base.after_jobs.clone()),
         after_any_end: parsed.after_any_end.unwrap_or(base.after_any_end),
+        traceparent: parsed.traceparent.unwrap_or_else(|| parent.to_owned()),
+        tracestate: parsed.tracestate.unwrap_or_else(|| state.to_owned()),
     })
 }
 
@@ -263,10 +270,11 @@ mod tests {
 
     #[test]
     fn a_job_line_has_all_that_a_job_can_have() {
-        let base = v1::NewJob { delay_ms: 9, group: "g".into(), ..Default::default() };
+        let (group, tracestate) = ("g".into(), "a=1".into());
+        let base = v1::NewJob { delay_ms: 9, group, tracestate, ..Default::default() };
         let line =
             br#"{"key":"k","key_window":"1h","run_at":"@5000","ttl":"1d","backoff":"fixed:1s","after":[0],
-            "after_jobs":[7],"after_any_end":true}"#;
+            "after_jobs":[7],"after_any_end":true,"traceparent":"00-a-b-01"}"#;
         let full = job(line, &base).unwrap();
         let retry = v1::RetryPolicy { backoff: 2, initial_ms: 1_000, ..Default::default() };
         let wanted = v1::NewJob {
@@ -279,9 +287,11 @@ mod tests {
             after: vec![0],
             after_jobs: vec![7],
             after_any_end: true,
+            traceparent: "00-a-b-01".into(),
             ..Default::default()
         };
-        assert_eq!(full, wanted, "a time of its own goes before the delay of the flags");
+        assert_eq!(full, wanted, "a time and a trace of its own go before those of the flags");
+        assert_eq!(job(b"{}", &base).unwrap().tracestate, "a=1");
         assert_eq!(job(br#"{"run_at":5000}"#, &base).unwrap().run_at_ms, 5_000);
         for (line, part) in [
             (r#"{"ttl":"long"}"#, "ttl: allowed:"),

@@ -1,8 +1,9 @@
-//! The command line: `flowmesh serve | dev | stream | group | replay | queue | schedule | kv | resources | topology | bench | completions`.
+//! The command line: `flowmesh serve | dev | stream | group | replay | queue | schedule | worker | kv | resources | topology | bench | completions`.
 //!
 //! [`args`] has what commands share, [`settings`] makes the server's flags out of the table of settings, [`serve`] starts it.
 //! The client commands go through [`connection`] (tonic, an implementation of gRPC that is not ours) to [`stream`],
-//! [`group`], [`replay`], [`queue`], [`schedule`], [`kv`], [`resources`] and [`topology`]; `bench` hands over to the crate `flowmesh-perf`. They read [`input`] (plain or [`json_lines`]) and write [`output`];
+//! [`group`], [`replay`], [`queue`], [`schedule`], [`worker`], [`kv`], [`resources`] and [`topology`]; [`pages`] walks through
+//! lists; `bench` hands over to the crate `flowmesh-perf`. They read [`input`] (plain or [`json_lines`]) and write [`output`];
 //! what goes wrong is a [`failure`], with its exit code. `docs/cli.md` is the reference.
 
 mod args;
@@ -15,6 +16,7 @@ mod input;
 mod json_lines;
 mod kv;
 mod output;
+mod pages;
 mod queue;
 mod replay;
 mod resources;
@@ -26,6 +28,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod topology;
+mod worker;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -69,6 +72,9 @@ enum Command {
     /// Enqueue jobs by time: cron expressions, or once
     #[command(subcommand)]
     Schedule(schedule::ScheduleCommand),
+    /// Show workers and what they run, tell them to stop
+    #[command(subcommand)]
+    Worker(worker::WorkerCommand),
     /// Set, get and scan keys
     #[command(subcommand)]
     Kv(kv::KvCommand),
@@ -117,6 +123,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Replay(command) => client(command.run()),
         Command::Queue(command) => client(command.run()),
         Command::Schedule(command) => client(command.run()),
+        Command::Worker(command) => client(command.run()),
         Command::Kv(command) => client(command.run()),
         Command::Resources(command) => client(command.run()),
         Command::Topology(args) => client(args.run()),

@@ -14,6 +14,7 @@ use super::args::{Format, KindWord, Output, Server, Target};
 use super::connection::client;
 use super::failure::Failure;
 use super::output::{Out, time};
+use super::pages::{PAGE_ITEMS, write_all};
 use super::queue::{backoff_kind, backoff_word};
 use super::topology::{PLACE_COLUMNS, PlaceJson, place_rows};
 
@@ -189,28 +190,15 @@ fn write_one(
 impl ListArgs {
     async fn run(self) -> Result<(), Failure> {
         let mut admin = client!(admin_client::AdminClient, self.server.connect().await?);
-        let (mut out, mut rows, mut page_token) = (Out::new(), Vec::new(), String::new());
-        loop {
-            let request = v1::ListResourcesRequest {
-                kind: self.kind.map_or(v1::Kind::Unspecified, KindWord::kind).into(),
-                prefix: self.prefix.clone(),
-                page_size: 1_000,
-                page_token,
-            };
+        let page = async |page_token| {
+            let kind = self.kind.map_or(v1::Kind::Unspecified, KindWord::kind).into();
+            let prefix = self.prefix.clone();
+            let request = v1::ListResourcesRequest { kind, prefix, page_size: PAGE_ITEMS, page_token };
             let page = admin.list_resources(self.server.request(request)).await?.into_inner();
-            for resource in &page.resources {
-                match self.output.format {
-                    Format::Json => out.json(&json(resource, None, &[]))?,
-                    Format::Table => rows.push(row(resource)),
-                }
-            }
-            page_token = page.next_page_token;
-            if page_token.is_empty() {
-                break;
-            }
-        }
-        out.table(&COLUMNS, rows)?;
-        out.flush()
+            Ok((page.resources, page.next_page_token))
+        };
+        let json = |out: &mut Out, resource: &_| out.json(&json(resource, None, &[]));
+        write_all(self.output.format, &COLUMNS, page, json, row).await
     }
 }
 
@@ -346,6 +334,8 @@ fn settings_map(settings: Option<&v1::Settings>) -> Map<String, Value> {
             put("dead_retention_ms", some(s.dead_retention_ms));
             put("done_retention_ms", some(s.done_retention_ms));
             put("result_retention_ms", s.result_retention_ms.map(Value::from));
+            put("dead_letters_to", s.dead_letters_to.clone().map(Value::from));
+            put("sandbox", s.sandbox.filter(|sandbox| *sandbox).map(Value::from));
             put("durability", durability(s.durability));
         }
         Some(settings::Kind::Kv(s)) => {
@@ -480,6 +470,10 @@ fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, Stri
             (v1::Kind::Queue, "dead_retention_ms") => queue.dead_retention_ms = long()?,
             (v1::Kind::Queue, "done_retention_ms") => queue.done_retention_ms = long()?,
             (v1::Kind::Queue, "result_retention_ms") => queue.result_retention_ms = long()?,
+            (v1::Kind::Queue, "dead_letters_to") => queue.dead_letters_to = Some(text.to_owned()),
+            (v1::Kind::Queue, "sandbox") => {
+                queue.sandbox = Some(text.parse().map_err(|_| wrong("true, false".to_owned()))?);
+            }
             (v1::Kind::Queue, "durability") => queue.durability = durability()?,
             (v1::Kind::Kv, "default_ttl_ms") => kv.default_ttl_ms = time()?,
             (v1::Kind::Kv, "durability") => kv.durability = durability()?,
@@ -541,7 +535,7 @@ fn setting_names(kind: v1::Kind) -> &'static str {
             "visibility_timeout_ms, max_attempts, backoff, backoff_initial_ms, backoff_max_ms, \
              backoff_jitter_percent, quarantine_after, priority_aging_ms, group_concurrency, concurrency, rate, \
              group_rate, jobs_max, bytes_max, when_full, dead_retention_ms, done_retention_ms, \
-             result_retention_ms, durability"
+             result_retention_ms, dead_letters_to, sandbox, durability"
         }
         v1::Kind::Kv => "default_ttl_ms, durability",
         v1::Kind::Group => {

@@ -8,6 +8,7 @@ use flowmesh_engine::ReplySink;
 use flowmesh_model::placement::SlotMap;
 use flowmesh_model::{
     Catalog, Command, Durability, Kind, Millis, Reject, Reply, ResourceInfo, ResourcePath, ShardId,
+    WorkerPath,
 };
 use futures::future::LocalBoxFuture;
 
@@ -35,6 +36,9 @@ pub trait Backend: Clone + 'static {
 
     /// The shard that holds a key.
     fn shard_of_key(&self, info: &ResourceInfo, key: &[u8]) -> ShardId;
+
+    /// The shard that holds a worker.
+    fn shard_of_worker(&self, path: &WorkerPath) -> ShardId;
 
     /// How many shards there are, numbered from 0.
     fn shards(&self) -> u16;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flowmesh_engine::{Health, ReplySink};
-use flowmesh_model::{Catalog, Command, Kind, Millis, Reject, Reply, ResourceInfo, ShardId};
+use flowmesh_model::{Catalog, Command, Kind, Millis, Reject, Reply, ResourceInfo, ShardId, WorkerPath};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 
@@ -32,6 +32,10 @@ impl Backend for Router {
 
     fn shard_of_key(&self, info: &ResourceInfo, key: &[u8]) -> ShardId {
         Router::shard_of_key(self, info, key)
+    }
+
+    fn shard_of_worker(&self, path: &WorkerPath) -> ShardId {
+        Router::shard_of_worker(self, path)
     }
 
     fn shards(&self) -> u16 {

@@ -4,6 +4,7 @@
 //! - [`Router`]: what the edges use.
 //! - `hop`: requests and answers between cores.
 //! - `catalog_gate`: on core 0, catalog changes one at a time; each is made known to all cores once it is durable.
+//! - `transport`: jobs on their way to other queues and streams.
 //! - `pending`, `oneshot`: who waits for an answer.
 
 mod backend;
@@ -12,6 +13,7 @@ mod hop;
 pub mod message;
 mod oneshot;
 mod pending;
+mod transport;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -19,10 +21,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use flowmesh_engine::{ReplySink, Shard};
-use flowmesh_model::placement::SlotMap;
+use flowmesh_model::placement::{SlotMap, worker_slot};
 use flowmesh_model::{
-    Catalog, CatalogCommand, Command, Kind, Millis, Reject, Reply, ResourceInfo, ResourcePath, Settings,
-    ShardId,
+    Catalog, CatalogCommand, Command, Kind, Millis, RecentNames, Reject, Reply, ResourceInfo, ResourcePath,
+    Settings, ShardId, WorkerPath,
 };
 use flowmesh_rt::disk::RtDisk;
 
@@ -69,6 +71,7 @@ struct Inner {
     shard: LocalShard,
     send: SendMessage,
     catalog: RefCell<Arc<Catalog>>,
+    names: RefCell<RecentNames>,
     gate: CatalogGate,
     pending: RefCell<Pending>,
     stats_pending: RefCell<HashMap<u32, futures::channel::oneshot::Sender<Box<CoreStats>>>>,
@@ -93,6 +96,7 @@ impl Router {
                 shard,
                 send,
                 catalog: RefCell::default(),
+                names: RefCell::default(),
                 gate: CatalogGate::default(),
                 pending: RefCell::default(),
                 stats_pending: RefCell::default(),
@@ -114,7 +118,7 @@ impl Router {
 
     /// The resource of that kind that a client names, if the catalog has it. One hash look-up.
     pub fn find(&self, kind: Kind, name: &str) -> Option<Arc<ResourceInfo>> {
-        self.inner.catalog.borrow().find(kind, name).cloned()
+        self.inner.names.borrow_mut().find(&self.inner.catalog.borrow(), kind, name)
     }
 
     /// As [`Router::find`]; creates the resource with default settings if `create` and the server's auto-create allow it.
@@ -148,6 +152,11 @@ impl Router {
             return ShardId(0);
         }
         self.inner.config.slots.shard(info.placement.key_slot(key))
+    }
+
+    /// The shard that holds a worker.
+    pub fn shard_of_worker(&self, path: &WorkerPath) -> ShardId {
+        self.inner.config.slots.shard(worker_slot(path))
     }
 
     /// How many shards there are, numbered from 0.

@@ -9,8 +9,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use flowmesh_engine::metrics::{Histogram, Operation, OperationStats, Spans};
+use flowmesh_engine::metrics::{Histogram, Operation, OperationStats, Spans, Spread};
 use flowmesh_model::replay::ReplayState;
+use flowmesh_model::worker::WorkerState;
 use flowmesh_model::{Catalog, Offset, PartitionRef};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -108,6 +109,9 @@ const GAUGES: &[(&str, &str, Number)] = &[
     ("flowmesh_stream_producers", "Idempotent producers that are remembered", |c| c.shard.state.producers),
     ("flowmesh_queues", "Queues with jobs ever", |c| c.shard.state.queues),
     ("flowmesh_schedules", "Schedules of queues", |c| c.shard.state.schedules),
+    ("flowmesh_schedules_held_back", "Schedules whose time has come and whose queue has no room", |c| {
+        c.shard.state.schedules_held_back
+    }),
     ("flowmesh_stores", "Key-value stores with keys ever", |c| c.shard.state.stores),
     ("flowmesh_keys", "Keys of key-value stores", |c| c.shard.state.keys),
     ("flowmesh_replay_session_records", "Records that the replay sessions there are have gone past", |c| {
@@ -156,8 +160,12 @@ impl Collector for Scrape {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
             self.each(|label, core| put_sizes(family.encode_family(label)?, sizes(core)))?;
         }
+        let (name, help) = ("flowmesh_schedule_lateness_seconds", "How late jobs of schedules were enqueued");
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        self.each(|label, core| put_spread(family.encode_family(label)?, &core.shard.schedule_lateness))?;
         self.jobs(&mut encoder)?;
         self.replays(&mut encoder)?;
+        self.workers(&mut encoder)?;
         self.operations(&mut encoder)?;
         self.calls(&mut encoder)?;
         server::encode(self, &mut encoder)?;
@@ -178,8 +186,10 @@ impl Scrape {
             for (name, count) in [
                 ("ready", state.jobs_ready),
                 ("delayed", state.jobs_delayed),
+                ("blocked", state.jobs_blocked),
                 ("leased", state.jobs_leased),
                 ("dead", state.jobs_dead),
+                ("done", state.jobs_done),
             ] {
                 let labels = [("shard", shard.to_string()), ("state", name.to_owned())];
                 family.encode_family(&labels)?.encode_gauge(&i64::try_from(count).unwrap_or(i64::MAX))?;
@@ -193,6 +203,18 @@ impl Scrape {
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (shard, core) in self.cores.iter().enumerate() {
             for (state, count) in ReplayState::ALL.iter().zip(core.shard.state.replays) {
+                let labels = [("shard", shard.to_string()), ("state", state.as_str().to_owned())];
+                family.encode_family(&labels)?.encode_gauge(&i64::try_from(count).unwrap_or(i64::MAX))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn workers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let (name, help) = ("flowmesh_workers", "Workers that registered, by state");
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (shard, core) in self.cores.iter().enumerate() {
+            for (state, count) in WorkerState::ALL.iter().zip(core.shard.state.workers) {
                 let labels = [("shard", shard.to_string()), ("state", state.as_str().to_owned())];
                 family.encode_family(&labels)?.encode_gauge(&i64::try_from(count).unwrap_or(i64::MAX))?;
             }
@@ -256,6 +278,13 @@ fn put_durations(mut encoder: MetricEncoder<'_>, spans: &Spans) -> fmt::Result {
     let seconds = |bound: u64| if bound == u64::MAX { f64::MAX } else { bound as f64 * 1e-9 };
     let buckets: Vec<(f64, u64)> = spans.buckets().map(|(bound, count)| (seconds(bound), count)).collect();
     encoder.encode_histogram(spans.sum_ns() as f64 * 1e-9, spans.count(), &buckets, NO_LABELS)
+}
+
+/// Waits and runs of jobs, in seconds.
+fn put_spread(mut encoder: MetricEncoder<'_>, spread: &Spread) -> fmt::Result {
+    let seconds = |bound: u64| if bound == u64::MAX { f64::MAX } else { bound as f64 / 1e3 };
+    let buckets: Vec<(f64, u64)> = spread.buckets().map(|(bound, count)| (seconds(bound), count)).collect();
+    encoder.encode_histogram(spread.sum_ms() as f64 / 1e3, spread.count(), &buckets, NO_LABELS)
 }
 
 /// Powers of two from 16 µs to 8.6 s, in nanoseconds: where the histogram's own buckets end.

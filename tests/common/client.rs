@@ -11,6 +11,7 @@ use flowmesh_proto::v1::queue_client::QueueClient;
 use flowmesh_proto::v1::replay_client::ReplayClient;
 use flowmesh_proto::v1::schedule_client::ScheduleClient;
 use flowmesh_proto::v1::stream_client::StreamClient;
+use flowmesh_proto::v1::worker_client::WorkerClient;
 use flowmesh_proto::{rpc, v1};
 use prost::Message;
 use tonic::transport::{Channel, Endpoint};
@@ -32,6 +33,7 @@ pub struct Client {
     pub group: GroupClient<Channel>,
     pub replay: ReplayClient<Channel>,
     pub schedule: ScheduleClient<Channel>,
+    pub worker: WorkerClient<Channel>,
 }
 
 impl Server {
@@ -71,6 +73,7 @@ impl Client {
             group: GroupClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
             replay: ReplayClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
             schedule: ScheduleClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
+            worker: WorkerClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
             channel,
         }
     }

@@ -47,7 +47,9 @@ async fn a_resource_is_created_described_changed_and_deleted() {
     let made = created.resource.unwrap();
     assert_eq!((made.kind, made.path.as_str()), (v1::Kind::Queue as i32, "default/default/queue/mail"));
     assert!((before..=now_ms()).contains(&made.created_at_ms));
-    let Some(Kind::Queue(settings)) = made.settings.unwrap().kind else { panic!("settings of a queue") };
+    let Some(Kind::Queue(settings)) = made.settings.clone().unwrap().kind else {
+        panic!("settings of a queue")
+    };
     assert_eq!((settings.max_attempts, settings.visibility_timeout_ms), (Some(5), Some(30_000)));
 
     refused(client.create("mail", queue(6)).await, Code::AlreadyExists, "RESOURCE_EXISTS");
@@ -67,7 +69,9 @@ async fn a_resource_is_created_described_changed_and_deleted() {
         ..v1::UpdateResourceRequest::default()
     };
     let changed = client.admin.update_resource(change).await.unwrap().into_inner().resource.unwrap();
-    let Some(Kind::Queue(settings)) = changed.settings.unwrap().kind else { panic!("settings of a queue") };
+    let Some(Kind::Queue(settings)) = changed.settings.clone().unwrap().kind else {
+        panic!("settings of a queue")
+    };
     assert_eq!((settings.max_attempts, settings.backoff_initial_ms), (Some(5), Some(7)), "the others stay");
 
     let describe = v1::DescribeResourceRequest {

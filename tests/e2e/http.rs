@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use flowmesh_model::limits::METRIC_RESOURCES_MAX;
 use flowmesh_proto::v1;
 
-use crate::common::client::{ack_of, record};
-use crate::common::{Home, eventually};
+use crate::common::client::{ack_of, job, record};
+use crate::common::{Home, Server, eventually};
 
 #[tokio::test]
 async fn health_and_readiness_are_green() {
@@ -163,6 +163,108 @@ async fn queues_and_partitions_have_metrics_of_their_own() {
     assert_eq!(server.metric(timed, "method=\"flowmesh.v1.Stream/Append\""), Some(3.0));
     assert!(server.metric("flowmesh_storage_size_bytes", "part=\"log\"").unwrap() > 0.0);
     assert!(body.contains("# TYPE flowmesh_schema_registrations counter"));
+}
+
+#[tokio::test]
+async fn what_becomes_of_jobs_and_schedules_is_counted_for_each_queue() {
+    let home = Home::new();
+    let mut server = home.start();
+    let mut client = server.client().await;
+    let settings = v1::QueueSettings {
+        done_retention_ms: Some(3_600_000),
+        jobs_max: Some(5),
+        when_full: Some(v1::WhenFull::DropLowestPriority.into()),
+        ..Default::default()
+    };
+    client.create_queue("mail", settings).await;
+    let metric = |server: &Server, name: &str| {
+        server.metric(&format!("flowmesh_queue_{name}"), "queue=\"mail\"").unwrap_or(f64::NAN)
+    };
+    let state = |server: &Server, state: &str| {
+        let labels = format!("queue=\"mail\",state=\"{state}\"");
+        server.metric("flowmesh_queue_jobs", &labels).unwrap_or(f64::NAN)
+    };
+
+    // One is done and kept, one dies, one's lease runs out, one is cancelled, one is not had in its time.
+    client.enqueue("mail", ["done", "dies", "lost"]).await.unwrap();
+    let jobs = client.reserve("mail", 3, 1_000, 0).await.unwrap();
+    client.ack("mail", &jobs[..1]).await;
+    let (job_id, token) = (jobs[1].job_id, jobs[1].token);
+    let nack = v1::NackItem { job_id, token, kind: v1::NackKind::NackFinal.into(), ..Default::default() };
+    assert_eq!(client.nack_as("mail", nack).await, None);
+    let cancelled = client.enqueue("mail", ["cancelled"]).await.unwrap();
+    let cancel = v1::CancelJobsRequest { queue: "mail".into(), job_ids: cancelled };
+    client.queue.cancel(cancel).await.unwrap();
+    client.enqueue_jobs("mail", vec![v1::NewJob { ttl_ms: 1, ..job("late") }]).await.unwrap();
+    eventually("a lease has run out and a job's time is over", || async {
+        let both = metric(&server, "leases_expired_total") + metric(&server, "jobs_expired_total");
+        (both == 2.0).then_some(())
+    })
+    .await;
+    client.queue.pause(v1::PauseQueueRequest { queue: "mail".into() }).await.unwrap();
+
+    // One waits for another, one for its time; for what the schedule enqueues those of no priority go.
+    let delayed = v1::NewJob { delay_ms: 3_600_000, priority: 5, ..job("delayed") };
+    let first = client.enqueue_jobs("mail", vec![delayed]).await.unwrap();
+    let blocked = v1::NewJob { after_jobs: first, priority: 5, ..job("blocked") };
+    client.enqueue_jobs("mail", vec![blocked, job("x"), job("y")]).await.unwrap();
+    let cron = v1::create_schedule_request::Timing::Cron("* * * * * *".into());
+    let schedule = v1::CreateScheduleRequest {
+        queue: "mail".into(),
+        name: "s".into(),
+        timing: Some(cron),
+        job: Some(v1::NewJob { priority: 1, ..job("z") }),
+        ..Default::default()
+    };
+    client.schedule.create(schedule).await.unwrap();
+    eventually("the schedule has fired", || async {
+        (metric(&server, "schedule_firings_total") >= 1.0).then_some(())
+    })
+    .await;
+    let which = v1::ScheduleRequest { queue: "mail".into(), name: "s".into() };
+    let fired = client.schedule.pause(which).await.unwrap().into_inner().fired_total as f64;
+    let purge = v1::PurgeRequest { queue: "mail".into(), job_ids: vec![job_id], ..Default::default() };
+    client.queue.purge(purge).await.unwrap();
+
+    let (_, body) = server.http("/metrics");
+    check_exposition(&body);
+    let status = client.queue_status("mail").await;
+    for (name, value) in [
+        ("jobs_retried_total", 1.0),
+        ("jobs_died_total", 1.0),
+        ("jobs_expired_total", 1.0),
+        ("jobs_cancelled_total", 1.0),
+        ("jobs_dropped_total", status.dropped_total as f64),
+        ("jobs_purged_total", 1.0),
+        ("leases_expired_total", 1.0),
+        ("schedule_firings_total", fired),
+        ("schedule_missed_total", 0.0),
+        ("schedules", 1.0),
+        ("schedules_held_back", 0.0),
+        ("wait_duration_seconds_count", 3.0),
+        ("run_duration_seconds_count", 1.0),
+        ("waiting_bytes", status.waiting_bytes as f64),
+        ("paused", 1.0),
+        ("pending", 5.0),
+        ("depth", 5.0),
+    ] {
+        assert_eq!(metric(&server, name), value, "{name}");
+    }
+    assert!(status.dropped_total > 0 && status.waiting_bytes > 0);
+    let held = [status.ready, status.delayed, status.blocked, status.leased, status.dead, status.done];
+    let states = ["ready", "delayed", "blocked", "leased", "dead", "done"];
+    assert_eq!(states.map(|name| state(&server, name)), held.map(|jobs| jobs as f64));
+    assert_eq!((status.done, status.blocked, status.delayed), (1, 1, 1));
+    assert_eq!(server.metric("flowmesh_schedule_lateness_seconds_count", ""), Some(fired));
+    assert_eq!(server.metric("flowmesh_jobs", "state=\"done\""), Some(1.0));
+
+    // What is there is there after a restart; what was done counts from the start of the process.
+    server.kill9();
+    server = home.start();
+    assert_eq!(states.map(|name| state(&server, name)), held.map(|jobs| jobs as f64));
+    for name in ["jobs_died_total", "jobs_dropped_total", "wait_duration_seconds_count"] {
+        assert_eq!(metric(&server, name), 0.0, "{name}");
+    }
 }
 
 #[tokio::test]

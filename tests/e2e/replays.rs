@@ -178,6 +178,8 @@ async fn a_session_replays_what_there_was_and_touches_no_other_group() {
     let metric = |name: &str, labels: &str| server.metric(name, labels);
     assert_eq!(metric("flowmesh_replay_sessions", "state=\"completed\""), Some(1.0));
     assert_eq!(metric("flowmesh_replay_session_records", ""), Some(30.0));
+    let session = "tenant=\"default\",namespace=\"default\",session=\"late\"";
+    assert_eq!(metric("flowmesh_replay_records", session), Some(30.0));
 
     // Who comes when it is over is told so.
     let mut member = Member::open_replay(&mut client, "late", 100).await.unwrap();

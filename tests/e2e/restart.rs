@@ -136,6 +136,45 @@ async fn the_log_does_not_grow_with_history() {
 }
 
 #[tokio::test]
+async fn log_and_disk_shrink_although_an_old_job_is_never_acknowledged() {
+    const LONG_MS: u64 = 3_600_000;
+    let home = Home::new().set("log_bytes_max", "64MiB").set("checkpoint_interval_ms", "200ms");
+    let server = home.start();
+    let mut client = server.client().await;
+    client.enqueue("mail", ["old"]).await.unwrap();
+    let old = client.reserve("mail", 1, LONG_MS, 0).await.unwrap().remove(0);
+    let mut random = Random::new("log_and_disk_shrink");
+    // 400 MiB of jobs, of which at most 16 MiB are there at a time: long enough for checkpoints to write them.
+    for i in 0..400 {
+        let payload = random.bytes(MIB as usize);
+        eventually("the job is taken", || {
+            let (mut client, payload) = (client.clone(), payload.clone());
+            async move { client.enqueue("mail", [payload]).await.ok() }
+        })
+        .await;
+        if i >= 16 {
+            let jobs = client.reserve("mail", 1, LONG_MS, 0).await.unwrap();
+            assert_eq!(client.ack("mail", &jobs).await, [None]);
+        }
+    }
+    let shard = home.shard_dir(0);
+    let log = disk_bytes(&shard.join("log"));
+    assert!(log <= 64 * MIB + 48 * MIB, "{} MiB of log after 400 MiB of jobs", log / MIB);
+    while let Some(job) = client.reserve("mail", 1, LONG_MS, 0).await.unwrap().pop() {
+        assert_eq!(client.ack("mail", &[job]).await, [None]);
+    }
+    // What the index keeps of them is bounded by its journal and by tables that are too small to be worth compacting.
+    let index = || disk_bytes(&shard) - disk_bytes(&shard.join("log"));
+    eventually("the disk has its space back", || async { (index() <= 200 * MIB).then_some(()) }).await;
+    server.kill9();
+    let server = home.start();
+    let mut client = server.client().await;
+    let status = client.queue_status("mail").await;
+    assert_eq!((status.leased, status.ready, status.done_total), (1, 0, 400));
+    assert_eq!(client.ack("mail", &[old]).await, [None], "the lease is as good as on its first day");
+}
+
+#[tokio::test]
 async fn records_that_left_the_log_are_read_from_segment_files() {
     let home = Home::new()
         .set("log_bytes_max", "64MiB")

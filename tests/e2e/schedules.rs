@@ -114,6 +114,112 @@ async fn each_second_fires_once_through_kills_and_restarts() {
 }
 
 #[tokio::test]
+async fn a_full_queue_holds_its_schedules_back_and_none_of_their_times_is_lost_or_fires_twice() {
+    let home = Home::new();
+    let mut server = home.start();
+    let mut client = server.client().await;
+    client.create_queue("mail", v1::QueueSettings { jobs_max: Some(2), ..Default::default() }).await;
+    create(&mut client, cron("mail", "s", "* * * * * *")).await.unwrap();
+    let mut times = Vec::new();
+    for round in 1..=4 {
+        let held = eventually("the queue is full", || {
+            let mut client = client.clone();
+            async move {
+                let info = describe(&mut client, "mail", "s").await;
+                Some(info).filter(|info| info.held_back && info.fired_total >= 2 * round)
+            }
+        })
+        .await;
+        assert_eq!((held.fired_total, held.skipped_total), (2 * round, 0));
+        assert!(held.next_at_ms > held.last_scheduled_at_ms && held.next_at_ms.unwrap() <= now_ms());
+        refused(client.schedule.run_now(which("mail", "s")).await, Code::ResourceExhausted, "QUEUE_FULL");
+        // Each time that has come is due still, after a kill too.
+        server.kill9();
+        server = home.start();
+        client = server.client().await;
+        times.extend(all_times(&mut client, "mail").await);
+    }
+    assert_eq!(times.len(), 8);
+    assert!(times.windows(2).all(|pair| pair[1] == pair[0] + 1_000), "each second once: {times:?}");
+    client.queue.pause(v1::PauseQueueRequest { queue: "mail".into() }).await.unwrap();
+    fired(&client, "s", 9).await;
+}
+
+#[tokio::test]
+async fn a_schedule_drops_what_the_queue_says_is_to_be_dropped() {
+    let home = Home::new();
+    let server = home.start();
+    let mut client = server.client().await;
+    let when_full = Some(v1::WhenFull::DropOldest.into());
+    let settings = v1::QueueSettings { jobs_max: Some(2), when_full, ..Default::default() };
+    client.create_queue("mail", settings).await;
+    client.enqueue("mail", ["old", "old"]).await.unwrap();
+    create(&mut client, cron("mail", "s", "* * * * * *")).await.unwrap();
+    let info = fired(&client, "s", 3).await;
+    assert!(!info.held_back);
+    let paused = client.schedule.pause(which("mail", "s")).await.unwrap().into_inner();
+    let times = all_times(&mut client, "mail").await;
+    assert_eq!(times.len(), 2, "the last two are left");
+    assert_eq!(Some(times[1]), paused.last_scheduled_at_ms);
+}
+
+#[tokio::test]
+async fn a_schedule_is_changed_and_stays_the_same_one() {
+    let home = Home::new();
+    let mut server = home.start();
+    let mut client = server.client().await;
+    let created = create(&mut client, cron("mail", "s", "* * * * * *")).await.unwrap();
+    fired(&client, "s", 2).await;
+    let yearly = v1::UpdateScheduleRequest {
+        queue: "mail".into(),
+        name: "s".into(),
+        timing: Some(v1::update_schedule_request::Timing::Cron("@yearly".into())),
+        time_zone: "europe/berlin".into(),
+        missed: v1::MissedPolicy::Skip.into(),
+        job: Some(job("other")),
+        ..Default::default()
+    };
+    let changed = client.schedule.update(yearly.clone()).await.unwrap().into_inner();
+    assert_eq!((changed.time_zone.as_str(), changed.missed()), ("Europe/Berlin", v1::MissedPolicy::Skip));
+    assert_eq!(changed.created_at_ms, created.created_at_ms);
+    assert!(changed.fired_total >= 2 && changed.last_job_id == Some(changed.fired_total));
+    assert_eq!(client.schedule.update(yearly.clone()).await.unwrap().into_inner(), changed);
+    server.kill9();
+    server = home.start();
+    client = server.client().await;
+    assert_eq!(describe(&mut client, "mail", "s").await, changed);
+    // The job alone: the next time stays.
+    let alone = v1::UpdateScheduleRequest {
+        timing: None,
+        time_zone: String::new(),
+        job: Some(job("third")),
+        ..yearly.clone()
+    };
+    let third = client.schedule.update(alone).await.unwrap().into_inner();
+    assert_eq!((third.next_at_ms, third.time_zone.as_str()), (changed.next_at_ms, "Europe/Berlin"));
+    let run = client.schedule.run_now(which("mail", "s")).await.unwrap().into_inner().job_id;
+    let jobs = client.reserve("mail", 100, LONG_MS, 0).await.unwrap();
+    let by_hand = jobs.iter().find(|job| job.job_id == run).unwrap();
+    assert_eq!(by_hand.payload, "third");
+    let marked = |job: &v1::LeasedJob| job.headers.iter().any(|header| header.name == "flowmesh-trigger");
+    assert_eq!(jobs.iter().filter(|job| marked(job)).count(), 1);
+    assert!(marked(by_hand));
+    let past = v1::UpdateScheduleRequest {
+        timing: Some(v1::update_schedule_request::Timing::AtMs(now_ms() - 1_000)),
+        time_zone: String::new(),
+        ..yearly.clone()
+    };
+    refused(client.schedule.update(past).await, Code::FailedPrecondition, "SCHEDULE_IN_PAST");
+    let end = v1::UpdateScheduleRequest { end_ms: Some(1), ..yearly.clone() };
+    names_field(
+        &refused(client.schedule.update(end).await, Code::InvalidArgument, "INVALID_ARGUMENT"),
+        "end_ms",
+    );
+    let none = v1::UpdateScheduleRequest { name: "none".into(), ..yearly };
+    refused(client.schedule.update(none).await, Code::NotFound, "SCHEDULE_NOT_FOUND");
+}
+
+#[tokio::test]
 async fn a_paused_schedule_lets_its_times_pass() {
     let home = Home::new();
     let server = home.start();
@@ -301,7 +407,12 @@ fn schedules_from_a_shell() {
     assert_eq!(ok(&server, &home, "flowmesh schedule pause mail report"), "report of mail is paused\n");
     let shown = ok(&server, &home, "flowmesh schedule describe mail report");
     assert!(shown.contains("fired 0") && shown.contains("{\"kind\":\"daily\"}"), "{shown}");
-    assert_eq!(ok(&server, &home, "flowmesh schedule run-now mail report"), "1 job enqueued in mail: 1\n");
+    assert_eq!(ok(&server, &home, "flowmesh schedule trigger mail report"), "1 job enqueued in mail: 1\n");
+    let updated = ok(&server, &home, "flowmesh schedule update mail report --priority 7 --cron '45 6 * * *'");
+    assert_eq!(updated, "report of mail is paused\n");
+    let shown = ok(&server, &home, "flowmesh schedule describe mail report");
+    assert!(shown.contains("45 6 * * * Europe/Berlin"), "{shown}");
+    assert!(shown.contains("priority 7") && shown.contains("{\"kind\":\"daily\"}"), "{shown}");
     ok(&server, &home, "flowmesh schedule resume mail report");
     let json: serde_json::Value =
         serde_json::from_str(&ok(&server, &home, "flowmesh schedule describe mail report -o json")).unwrap();

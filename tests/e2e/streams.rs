@@ -229,3 +229,24 @@ async fn gzip_requests_are_read_from_a_client_that_would_take_gzip_back() {
     client.set("store", "k", "v".repeat(100_000)).await.unwrap();
     assert_eq!(client.get("store", "k").await.unwrap().len(), 100_000);
 }
+
+#[tokio::test]
+async fn records_without_a_key_stay_together_and_batches_take_turns() {
+    let home = Home::new();
+    let server = home.start();
+    let mut client = server.client().await;
+    client.create_stream("wide", 4).await;
+    let mut batches = [0; 4];
+    for batch in 0..8 {
+        let records = (0..10).map(|i| record(format!("{batch}-{i}"))).collect();
+        let request = v1::AppendRequest { stream: "wide".into(), records, ..Default::default() };
+        let answer = client.stream.append(request).await.unwrap().into_inner();
+        let partition = answer.parts.first().map_or(answer.partition, |part| part.partition);
+        assert!(answer.parts.len() <= 1 && answer.partition_of_record.iter().all(|at| *at == partition));
+        let read = client.read_from("wide", partition, batches[partition as usize] * 10).await;
+        let values: Vec<_> = read.iter().map(|(_, record)| record.value.clone()).collect();
+        assert_eq!(values, (0..10).map(|i| format!("{batch}-{i}")).collect::<Vec<_>>());
+        batches[partition as usize] += 1;
+    }
+    assert_eq!(batches, [2, 2, 2, 2], "batches of one connection go to all partitions in turn");
+}

@@ -9,6 +9,7 @@ use flowmesh_proto::v1;
 
 use super::fill;
 use super::lab::{Guest, Lab};
+use super::process::Server;
 use super::row::{Goal, Round, Row, Unit};
 use crate::baseline::disk;
 use crate::http2::UnaryClient;
@@ -26,6 +27,15 @@ const TAIL_RECORDS: u64 = 64 * 1024;
 
 /// Everything is soon in segment files, so that nothing is in memory after the next start.
 const CHECKPOINT_OFTEN: [&str; 2] = ["--checkpoint-interval-ms", "100ms"];
+
+/// What was written comes to index and files some seconds after, unless the log has grown by a checkpoint's worth before.
+const CHECKPOINT_SOON: [&str; 2] = ["--checkpoint-interval-ms", "5s"];
+
+/// How many checkpoints there were.
+const CHECKPOINTS: &str = "flowmesh_checkpoint_duration_seconds_count";
+
+/// A run that is to have checkpoints of its own lasts so many times as long as others: some ten seconds.
+const WITH_CHECKPOINTS: u32 = 4;
 
 /// How long checkpoints may take to bring all of them to files.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -107,9 +117,10 @@ pub fn cold_reader(lab: &Lab) -> anyhow::Result<Vec<Row>> {
     ])
 }
 
-/// Small appends to ten thousand streams in turn, beside the same to one.
+/// Small appends to ten thousand streams in turn, beside the same to one. Either begins once the checkpoint of what was
+/// written before is through, and lasts long enough for checkpoints of its own: they are what it costs to have many streams.
 pub fn many_streams(lab: &Lab) -> anyhow::Result<Vec<Row>> {
-    let guest = lab.start(1, &[])?;
+    let guest = lab.start(1, &CHECKPOINT_SOON)?;
     let server = guest.server()?;
     let mut client = UnaryClient::connect(server.grpc, &[paths::CREATE, paths::APPEND])?;
     for number in 0..STREAMS {
@@ -118,18 +129,45 @@ pub fn many_streams(lab: &Lab) -> anyhow::Result<Vec<Row>> {
     make_stream(&mut client, "one")?;
     let what = "append to 10 000 streams in turn, 16 connections × 32";
     let append = |stream| Lab::calls(OpSpec::new(OpKind::Append), server.grpc, stream, (16, 32));
-    let one = lab.spec(what, vec![append("one")], Some(server.pid()));
-    let many = lab.spec(what, vec![append("many-####")], Some(server.pid()));
-    let loads = RefCell::new(Vec::new());
+    let long = |stream| {
+        let spec = lab.spec(what, vec![append(stream)], Some(server.pid()));
+        LoadSpec { duration: lab.duration * WITH_CHECKPOINTS, ..spec }
+    };
+    let (one, many) = (long("one"), long("many-####"));
+    let (loads, checkpoints) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
     let run = |spec: &LoadSpec| {
+        all_checkpointed(server)?;
+        let before = server.metric(CHECKPOINTS)?;
         let load = spec.run()?;
+        checkpoints.borrow_mut().push(server.metric(CHECKPOINTS)? - before);
         let figure = load.calls_per_s;
         loads.borrow_mut().push(load);
         Ok(figure)
     };
     let rounds = lab.rounds(|| run(&one), || run(&many))?;
     let row = Row::new(what, Unit::CallsPerS, Goal::ShareAtLeast(0.80), "the same to one stream", rounds);
-    Ok(vec![row.with_loads(loads.into_inner())])
+    let counts = checkpoints.into_inner().iter().map(|count| format!("{count:.0}")).collect::<Vec<_>>();
+    let note =
+        format!("checkpoints that ended within a run, one stream and many in turn: {}", counts.join(", "));
+    Ok(vec![row.with_loads(loads.into_inner()).with_note(&note)])
+}
+
+/// Waits until a checkpoint has brought all that was written to index and files, and is through with what it does after.
+fn all_checkpointed(server: &Server) -> anyhow::Result<()> {
+    let began = Instant::now();
+    loop {
+        let (last, written) =
+            (server.metric("flowmesh_log_entries_total")?, server.metric("flowmesh_checkpoint_lsn")?);
+        if written >= last {
+            std::thread::sleep(Duration::from_secs(1));
+            return Ok(());
+        }
+        anyhow::ensure!(
+            began.elapsed() < DEADLINE,
+            "after {DEADLINE:?} no checkpoint has all {last} entries"
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// Start of a server with ten thousand streams, without and with 50 GB in their files.

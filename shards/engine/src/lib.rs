@@ -9,6 +9,7 @@
 //! ticks: time passes                                       ticks.rs
 //! checkpoint: state ─► segments and index, log trimmed     checkpoint.rs
 //! compact: the latest record of each key                   compact.rs
+//! transfers: jobs go to other queues and streams           transfers.rs
 //! recover: index, segments, log ─► state                   recover.rs
 //! ```
 //!
@@ -29,6 +30,7 @@ pub mod sink;
 mod stalled;
 mod ticks;
 pub mod timer;
+pub mod transfers;
 mod waiting;
 
 pub use config::ShardConfig;
@@ -37,3 +39,4 @@ pub use shard::{Health, Shard};
 pub use signal::Signal;
 pub use sink::{ReplySink, SinkFn};
 pub use timer::Timer;
+pub use transfers::Transport;

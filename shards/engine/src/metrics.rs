@@ -4,7 +4,10 @@ pub mod resources;
 mod spans;
 
 use flowmesh_machine::MachineStats;
-use flowmesh_model::{Command, GroupCommand, KvCommand, QueueCommand, ReplayCommand, StreamCommand};
+pub use flowmesh_machine::Spread;
+use flowmesh_model::{
+    Command, GroupCommand, KvCommand, QueueCommand, ReplayCommand, StreamCommand, TransferCommand,
+};
 
 pub use resources::{GroupRows, OffsetRows, PartitionRows, QueueRows};
 pub use spans::Spans;
@@ -58,11 +61,15 @@ pub enum Operation {
     Replay,
     /// On a queue's schedules.
     Schedule,
+    /// On workers.
+    Worker,
+    /// Jobs sent to other queues and streams, and received.
+    Transfer,
 }
 
 impl Operation {
     /// All operations, in the order of their counters.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::StreamAppend,
         Self::StreamRead,
         Self::StreamTrim,
@@ -86,6 +93,8 @@ impl Operation {
         Self::Catalog,
         Self::Replay,
         Self::Schedule,
+        Self::Worker,
+        Self::Transfer,
     ];
 
     /// The operation's label.
@@ -114,6 +123,8 @@ impl Operation {
             Self::Catalog => "catalog",
             Self::Replay => "replay",
             Self::Schedule => "schedule",
+            Self::Worker => "worker",
+            Self::Transfer => "transfer",
         }
     }
 
@@ -138,13 +149,17 @@ impl Operation {
                 (Self::QueueExtend, leases.len() as u64)
             }
             Command::Queue(_, QueueCommand::Schedule(_)) => (Self::Schedule, 1),
+            Command::Queue(_, QueueCommand::Transfer(command)) => Self::of_transfer(command),
+            Command::Stream(_, StreamCommand::Receive(arrival)) => {
+                (Self::Transfer, arrival.jobs.len() as u64)
+            }
             Command::Queue(_, QueueCommand::Progress { .. }) => (Self::QueueExtend, 1),
             Command::Queue(_, QueueCommand::Cancel { jobs }) => (Self::QueueManage, jobs.len() as u64),
             Command::Queue(_, QueueCommand::Change { .. }) => (Self::QueueManage, 1),
             Command::Queue(_, QueueCommand::Redrive { .. } | QueueCommand::Purge { .. }) => {
                 (Self::QueueManage, 0)
             }
-            Command::Queue(_, QueueCommand::Get { .. }) => (Self::QueueLook, 1),
+            Command::Queue(_, QueueCommand::Get { .. } | QueueCommand::Worker { .. }) => (Self::QueueLook, 1),
             Command::Queue(_, QueueCommand::Peek { .. } | QueueCommand::List { .. }) => (Self::QueueLook, 0),
             Command::Kv(_, KvCommand::Set { entries }) => (Self::KvSet, entries.len() as u64),
             Command::Kv(_, KvCommand::Get { keys }) => (Self::KvGet, keys.len() as u64),
@@ -153,12 +168,24 @@ impl Operation {
             Command::Kv(_, KvCommand::Scan { .. }) => (Self::KvScan, 0),
             Command::Group(_, command) => Self::of_group(command),
             Command::Catalog(_) => (Self::Catalog, 1),
+            Command::Worker(_) => (Self::Worker, 1),
             Command::Replay(_, command) => Self::of_replay(command),
         }
     }
 }
 
 impl Operation {
+    fn of_transfer(command: &TransferCommand) -> (Self, u64) {
+        match command {
+            TransferCommand::Move { .. } | TransferCommand::Replay { .. } => (Self::QueueManage, 0),
+            TransferCommand::Outbox => (Self::Status, 1),
+            TransferCommand::Receive(arrival) => (Self::Transfer, arrival.jobs.len() as u64),
+            TransferCommand::Next { .. } | TransferCommand::Sent { .. } | TransferCommand::Failed { .. } => {
+                (Self::Transfer, 0)
+            }
+        }
+    }
+
     fn of_replay(command: &ReplayCommand) -> (Self, u64) {
         match command {
             ReplayCommand::Member(command) => Self::of_group(command),
@@ -346,6 +373,8 @@ pub struct ShardStats {
     pub offsets: OffsetRows,
     /// Groups, as far as they have numbers of their own.
     pub groups: GroupRows,
+    /// How late jobs of schedules were enqueued; filled in only when someone asks.
+    pub schedule_lateness: Spread,
 }
 
 impl ShardStats {

@@ -16,7 +16,7 @@ use flowmesh_machine::{Decision, EntryContext, WaitKey};
 use flowmesh_model::limits::ENTRY_BYTES_MAX;
 use flowmesh_model::{
     Batch, Code, Command, Durability, Fact, GroupCommand, KvCommand, Lsn, Millis, QueueCommand, Reject,
-    ReplayCommand, Reply, ResourceId, StreamCommand,
+    ReplayCommand, Reply, ResourceId, StreamCommand, TransferCommand,
 };
 use flowmesh_store::disk::Disk;
 use flowmesh_store::log::LogFull;
@@ -45,6 +45,7 @@ pub(crate) struct Effects {
     pub segment: bool,
     pub checkpoint: bool,
     pub rearm: bool,
+    pub transfer: bool,
 }
 
 /// Why an entry was not logged.
@@ -95,6 +96,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             (effects.segment, &signals.segment),
             (effects.checkpoint, &signals.checkpoint),
             (effects.rearm, &signals.tick),
+            (effects.transfer, &signals.transfer),
         ] {
             if wanted {
                 signal.notify();
@@ -341,6 +343,7 @@ impl<D: Disk> State<D> {
         if self.memory_only {
             self.parked.advance(lsn);
         }
+        effects.transfer |= self.machine.has_outgoing();
         effects.commit = true;
         Ok(lsn)
     }
@@ -403,7 +406,13 @@ impl<D: Disk> State<D> {
     pub fn need(&self, command: &Command) -> Need {
         let resource = match command {
             // A producer's number comes from its entry: one that a crash took back would be given out twice.
-            Command::Catalog(_) | Command::Stream(_, StreamCommand::InitProducer { .. }) => None,
+            Command::Catalog(_)
+            | Command::Worker(_)
+            | Command::Stream(_, StreamCommand::InitProducer { .. }) => None,
+            // Two shards must remember the same, whatever each of them loses in a crash.
+            Command::Queue(_, QueueCommand::Transfer(_)) | Command::Stream(_, StreamCommand::Receive(_)) => {
+                None
+            }
             Command::Stream(at, _) => Some(at.resource),
             Command::Queue(id, _) | Command::Kv(id, _) | Command::Group(id, _) => Some(*id),
             Command::Replay(at, _) => Some(at.group),
@@ -449,8 +458,12 @@ fn grows(command: &Command) -> bool {
             StreamCommand::Append { .. }
                 | StreamCommand::InitProducer { .. }
                 | StreamCommand::FenceProducer { .. }
-        ) | Command::Queue(_, QueueCommand::Enqueue { .. })
-            | Command::Kv(_, KvCommand::Set { .. })
+                | StreamCommand::Receive(_)
+        ) | Command::Queue(
+            _,
+            QueueCommand::Enqueue { .. } | QueueCommand::Transfer(TransferCommand::Receive(_))
+        ) | Command::Kv(_, KvCommand::Set { .. })
+            | Command::Worker(flowmesh_model::WorkerCommand::Register { .. })
             | Command::Catalog(flowmesh_model::CatalogCommand::Create { .. })
     )
 }

@@ -82,6 +82,8 @@ pub(crate) struct Signals {
     pub compact: Signal,
     /// A checkpoint gave space back.
     pub checkpointed: Signal,
+    /// A queue has something to send to another queue or a stream.
+    pub transfer: Signal,
 }
 
 pub(crate) struct State<D: Disk> {
@@ -184,7 +186,8 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         let now = self.now();
         let state = &mut *self.inner.state.borrow_mut();
         (stats.partitions, stats.queues, stats.groups, stats.offsets) =
-            state.resources.rows(&state.machine, now);
+            state.resources.rows(&mut state.machine, now);
+        stats.schedule_lateness = state.resources.lateness().clone();
         stats
     }
 

@@ -169,6 +169,60 @@ fn what_was_acknowledged_survives_a_power_cut_at_any_operation() {
     }
 }
 
+/// More partitions than checkpoints write one by one.
+const MANY_PARTITIONS: u32 = 80;
+
+fn many_partitions_run(seed: u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut random = Random::new(seed);
+    let mut disk = SimDisk::new(seed).with_polls_max(random.below(4));
+    disk.put_dir(dir.path());
+    let timer = SimTimer::default();
+    let settings =
+        Settings::Stream(StreamSettings { partitions: MANY_PARTITIONS, ..StreamSettings::default() });
+    let mut appended: Vec<Vec<(Vec<u8>, Answer)>> = vec![Vec::new(); MANY_PARTITIONS as usize];
+    for life in 0..4 {
+        let mut rig = Rig::open(dir.path(), disk.clone(), timer.clone());
+        let resource = rig.create_with("s", settings.clone());
+        for (partition, sent) in (0..).zip(&mut appended) {
+            let (_, found) = read_what_is_left(&mut rig, PartitionRef { resource, partition });
+            let acknowledged = sent.iter().rposition(|(_, answer)| is_acknowledged(answer));
+            let least = acknowledged.map_or(0, |last| last + 1);
+            assert!(found.len() >= least, "seed {seed}: partition {partition}: {} of {least}", found.len());
+            sent.truncate(found.len());
+            assert!(found.iter().eq(sent.iter().map(|(value, _)| value)), "seed {seed}: {partition}");
+        }
+        if life == 3 {
+            return;
+        }
+        rig.disk.power_cut_after(1 + random.below(2_000));
+        for round in 0..6 {
+            for (partition, sent) in (0..).zip(&mut appended) {
+                // Some have more than what is written with others.
+                let size = if random.below(40) == 0 { 70_000 } else { random.below(200) as usize };
+                let mut value = format!("{life}-{round}-").into_bytes();
+                value.resize(value.len() + size, b'.');
+                let append = StreamCommand::append(record(&value));
+                let at = PartitionRef { resource, partition };
+                sent.push((value, rig.submit(Command::Stream(at, append))));
+            }
+            rig.run();
+            rig.timer.advance(10_000);
+            rig.run();
+        }
+        disk = if random.below(3) == 0 { rig.disk.clone() } else { rig.disk.crash() };
+        disk.restart();
+    }
+}
+
+#[test]
+fn checkpoints_of_many_partitions_survive_a_power_cut_at_any_operation() {
+    let count = std::env::var("FLOWMESH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    for seed in 0..count {
+        many_partitions_run(seed);
+    }
+}
+
 #[test]
 fn a_failed_sync_fences_the_shard_reads_go_on_and_nothing_acknowledged_is_lost() {
     let dir = tempfile::tempdir().unwrap();

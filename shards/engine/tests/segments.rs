@@ -17,7 +17,7 @@ use flowmesh_model::command::ReadFrom;
 use flowmesh_model::{
     Command, Millis, Offset, PartitionRef, Reject, Reply, Settings, StreamCommand, StreamSettings,
 };
-use flowmesh_sim::SimDisk;
+use flowmesh_sim::{Operation, SimDisk};
 
 /// A shard that makes a checkpoint only when it is told to.
 fn open(dir: &Path, disk: &SimDisk, timer: &SimTimer) -> Rig {
@@ -225,4 +225,36 @@ fn a_read_may_wait_for_bytes() {
     rig.run();
     let Some(Ok(Reply::Records(records))) = answer.borrow_mut().take() else { panic!() };
     assert_eq!(records.runs.len(), 1, "at the end of the wait what is there comes");
+}
+
+#[test]
+fn who_reads_old_records_takes_no_memory_from_those_who_read_the_newest() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, timer) = (SimDisk::new(9), SimTimer::default());
+    disk.put_dir(dir.path());
+    let mut rig = Rig::open_with(dir.path(), disk.clone(), timer, |config| {
+        config.checkpoint_interval_ms = 3_600_000;
+        config.checkpoint_log_bytes = u64::MAX;
+        config.tail_bytes = 64 << 10;
+    });
+    let at = create(&mut rig, StreamSettings::default());
+    fill(&mut rig, at, 0, 300);
+    checkpoint(&mut rig);
+    let read = |offset| {
+        let from = ReadFrom::Offset(Offset(offset));
+        let (records_max, bytes_max, bytes_min, wait_until) = (10, 1 << 20, 0, None);
+        Command::Stream(at, StreamCommand::Read { from, records_max, bytes_max, bytes_min, wait_until })
+    };
+    // Slowly, from the start to the end and from the start again.
+    for offset in (0..300).step_by(10).chain(0..50) {
+        assert!(rig.ask(read(offset)).is_ok());
+    }
+    // The disk is not read for the newest ones. It is for old ones, so that its fault shows.
+    disk.fail(Operation::Read, 1, std::io::ErrorKind::TimedOut);
+    for offset in 250..290 {
+        let answer = rig.ask(read(offset));
+        let Ok(Reply::Records(records)) = answer else { panic!("not read from memory: {answer:?}") };
+        assert_eq!(records.next, Offset(offset + 10));
+    }
+    assert!(rig.ask(read(100)).is_err());
 }

@@ -46,6 +46,8 @@ pub(crate) struct Checkpoint {
     pub(crate) restored_segments: Vec<(PartitionRef, Bytes)>,
     /// The same for producers.
     pub(crate) restored_producers: Vec<(PartitionRef, ProducerId, Bytes)>,
+    /// The same for what other queues sent.
+    pub(crate) restored_received: Vec<(PartitionRef, ResourceId, Bytes)>,
 }
 
 /// A dropped resource whose items the index still has.
@@ -134,6 +136,7 @@ impl Machine {
         self.seals.seal();
         self.seal_time();
         self.catalog.seal(&mut self.seals);
+        self.workers.seal();
         for id in std::mem::take(&mut self.checkpoint.dirty) {
             if let Some(held) = self.held.get_mut(&id) {
                 held.seal(&mut self.seals, &mut ranges);
@@ -194,6 +197,7 @@ impl Machine {
         let taken = captured.len().min(left);
         out.extend(captured.drain(captured.len() - taken..));
         left -= taken;
+        left -= self.workers.collect(&self.seals, left, out);
         while left > 0 {
             let Some(&id) = self.checkpoint.to_collect.front() else { break };
             let looked = match self.held.get_mut(&id) {
@@ -222,6 +226,7 @@ impl Machine {
 
     fn is_collected(&mut self) -> bool {
         self.seals.captured().is_empty()
+            && self.workers.is_collected()
             && self.checkpoint.to_collect.is_empty()
             && self.checkpoint.sealed_graves.values().all(Grave::is_empty)
     }
@@ -249,6 +254,7 @@ impl Machine {
         }
         self.checkpoint.written_time = self.checkpoint.sealed_time;
         self.catalog.sealed_written();
+        self.workers.sealed_written();
         self.seals.end();
     }
 
@@ -259,6 +265,7 @@ impl Machine {
         }
         self.seals.end();
         self.catalog.unseal();
+        self.workers.unseal(&self.seals);
         self.checkpoint.to_collect.clear();
         for id in std::mem::take(&mut self.checkpoint.sealed) {
             let seals = &self.seals;

@@ -145,12 +145,18 @@ pub struct MachineStats {
     pub jobs_ready: u64,
     /// Jobs that wait for their time.
     pub jobs_delayed: u64,
+    /// Jobs that wait for others.
+    pub jobs_blocked: u64,
     /// Jobs with a worker.
     pub jobs_leased: u64,
     /// Dead jobs.
     pub jobs_dead: u64,
+    /// Jobs that are done and kept.
+    pub jobs_done: u64,
     /// Schedules of queues.
     pub schedules: u64,
+    /// Those of them whose time has come and that find no room in their queue.
+    pub schedules_held_back: u64,
     /// Key-value stores with at least one key ever.
     pub stores: u64,
     /// Keys.
@@ -161,6 +167,8 @@ pub struct MachineStats {
     pub members: u64,
     /// Replay sessions, by the place of their state in [`flowmesh_model::replay::ReplayState::ALL`].
     pub replays: [u64; 6],
+    /// Workers, by the place of their state in [`flowmesh_model::worker::WorkerState::ALL`].
+    pub workers: [u64; 4],
     /// Records that these have gone past.
     pub replay_records: u64,
     /// What the machine keeps in memory, as [`crate::Machine::memory_bytes`].

@@ -74,6 +74,16 @@ impl Parts {
         }
     }
 
+    /// Queues whose jobs it got.
+    pub fn sources(&self) -> Vec<ResourceId> {
+        let received = match self {
+            Self::Stream(stream) => stream.received(),
+            Self::Queue(queue) => queue.received.as_deref(),
+            Self::Kv(_) | Self::Group(_) => None,
+        };
+        received.map_or_else(Vec::new, |received| received.sources().collect())
+    }
+
     /// Takes over what settings say that deciding alone does not look at.
     pub fn configure(&mut self, settings: &Settings, now: Millis) {
         match (self, settings) {

@@ -11,7 +11,11 @@ use crate::machine::Machine;
 impl Machine {
     /// Counts for metrics. Walks over the held resources.
     pub fn stats(&self) -> MachineStats {
-        let mut stats = MachineStats { memory_bytes: self.memory_bytes(), ..MachineStats::default() };
+        let mut stats = MachineStats {
+            memory_bytes: self.memory_bytes(),
+            workers: self.workers.counts(),
+            ..MachineStats::default()
+        };
         for held in self.held.values() {
             match &held.parts {
                 Parts::Stream(stream) => {
@@ -24,13 +28,16 @@ impl Machine {
                     stats.producers += stream.producers().map_or(0, |producers| producers.len() as u64);
                 }
                 Parts::Queue(queue) => {
-                    let [ready, delayed, leased, dead] = queue.counts();
+                    let [ready, delayed, blocked, leased, dead, done] = queue.counts();
                     stats.queues += 1;
                     stats.jobs_ready += ready;
                     stats.jobs_delayed += delayed;
+                    stats.jobs_blocked += blocked;
                     stats.jobs_leased += leased;
                     stats.jobs_dead += dead;
+                    stats.jobs_done += done;
                     stats.schedules += queue.schedules.len() as u64;
+                    stats.schedules_held_back += queue.schedules.held_back() as u64;
                 }
                 Parts::Group(group) => {
                     stats.groups += 1;
@@ -82,6 +89,7 @@ impl Machine {
     pub fn check_all(&self) {
         assert!(self.entry_time <= self.clock);
         self.catalog.check();
+        self.workers.check(&self.seals);
         let mut memory_bytes = self.checkpoint.grave_bytes();
         for (id, held) in self.held_in_order() {
             assert_eq!(held.home.id, id);
@@ -111,6 +119,7 @@ impl Machine {
         let mut out = String::new();
         let _ = writeln!(out, "time {}", self.entry_time);
         self.catalog.dump(&mut out);
+        self.workers.dump(&mut out);
         for (id, held) in self.held_in_order() {
             let _ = writeln!(out, "{id} {}", held.home.path);
             match &held.parts {

@@ -7,15 +7,17 @@ use bytes::Bytes;
 use flowmesh_model::{IndexWrite, Space};
 
 use crate::changes::{Change, Changes, Mark, Seals, Touch, image, removal};
-use crate::keys::Home;
 
 /// What stands for an item.
 pub(crate) trait Key: Ord + Clone {
+    /// What its key in the index is made of besides itself.
+    type Home;
+
     /// Where the index has it.
     const SPACE: Space;
 
     /// Its key in the index.
-    fn in_index(&self, home: &Home) -> Bytes;
+    fn in_index(&self, home: &Self::Home) -> Bytes;
 }
 
 /// An item.
@@ -53,6 +55,11 @@ impl<K: Key, V: Item> Items<K, V> {
         self.map.get(key).map(|entry| &entry.item)
     }
 
+    /// An item, to change of it what is no part of its value in the index.
+    pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        self.map.get_mut(key).map(|entry| &mut entry.item)
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.map.iter().map(|(key, entry)| (key, &entry.item))
     }
@@ -68,7 +75,7 @@ impl<K: Key, V: Item> Items<K, V> {
     /// Changes an item; it is made first if there is none.
     pub fn change<R>(
         &mut self,
-        home: &Home,
+        home: &K::Home,
         seals: &mut Seals,
         key: &K,
         make: impl FnOnce() -> V,
@@ -99,7 +106,7 @@ impl<K: Key, V: Item> Items<K, V> {
     }
 
     /// Takes an item out.
-    pub fn remove(&mut self, home: &Home, seals: &mut Seals, key: &K) -> Option<V> {
+    pub fn remove(&mut self, home: &K::Home, seals: &mut Seals, key: &K) -> Option<V> {
         let (key, mut entry) = self.map.remove_entry(key)?;
         if seals.touch(&mut entry.mark) == Touch::CaptureAndList {
             seals.capture(image(K::SPACE, key.in_index(home), entry.item.encode()));
@@ -123,7 +130,7 @@ impl<K: Key, V: Item> Items<K, V> {
     /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
     pub fn collect(
         &mut self,
-        home: &Home,
+        home: &K::Home,
         seals: &Seals,
         items_max: usize,
         out: &mut Vec<IndexWrite>,
@@ -168,7 +175,7 @@ impl<K: Key, V: Item> Items<K, V> {
 
     /// Takes at most `items_max` items of a dropped stream out of memory and appends the keys the index has of them to
     /// `gone`. Returns how many it took: fewer means that is all.
-    pub fn bury(&mut self, home: &Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
+    pub fn bury(&mut self, home: &K::Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
         for count in 0..items_max {
             let key = if let Some((key, entry)) = self.map.pop_first() {
                 Some(key).filter(|_| entry.mark.in_index())

@@ -10,10 +10,15 @@
 //! | meta | slot `u16`, stream `u64`, `5`, partition `u32`, producer `u64` | an idempotent producer of a partition |
 //! | meta | slot `u16`, stream `u64`, `6`, the name | the producer of a name |
 //! | meta | slot `u16`, stream `u64`, `7`, partition `u32`, number `u64` | some closed segments of a partition |
+//! | meta | slot `u16`, stream or queue `u64`, `9`, partition `u32`, source `u64` | up to where it has what a queue sent |
+//! | meta | slot `u16`, `0` as `u64`, `16`, the full path | a worker |
 //! | jobs | slot `u16`, queue `u64`, job `u64` | a job; numbers are below 2^56, so that the first byte is 0 |
 //! | jobs | slot `u16`, queue `u64`, `1`, the key | a key by which a job is recognised |
 //! | bodies | slot `u16`, queue `u64`, job `u64` | what a job is about |
 //! | jobs | slot `u16`, queue `u64`, `3`, the name | a schedule |
+//! | jobs | slot `u16`, queue `u64`, `5`, number `u64` | a job on its way to another queue or a stream |
+//! | jobs | slot `u16`, queue `u64`, `6`, the name | what became of the jobs that a worker had |
+//! | jobs | slot `u16`, queue `u64`, `7` | what the queue counts of such jobs |
 //! | keys | slot `u16`, store `u64`, the key | an entry |
 //! | groups | slot `u16`, group `u64`, `0`, member `u32` | a member |
 //! | groups | slot `u16`, group `u64`, `1`, stream `u64`, partition `u32` | a partition as the group sees it |
@@ -24,9 +29,9 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, Reader};
-use flowmesh_model::placement::PlacementHash;
+use flowmesh_model::placement::{PlacementHash, worker_slot};
 use flowmesh_model::{
-    JobId, MemberNumber, PartitionRef, ProducerId, ResourceId, ResourceInfo, ResourcePath, SlotId,
+    JobId, MemberNumber, PartitionRef, ProducerId, ResourceId, ResourceInfo, ResourcePath, SlotId, WorkerPath,
 };
 
 /// The format byte of every value. Raise it when a value's shape changes; decoders keep the old shapes for ever.
@@ -49,7 +54,14 @@ const PRODUCER: u8 = 5;
 const PRODUCER_NAME: u8 = 6;
 const SEGMENTS: u8 = 7;
 
+const RECEIVED: u8 = 9;
+
 const SCHEDULE: u8 = 3;
+const OUTBOX: u8 = 5;
+const WORK_COUNTS: u8 = 6;
+const OUTBOX_TOTALS: u8 = 7;
+
+const WORKER: u8 = 16;
 
 /// A resource that the shard holds something of: its names and where its parts belong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +109,23 @@ impl Home {
         key(self.placement.partition_slot(partition), self.id, &rest)
     }
 
+    pub fn received_key(&self, partition: u32, source: ResourceId) -> Bytes {
+        let mut rest = [RECEIVED; 13];
+        rest[1..5].copy_from_slice(&partition.to_be_bytes());
+        rest[5..].copy_from_slice(&source.0.to_be_bytes());
+        key(self.placement.partition_slot(partition), self.id, &rest)
+    }
+
+    pub fn outbox_key(&self, number: u64) -> Bytes {
+        let mut rest = [OUTBOX; 9];
+        rest[1..].copy_from_slice(&number.to_be_bytes());
+        key(self.first_slot, self.id, &rest)
+    }
+
+    pub fn outbox_totals_key(&self) -> Bytes {
+        key(self.first_slot, self.id, &[OUTBOX_TOTALS])
+    }
+
     pub fn producer_name_key(&self, name: &[u8]) -> Bytes {
         key(self.first_slot, self.id, &[&[PRODUCER_NAME], name].concat())
     }
@@ -111,6 +140,10 @@ impl Home {
 
     pub fn schedule_key(&self, name: &str) -> Bytes {
         key(self.first_slot, self.id, &[&[SCHEDULE], name.as_bytes()].concat())
+    }
+
+    pub fn work_counts_key(&self, name: &[u8]) -> Bytes {
+        key(self.first_slot, self.id, &[&[WORK_COUNTS], name].concat())
     }
 
     pub fn member_key(&self, member: MemberNumber) -> Bytes {
@@ -150,6 +183,10 @@ pub(crate) fn catalog_resource_key(id: ResourceId) -> Bytes {
     key(SHARD, id, &[CATALOG_RESOURCE])
 }
 
+pub(crate) fn worker_key(path: &WorkerPath) -> Bytes {
+    key(worker_slot(path), ResourceId(0), &[&[WORKER], path.as_str().as_bytes()].concat())
+}
+
 /// What a key of the meta space names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MetaKey<'a> {
@@ -161,6 +198,8 @@ pub(crate) enum MetaKey<'a> {
     Producer(PartitionRef, ProducerId),
     ProducerName(ResourceId, &'a [u8]),
     Segments(PartitionRef),
+    Worker(&'a str),
+    Received(PartitionRef, ResourceId),
 }
 
 impl<'a> MetaKey<'a> {
@@ -182,6 +221,15 @@ impl<'a> MetaKey<'a> {
                 let partition = u32::from_be_bytes([*a, *b, *c, *d]);
                 Ok(Self::Segments(PartitionRef { resource: id, partition }))
             }
+            [RECEIVED, a, b, c, d, source @ ..] => {
+                let source = source.try_into().map_err(|_| Malformed("a source has eight bytes"))?;
+                let at = PartitionRef { resource: id, partition: u32::from_be_bytes([*a, *b, *c, *d]) };
+                Ok(Self::Received(at, ResourceId(u64::from_be_bytes(source))))
+            }
+            [WORKER, path @ ..] => {
+                let path = std::str::from_utf8(path);
+                path.map(Self::Worker).map_err(|_| Malformed("a worker's path is not UTF-8"))
+            }
             _ => Err(Malformed("unknown key in meta")),
         }
     }
@@ -192,7 +240,10 @@ impl<'a> MetaKey<'a> {
 pub(crate) enum QueueKey<'a> {
     Job(JobId),
     Schedule(&'a [u8]),
+    Outbox(u64),
+    OutboxTotals,
     Dedup(&'a [u8]),
+    Work(&'a [u8]),
 }
 
 impl<'a> QueueKey<'a> {
@@ -205,6 +256,12 @@ impl<'a> QueueKey<'a> {
             }
             [SCHEDULE, name @ ..] => Ok(Self::Schedule(name)),
             [DEDUP, key @ ..] => Ok(Self::Dedup(key)),
+            [WORK_COUNTS, name @ ..] => Ok(Self::Work(name)),
+            [OUTBOX, number @ ..] => {
+                let number = number.try_into().map_err(|_| Malformed("a number is eight bytes"))?;
+                Ok(Self::Outbox(u64::from_be_bytes(number)))
+            }
+            [OUTBOX_TOTALS] => Ok(Self::OutboxTotals),
             _ => Err(Malformed("unknown key in jobs")),
         }
     }
@@ -271,12 +328,24 @@ mod tests {
         assert_eq!(MetaKey::read(&producer).unwrap(), MetaKey::Producer(at, ProducerId(3 << 40)));
         assert!(MetaKey::read(&producer[..producer.len() - 1]).is_err());
         assert_eq!(MetaKey::read(&home.segments_key(9, 1 << 40)).unwrap(), MetaKey::Segments(at));
+        let received = home.received_key(9, ResourceId(5));
+        assert_eq!(MetaKey::read(&received).unwrap(), MetaKey::Received(at, ResourceId(5)));
+        assert!(MetaKey::read(&received[..received.len() - 1]).is_err());
+        let outbox = home.outbox_key(1 << 60);
+        assert_eq!(QueueKey::read(split(&outbox).unwrap().2), Ok(QueueKey::Outbox(1 << 60)));
+        assert!(QueueKey::read(&split(&outbox).unwrap().2[..8]).is_err());
+        let totals = home.outbox_totals_key();
+        assert_eq!(QueueKey::read(split(&totals).unwrap().2), Ok(QueueKey::OutboxTotals));
         let name = home.producer_name_key(b"orders");
         assert_eq!(MetaKey::read(&name).unwrap(), MetaKey::ProducerName(ResourceId(7), b"orders"));
+        let worker = worker_key(&WorkerPath::parse("w1").unwrap());
+        assert_eq!(MetaKey::read(&worker).unwrap(), MetaKey::Worker("default/default/worker/w1"));
         let job = home.job_key(JobId(5));
         assert_eq!(QueueKey::read(split(&job).unwrap().2), Ok(QueueKey::Job(JobId(5))));
         let schedule = home.schedule_key("nightly");
         assert_eq!(QueueKey::read(split(&schedule).unwrap().2), Ok(QueueKey::Schedule(b"nightly")));
+        let work = home.work_counts_key(b"w1");
+        assert_eq!(QueueKey::read(split(&work).unwrap().2), Ok(QueueKey::Work(b"w1")));
         assert!(QueueKey::read(&schedule[..0]).is_err() && QueueKey::read(&[9, 2]).is_err());
         assert!(QueueKey::read(&[0; 7]).is_err());
         let (member, at) = (MemberNumber(9), PartitionRef { resource: ResourceId(5), partition: 6 });

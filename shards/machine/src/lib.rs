@@ -10,7 +10,9 @@
 //! | `machine` | which part of the state a command or fact is for |
 //! | `held` | a resource that the shard holds something of |
 //! | `stream`, `queue`, `kv`, `group`, `catalog` | the five kinds of state: `decide`, `apply`, their form in the index, their checks |
+//! | `workers` | workers that registered, which no resource holds |
 //! | `replay` | what a consumer group is for that is the sandbox of a replay session |
+//! | `received` | what queues and streams remember of jobs that other queues sent |
 //! | `ticks` | what is due |
 //! | `woken` | for what something became available |
 //! | `changes`, `checkpoint`, `restore`, `keys` | writing the state to the index while it changes, and reading it back |
@@ -31,6 +33,7 @@ mod kv;
 mod limit;
 mod machine;
 mod queue;
+mod received;
 mod replay;
 mod restore;
 mod siphash;
@@ -38,6 +41,7 @@ mod stream;
 mod ticks;
 mod walk;
 mod woken;
+mod workers;
 
 pub use checkpoint::BodyCursor;
 pub use decision::{
@@ -45,4 +49,5 @@ pub use decision::{
     WaitKey,
 };
 pub use machine::Machine;
-pub use walk::PartitionHeld;
+pub use queue::{QueueTally, Spread};
+pub use walk::{PartitionHeld, QueueHeld};

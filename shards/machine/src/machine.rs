@@ -1,10 +1,12 @@
 //! The machine: which part of the state a command or fact is for, and nothing else.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use flowmesh_model::command::ReadFrom;
 use flowmesh_model::replay::ReplayRef;
+use flowmesh_model::transfer::fact::TransferFact;
 use flowmesh_model::{
     Catalog, Cleaned, Command, CompactedSegment, Fact, GroupCommand, GroupSettings, Kind, KvSettings, Lsn,
     Millis, PartitionRef, QueueCommand, QueueSettings, Reject, ReplaySettings, ResourceId, ResourceInfo,
@@ -22,10 +24,12 @@ use crate::keys::Home;
 use crate::kv::Store;
 use crate::queue::Enqueued;
 use crate::queue::Queue;
+use crate::queue::decide::transfer;
 use crate::siphash::SipKey;
 use crate::stream::producers::decide as producers;
 use crate::stream::tail::Arena;
 use crate::woken::Woken;
+use crate::workers::{self, Workers};
 use crate::{group, kv, queue, replay, stream};
 
 /// The state of one shard.
@@ -39,6 +43,7 @@ pub struct Machine {
     pub(crate) clock: Millis,
     pub(crate) snapshot: Option<Arc<Catalog>>,
     pub(crate) catalog: CatalogState,
+    pub(crate) workers: Workers,
     /// Iterated only where the order cannot show. Numbers are ours, so no client can choose them to collide.
     pub(crate) held: hashbrown::HashMap<ResourceId, Box<Held>, FxBuildHasher>,
     /// Held groups.
@@ -53,6 +58,12 @@ pub struct Machine {
     pub(crate) timers: BTreeSet<(Millis, ResourceId)>,
     /// Held resources that the snapshot no longer has.
     pub(crate) drops: BTreeSet<ResourceId>,
+    /// Queues whose jobs held queues and streams got, and which.
+    pub(crate) sources: BTreeMap<ResourceId, BTreeSet<ResourceId>>,
+    /// What held queues and streams, the first, remember of those that the snapshot no longer has, the second.
+    pub(crate) forgets: BTreeSet<(ResourceId, ResourceId)>,
+    /// Held queues that have something to send since they had nothing. Not part of the state.
+    pub(crate) outgoing: BTreeSet<ResourceId>,
     pub(crate) woken: Woken,
     pub(crate) arena: Arena,
     pub(crate) seals: Seals,
@@ -71,6 +82,7 @@ impl Machine {
             clock: Millis(0),
             snapshot: None,
             catalog: CatalogState::default(),
+            workers: Workers::default(),
             held: hashbrown::HashMap::default(),
             groups: BTreeSet::new(),
             compacted: BTreeSet::new(),
@@ -79,6 +91,9 @@ impl Machine {
             blank_group: Group::default(),
             timers: BTreeSet::new(),
             drops: BTreeSet::new(),
+            sources: BTreeMap::new(),
+            forgets: BTreeSet::new(),
+            outgoing: BTreeSet::new(),
             woken: Woken::default(),
             arena: Arena::default(),
             seals: Seals::new(config.checkpoints),
@@ -118,9 +133,29 @@ impl Machine {
             }
             CatalogNews::OfAny => held.iter_mut().for_each(|(id, held)| look(*id, held)),
         }
+        self.forget_sources(&catalog, &news);
         let before = self.snapshot.replace(catalog);
+        if before.is_none() {
+            self.workers.begin_sessions();
+        }
         self.tell_groups(before.as_deref(), &news);
         news
+    }
+
+    /// What is remembered of queues that are gone is forgotten with the next tick.
+    fn forget_sources(&mut self, catalog: &Catalog, news: &CatalogNews) {
+        if self.sources.is_empty() {
+            return;
+        }
+        let is_gone = |id: &ResourceId| *id <= catalog.last_id() && catalog.get(*id).is_none();
+        let gone: Vec<ResourceId> = match news {
+            CatalogNews::Of(changed) => changed.iter().copied().filter(is_gone).collect(),
+            CatalogNews::OfAny => self.sources.keys().copied().filter(is_gone).collect(),
+        };
+        for source in gone {
+            let targets = self.sources.get(&source).into_iter().flatten();
+            self.forgets.extend(targets.map(|target| (*target, source)));
+        }
     }
 
     /// Groups that know a stream that changed look at it with the next tick. The first catalog ends a start: only then
@@ -172,8 +207,15 @@ impl Machine {
                 let partition = stream::decide::find(stream, settings, *at)?;
                 let (producers, shard) = (stream.and_then(stream::Stream::producers), self.config.shard);
                 let producers = producers::Asked { producers, settings, at: *at, now, lsn, shard };
-                let decision =
-                    stream::decide::Asked { partition, at: *at, now, producers }.decide(command)?;
+                let asked = stream::decide::Asked { partition, at: *at, now, producers };
+                let decision = if let StreamCommand::Receive(arrival) = command {
+                    transfer::check_source(self.snapshot.as_deref(), arrival)?;
+                    let received = stream.and_then(stream::Stream::received);
+                    let known = received.map(|received| received.upto(at.partition, arrival.source));
+                    asked.receive(arrival, known.unwrap_or((0, Lsn(0))))?
+                } else {
+                    asked.decide(command)?
+                };
                 Ok(introduce(decision, held, info))
             }
             Command::Queue(id, command) => {
@@ -183,7 +225,13 @@ impl Machine {
                     _ => &self.blank_queue,
                 };
                 let settings = info.settings.queue()?;
-                let decision = queue::decide::Asked { queue, id: *id, settings, now }.decide(command)?;
+                let asked = queue::decide::Asked { queue, id: *id, settings, now };
+                let decision = if let QueueCommand::Transfer(command) = command {
+                    let around = transfer::Around { info, catalog: self.snapshot.as_deref() };
+                    asked.transfer(&around, command)?
+                } else {
+                    asked.decide(command)?
+                };
                 Ok(introduce(decision, held, info))
             }
             Command::Kv(id, command) => {
@@ -220,6 +268,9 @@ impl Machine {
                 let group = group::decide::Asked { group, id: *id, settings, catalog, now, lsn };
                 let asked = replay::decide::Asked { settings: replayed, group };
                 Ok(introduce(asked.decide(command)?, held, info))
+            }
+            Command::Worker(command) => {
+                workers::decide::Asked { workers: &self.workers, now, lsn }.decide(command)
             }
             Command::Catalog(command) if self.config.catalog_owner => self.catalog.decide(now, command),
             Command::Catalog(_) => {
@@ -381,11 +432,72 @@ impl Machine {
             Fact::Schedule(id, fact) => {
                 self.change_queue(at, id, |cx, queue| queue.apply_schedule(cx, fact));
             }
+            Fact::Worker(fact) => self.workers.apply(at, &mut self.seals, fact),
+            Fact::Transfer(id, fact) => self.apply_transfer(at, id, fact),
             Fact::Replay(id, fact) => self.change(at, id, |cx, parts| {
                 let Parts::Group(group) = parts else { wrong_kind(cx) };
                 group.apply_replay(cx, fact);
                 cx.woken.wake(&mut group.woken, WaitKey::Group(id));
             }),
+        }
+    }
+
+    /// What became true of jobs on their way from a queue, or to a queue or stream.
+    fn apply_transfer(&mut self, at: EntryContext, id: ResourceId, fact: TransferFact) {
+        match &fact {
+            TransferFact::Sending { .. } => drop(self.outgoing.insert(id)),
+            TransferFact::Received { source, .. } => {
+                self.sources.entry(*source).or_default().insert(id);
+            }
+            TransferFact::ReceivedForgotten { source } => {
+                self.forgets.remove(&(id, *source));
+                self.forget_source(*source, id);
+            }
+            TransferFact::Sent { .. } | TransferFact::SendFailed { .. } => {}
+        }
+        let is_stream = matches!(self.held.get(&id).map(|held| &held.parts), Some(Parts::Stream(_)));
+        if !is_stream {
+            return self.change_queue(at, id, |cx, queue| queue.apply_transfer(cx, fact));
+        }
+        self.change_stream(at, id, |cx, stream| match fact {
+            TransferFact::Received { partition, source, sequence } => {
+                stream.received_mut().received(cx, partition, source, sequence);
+            }
+            TransferFact::ReceivedForgotten { source } => stream.received_mut().forgotten(cx, source),
+            other => panic!("a stream sends nothing: {other:?}"),
+        });
+    }
+
+    fn forget_source(&mut self, source: ResourceId, target: ResourceId) {
+        if let Some(targets) = self.sources.get_mut(&source) {
+            targets.remove(&target);
+            if targets.is_empty() {
+                self.sources.remove(&source);
+            }
+        }
+    }
+
+    /// Takes what can be sent since there was nothing: queues, and where their jobs go.
+    pub fn take_outgoing(&mut self) -> Vec<(ResourceId, PartitionRef)> {
+        let mut lanes = Vec::new();
+        for id in std::mem::take(&mut self.outgoing) {
+            if let Some(Parts::Queue(queue)) = self.held.get_mut(&id).map(|held| &mut held.parts) {
+                lanes.extend(queue.take_begun().into_iter().map(|to| (id, to)));
+            }
+        }
+        lanes
+    }
+
+    /// Whether [`Machine::take_outgoing`] may have something. Costs next to nothing.
+    #[inline]
+    pub fn has_outgoing(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Notes why what a queue sends did not get there; empty if it did. Not part of the state.
+    pub fn note_transfer(&mut self, queue: ResourceId, to: PartitionRef, error: &Bytes) {
+        if let Some(Parts::Queue(queue)) = self.held.get_mut(&queue).map(|held| &mut held.parts) {
+            queue.note_transfer(to, error);
         }
     }
 
@@ -415,6 +527,11 @@ impl Machine {
         };
         if let Some(armed) = held.armed {
             self.timers.remove(&(armed, id));
+        }
+        self.outgoing.remove(&id);
+        for source in held.parts.sources() {
+            self.forgets.remove(&(id, source));
+            self.forget_source(source, id);
         }
         match &mut held.parts {
             Parts::Stream(stream) => {
@@ -540,7 +657,7 @@ impl Machine {
     /// An estimate of the memory the state takes.
     #[inline]
     pub fn memory_bytes(&self) -> u64 {
-        self.memory_bytes + self.catalog.memory_bytes()
+        self.memory_bytes + self.catalog.memory_bytes() + self.workers.memory_bytes()
     }
 }
 

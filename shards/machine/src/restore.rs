@@ -76,6 +76,11 @@ impl Machine {
                 self.checkpoint.restored_segments.push((at, value));
                 Ok(())
             }
+            MetaKey::Worker(path) => self.workers.restore(path, value),
+            MetaKey::Received(at, source) => {
+                self.checkpoint.restored_received.push((at, source, value));
+                Ok(())
+            }
             // In the slot of the stream itself, behind it.
             MetaKey::ProducerName(id, name) => self.stream(id)?.producers_mut().restore_name(name, value),
         }
@@ -102,6 +107,15 @@ impl Machine {
         for (at, producer, value) in std::mem::take(&mut self.checkpoint.restored_producers) {
             self.stream(at.resource)?.producers_mut().restore(at.partition, producer, value)?;
         }
+        for (at, source, value) in std::mem::take(&mut self.checkpoint.restored_received) {
+            let received = match self.held.get_mut(&at.resource).map(|held| &mut held.parts) {
+                Some(Parts::Stream(stream)) => stream.received_mut(),
+                Some(Parts::Queue(queue)) => queue.received.get_or_insert_default(),
+                _ => return Err(Malformed("what nothing received")),
+            };
+            received.restore(at.partition, source, value)?;
+            self.sources.entry(source).or_default().insert(at.resource);
+        }
         self.catalog.finish_restore()?;
         self.memory_bytes = 0;
         for (id, held) in &mut self.held {
@@ -111,7 +125,10 @@ impl Machine {
                     group.finish_restore()?;
                     self.groups.insert(*id);
                 }
-                Parts::Queue(queue) => queue.finish_restore(),
+                Parts::Queue(queue) => {
+                    queue.finish_restore();
+                    self.outgoing.insert(*id);
+                }
                 Parts::Kv(_) => {}
             }
             self.memory_bytes += HELD_BYTES + held.parts.memory_bytes();

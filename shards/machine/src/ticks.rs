@@ -1,5 +1,6 @@
 //! What time brings.
 
+use flowmesh_model::transfer::fact::TransferFact;
 use flowmesh_model::{Fact, Millis, ResourceId, Settings};
 
 use crate::decision::{Tick, WaitKey};
@@ -14,12 +15,19 @@ const BYTES_PER_TICK: usize = 1024 * 1024;
 
 impl Machine {
     /// Promotes delayed jobs whose time has come, and says which facts are due: dropped resources, leases and keys whose
-    /// time is up, schedules that fire. At most `facts_max` facts, 2 or more, which the caller logs and applies at once.
+    /// time is up, schedules that fire, workers that nothing is heard of. At most `facts_max` facts, 2 or more, and besides
+    /// them what jobs of schedules drop from full queues; the caller logs and applies them at once.
     pub fn tick(&mut self, now: Millis, facts_max: usize) -> Tick {
         self.clock = self.clamp(now);
         let now = self.clock;
         let mut facts = Vec::new();
         facts.extend(self.drops.iter().take(facts_max).map(|&id| Fact::ResourceDropped { id }));
+        let forgets = self.forgets.iter().filter(|(target, _)| !self.drops.contains(target));
+        let forgets = forgets.take(facts_max.saturating_sub(facts.len()));
+        facts.extend(
+            forgets
+                .map(|&(target, source)| Fact::Transfer(target, TransferFact::ReceivedForgotten { source })),
+        );
         let mut promotions = facts_max.saturating_mul(PROMOTIONS_PER_FACT);
         let due = self.timers.range(..=(now, ResourceId(u64::MAX))).map(|&(_, id)| id);
         let due: Vec<ResourceId> = due.take(facts_max.max(1)).collect();
@@ -31,6 +39,9 @@ impl Machine {
             let before = facts.len();
             promotions -= self.tick_one(id, now, facts_max, promotions, &mut facts);
             bytes += facts.iter().skip(before).map(Fact::encoded_len_max).sum::<usize>();
+        }
+        if facts.len() < facts_max {
+            self.workers.tick(now, facts_max - facts.len(), &mut facts);
         }
         let next = if facts.is_empty() { self.next_due().map(|due| due.max(now)) } else { Some(now) };
         Tick { facts, next }
@@ -58,6 +69,11 @@ impl Machine {
                     let settings = held.info.as_deref().map(|info| &info.settings);
                     if let Some(Settings::Queue(settings)) = settings {
                         queue.fire(id, settings, now, facts_max - facts.len(), facts);
+                        if let Some(catalog) = self.snapshot.as_deref() {
+                            let (to, most) =
+                                (settings.dead_letters_to.as_deref(), facts_max.saturating_sub(facts.len()));
+                            queue.forward(id, to, catalog, now, most, facts);
+                        }
                     }
                     if queue.is_leasable(now) {
                         self.woken.wake(&mut queue.woken, WaitKey::Queue(id));
@@ -80,9 +96,10 @@ impl Machine {
     /// When [`Machine::tick`] has something to do next; may be early, never late. Costs next to nothing.
     #[inline]
     pub fn next_due(&self) -> Option<Millis> {
-        if !self.drops.is_empty() {
+        if !self.drops.is_empty() || !self.forgets.is_empty() {
             return Some(self.clock);
         }
-        self.timers.first().map(|(due, _)| *due)
+        let resources = self.timers.first().map(|(due, _)| *due);
+        resources.into_iter().chain(self.workers.next_due()).min()
     }
 }

@@ -6,6 +6,7 @@ use flowmesh_model::{Millis, Offset, PartitionRef, ResourceId, Settings};
 
 use crate::held::{Held, Parts};
 use crate::machine::Machine;
+use crate::queue::QueueTally;
 use crate::queue::decide::Asked;
 
 /// What a partition holds.
@@ -19,6 +20,17 @@ pub struct PartitionHeld {
     pub bytes: u64,
     /// With compaction: packed bytes of closed segments that were not compacted yet.
     pub dirty_bytes: u64,
+}
+
+/// What a queue holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueHeld {
+    /// Its state.
+    pub status: QueueStatus,
+    /// Its schedules.
+    pub schedules: u64,
+    /// Those of them whose time has come and that find no room.
+    pub schedules_held_back: u64,
 }
 
 impl Machine {
@@ -41,13 +53,27 @@ impl Machine {
         }
     }
 
-    /// Every queue that the shard holds, and its status at `now`. In no order.
-    pub fn each_queue(&self, now: Millis, each: &mut dyn FnMut(ResourceId, QueueStatus)) {
+    /// Every queue that the shard holds, and how it is at `now`. In no order.
+    pub fn each_queue(&self, now: Millis, each: &mut dyn FnMut(ResourceId, QueueHeld)) {
         let now = self.clamp(now);
         for (id, held) in self.named() {
             let settings = held.info.as_ref().map(|info| &info.settings);
             if let (Parts::Queue(queue), Some(Settings::Queue(settings))) = (&held.parts, settings) {
-                each(id, Asked { queue, id, settings, now }.status());
+                let status = Asked { queue, id, settings, now }.status();
+                let (schedules, held_back) = (queue.schedules.len(), queue.schedules.held_back());
+                let schedules_held_back = held_back as u64;
+                each(id, QueueHeld { status, schedules: schedules as u64, schedules_held_back });
+            }
+        }
+    }
+
+    /// What queues have done since this was last called. In no order.
+    pub fn take_tallies(&mut self, each: &mut dyn FnMut(ResourceId, &QueueTally)) {
+        for (id, held) in &mut self.held {
+            if let Parts::Queue(queue) = &mut held.parts
+                && let Some(tally) = queue.take_tally()
+            {
+                each(*id, &tally);
             }
         }
     }
@@ -58,6 +84,14 @@ impl Machine {
             if let Parts::Group(group) = &held.parts {
                 each(id, group.status());
             }
+        }
+    }
+
+    /// Records that the replay session whose sandbox this group is has gone past.
+    pub fn replayed(&self, group: ResourceId) -> Option<u64> {
+        match &self.held.get(&group)?.parts {
+            Parts::Group(group) => group.replay().map(|session| session.records_total),
+            _ => None,
         }
     }
 

@@ -22,18 +22,20 @@ use std::fmt::Write;
 use std::path::Path;
 
 use bytes::Bytes;
-use common::{World, pack, text};
+use common::{Outcome, World, pack, text};
 use flowmesh_model::command::{Ack, LeaseRef, Nack, NewJob, ReadFrom, SetEntry, SetIf, SetTtl};
 use flowmesh_model::group::Name;
 use flowmesh_model::job::{
     Backoff, JobCursor, JobFilter, JobKey, JobOptions, JobPhase, JobRef, NackKind, RetryPolicy, Which,
 };
 use flowmesh_model::replay::{ReplayRef, Speed, StepMove};
-use flowmesh_model::schedule::{MissedPolicy, ScheduleSpec, Timing};
+use flowmesh_model::schedule::{MissedPolicy, ScheduleChanges, ScheduleSpec, Timing};
+use flowmesh_model::transfer::Arrival;
+use flowmesh_model::worker::{Registration, WorkerFilter, WorkerState};
 use flowmesh_model::{
     Batch, CatalogCommand, Command, JobId, Kind, KvCommand, LeaseToken, Lsn, Millis, Offset, PartitionRef,
-    ProducerId, ProducerStamp, QueueCommand, ReplayCommand, ResourceId, ResourcePath, ScheduleCommand,
-    Settings, StreamCommand,
+    ProducerId, ProducerStamp, QueueCommand, ReplayCommand, Reply, ResourceId, ResourcePath, ScheduleCommand,
+    Settings, StreamCommand, TransferCommand, TransferReply, WorkerCommand, WorkerPath,
 };
 
 /// The words of a command: plain ones in order, and options.
@@ -87,6 +89,33 @@ impl Script {
         catalog.find(kind, name).unwrap_or_else(|| panic!("no {kind} {name}")).id
     }
 
+    /// A queue's name, or a stream's with a partition.
+    fn target(&self, word: &str) -> PartitionRef {
+        match word.contains('/') {
+            true => self.partition(word),
+            false => PartitionRef { resource: self.id(Kind::Queue, word), partition: 0 },
+        }
+    }
+
+    /// Sends what is next to a target; what the target says of it is not told to the source.
+    fn carry(&mut self, queue: &str, to: &str, most: usize) -> String {
+        let (source, to) = (self.id(Kind::Queue, queue), self.target(to));
+        let next = Command::Queue(source, QueueCommand::Transfer(TransferCommand::Next { to }));
+        let jobs = match self.world.run(&next) {
+            Outcome::Answered(Reply::Transfer(TransferReply::Next(jobs)), _) => jobs,
+            other => return text::outcome(&other),
+        };
+        let arrival = Arrival { source, jobs: jobs.into_iter().take(most).collect() };
+        let kind = self.world.machine.catalog_snapshot().get(to.resource).map(|info| info.path.kind());
+        let command = match kind {
+            Some(Kind::Stream) => Command::Stream(to, StreamCommand::Receive(arrival)),
+            _ => Command::Queue(to.resource, QueueCommand::Transfer(TransferCommand::Receive(arrival))),
+        };
+        let outcome = self.world.run(&command);
+        self.world.machine.check_all();
+        text::outcome(&outcome)
+    }
+
     fn replay(&self, name: &str) -> ReplayRef {
         let session = self.id(Kind::Replay, name);
         let catalog = self.world.machine.catalog_snapshot();
@@ -113,6 +142,11 @@ impl Script {
                 text::facts(&facts)
             }
             ["due"] => format!("due {:?}\n", self.world.machine.next_due().map(Millis::get)),
+            ["carry", queue, to, most @ ..] => {
+                let most = most.first().map_or(usize::MAX, |most| most.parse().unwrap());
+                self.carry(queue, to, most)
+            }
+            ["lanes"] => format!("lanes {:?}\n", self.world.machine.take_outgoing()),
             ["woken"] => {
                 let mut out = String::new();
                 while let Some(key) = self.world.machine.take_woken() {
@@ -123,6 +157,10 @@ impl Script {
             ["checkpoint"] => {
                 self.world.seal();
                 self.world.write();
+                String::new()
+            }
+            ["restart"] => {
+                self.world.crash();
                 String::new()
             }
             ["evict"] => {
@@ -170,10 +208,19 @@ impl Script {
             ["replay", session, verb, rest @ ..] => {
                 Command::Replay(self.replay(session), replay_command(verb, rest, &words, self.world.now))
             }
+            ["next" | "sent" | "failed", queue, to, rest @ ..] => {
+                let command = lane_command(plain[0], self.target(to), rest, &words);
+                Command::Queue(self.id(Kind::Queue, queue), QueueCommand::Transfer(command))
+            }
+            ["move" | "replay-jobs", queue, to, jobs @ ..] => {
+                let command = send_command(plain[0], self.target(to).resource, jobs, &words);
+                Command::Queue(self.id(Kind::Queue, queue), QueueCommand::Transfer(command))
+            }
             ["schedule", queue, verb, rest @ ..] => Command::Queue(
                 self.id(Kind::Queue, queue),
                 QueueCommand::Schedule(schedule_command(verb, rest, &words)),
             ),
+            ["worker", verb, rest @ ..] => Command::Worker(worker_command(verb, rest, &words)),
             ["set" | "get" | "del" | "exists" | "scan", store, rest @ ..] => {
                 Command::Kv(self.id(Kind::Kv, store), kv_command(plain[0], rest, &words, line))
             }
@@ -184,6 +231,33 @@ impl Script {
             _ => panic!("what is `{line}`?"),
         }
     }
+}
+
+fn lane_command(verb: &str, to: PartitionRef, rest: &[&str], words: &Words<'_>) -> TransferCommand {
+    let upto = || rest[0].parse().unwrap();
+    match verb {
+        "next" => TransferCommand::Next { to },
+        "sent" => TransferCommand::Sent { to, upto: upto() },
+        _ => TransferCommand::Failed {
+            to,
+            upto: upto(),
+            error: bytes(words.option("error").unwrap_or("gone")),
+        },
+    }
+}
+
+fn send_command(verb: &str, to: ResourceId, jobs: &[&str], words: &Words<'_>) -> TransferCommand {
+    let which = match jobs {
+        [] => Which::Matching(filter(words), JobCursor::default()),
+        _ => Which::Jobs(jobs.iter().map(|word| JobId(word.parse().unwrap())).collect()),
+    };
+    if verb == "move" {
+        let per_second = words.number("per_second").map(|rate| rate as u32);
+        return TransferCommand::Move { which, to, per_second, delay_ms: words.number("delay").unwrap_or(0) };
+    }
+    let word = words.option("phase").unwrap_or("done");
+    let phase = JobPhase::ALL.into_iter().find(|phase| phase.as_str() == word).unwrap();
+    TransferCommand::Replay { which, phase, to }
 }
 
 fn settings(kind: &str, words: &Words<'_>) -> Settings {
@@ -335,6 +409,15 @@ fn queue_command(verb: &str, rest: &[&str], words: &Words<'_>, line: &str, now: 
             delay_ms: words.number("delay").unwrap_or(0),
         },
         "purge" => QueueCommand::Purge { which: which(), phase: phase().unwrap_or(JobPhase::Dead) },
+        "work-of" => QueueCommand::Worker {
+            worker: bytes(rest[0]),
+            after: JobCursor {
+                moment: Millis(words.number("until").unwrap_or(0)),
+                job: JobId(words.number("after").unwrap_or(0)),
+            },
+            jobs_max: words.number("jobs_max").unwrap_or(100) as u32,
+        },
+        "outbox" => QueueCommand::Transfer(TransferCommand::Outbox),
         "pause" => QueueCommand::Pause(true),
         "resume" => QueueCommand::Pause(false),
         "job" => {
@@ -449,6 +532,7 @@ fn schedule_command(verb: &str, rest: &[&str], words: &Words<'_>) -> ScheduleCom
     let name = Name::from(*rest.first().unwrap());
     match verb {
         "create" => ScheduleCommand::Create { name, spec: schedule_spec(words), paused: false },
+        "update" => ScheduleCommand::Update { name, changes: Box::new(schedule_changes(words)) },
         "delete" => ScheduleCommand::Delete(name),
         "pause" => ScheduleCommand::Pause(name),
         "resume" => ScheduleCommand::Resume(name),
@@ -457,6 +541,19 @@ fn schedule_command(verb: &str, rest: &[&str], words: &Words<'_>) -> ScheduleCom
         "next" => ScheduleCommand::Next { name, times_max: rest[1].parse().unwrap() },
         "list" => ScheduleCommand::List { after: None, schedules_max: rest[0].parse().unwrap() },
         _ => panic!("what is schedule {verb}?"),
+    }
+}
+
+/// `end=none` takes the end away.
+fn schedule_changes(words: &Words<'_>) -> ScheduleChanges {
+    let missed = |word: &str| MissedPolicy::ALL.into_iter().find(|policy| policy.as_str() == word);
+    ScheduleChanges {
+        cron: words.option("cron").map(|expression| expression.replace('_', " ").into()),
+        at: words.number("at").map(Millis),
+        time_zone: words.option("zone").map(Into::into),
+        end: words.option("end").map(|end| end.parse().ok().map(Millis)),
+        missed: words.option("missed").and_then(missed),
+        job: words.option("payload").map(|payload| NewJob { payload: bytes(payload), ..NewJob::default() }),
     }
 }
 
@@ -476,6 +573,50 @@ fn schedule_spec(words: &Words<'_>) -> ScheduleSpec {
             priority: words.number("priority").unwrap_or(0) as u8,
             ..NewJob::default()
         },
+    }
+}
+
+/// Queues are separated by commas.
+fn worker_command(verb: &str, rest: &[&str], words: &Words<'_>) -> WorkerCommand {
+    let path = || WorkerPath::parse(rest[0]).unwrap();
+    let epoch = || Lsn(rest[1].parse().unwrap());
+    let queue = |name: &str| Name::from(ResourcePath::parse(Kind::Queue, name).unwrap().as_str());
+    match verb {
+        "register" => {
+            let queues = words.option("queues").unwrap_or("mail").split(',').filter(|name| !name.is_empty());
+            let labels = words.option("label").into_iter().map(|label| label.split_once(':').unwrap());
+            let registration = Registration {
+                queues: queues.map(queue).collect(),
+                concurrency: words.number("concurrency").unwrap_or(1) as u32,
+                host: words.option("host").unwrap_or("h").into(),
+                process_id: words.number("process").unwrap_or(1) as u32,
+                labels: labels.map(|(name, value)| (name.into(), value.into())).collect(),
+                session_timeout_ms: words.number("session").unwrap_or(10_000),
+                retention_ms: words.number("retention").unwrap_or(60_000),
+            };
+            WorkerCommand::Register { path: path(), registration: Box::new(registration) }
+        }
+        "heartbeat" => WorkerCommand::Heartbeat { path: path(), epoch: epoch() },
+        "leave" => WorkerCommand::Leave { path: path(), epoch: epoch() },
+        "stop" => WorkerCommand::Stop(path()),
+        "forget" => WorkerCommand::Forget(path()),
+        "describe" => WorkerCommand::Describe(path()),
+        "list" => {
+            let states = words.option("states").into_iter().flat_map(|states| states.split(','));
+            let filter = WorkerFilter {
+                states: states
+                    .map(|word| WorkerState::ALL.into_iter().find(|state| state.as_str() == word).unwrap())
+                    .collect(),
+                queue: words.option("queue").map(queue),
+                prefix: words.option("prefix").unwrap_or_default().into(),
+            };
+            WorkerCommand::List {
+                after: words.option("after").map(|after| WorkerPath::parse(after).unwrap()),
+                filter,
+                workers_max: words.number("max").unwrap_or(100) as u32,
+            }
+        }
+        _ => panic!("what is worker {verb}?"),
     }
 }
 
@@ -555,6 +696,16 @@ fn schedule() {
 }
 
 #[test]
+fn worker() {
+    check("worker.script");
+}
+
+#[test]
 fn replay() {
     check("replay.script");
+}
+
+#[test]
+fn transfer() {
+    check("transfer.script");
 }

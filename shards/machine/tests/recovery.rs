@@ -13,7 +13,7 @@ use common::{Outcome, World, pack, restored, values, written_afresh};
 use flowmesh_model::command::{LeaseRef, Nack, NewJob, ReadFrom, SetEntry, SetIf, SetTtl};
 use flowmesh_model::group::Name;
 use flowmesh_model::job::NackKind;
-use flowmesh_model::schedule::{MissedPolicy, ScheduleSpec, Timing};
+use flowmesh_model::schedule::{MissedPolicy, ScheduleChanges, ScheduleSpec, Timing};
 use flowmesh_model::{
     Batch, Command, Kind, KvCommand, Millis, Offset, PartitionRef, ProducerId, ProducerStamp, QueueCommand,
     QueueSettings, Reject, Reply, ResourceId, ScheduleCommand, Settings, StreamCommand, StreamSettings,
@@ -55,7 +55,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (which.clone(), 0u32..3, 0u64..12).prop_map(|(stream, partition, upto)| Step::Trim { stream, partition, upto }),
         4 => (which.clone(), prop::collection::vec((0u8..3, 0u64..50), 1..4)).prop_map(|(queue, jobs)| Step::Enqueue { queue, jobs }),
         4 => (which.clone(), 1u32..4).prop_map(|(queue, jobs)| Step::Reserve { queue, jobs }),
-        5 => (which.clone(), 0u8..3, 0u8..8).prop_map(|(queue, name, how)| Step::Schedule { queue, name, how }),
+        5 => (which.clone(), 0u8..3, 0u8..9).prop_map(|(queue, name, how)| Step::Schedule { queue, name, how }),
         5 => (which.clone(), any::<usize>(), 0u8..6).prop_map(|(queue, lease, how)| Step::Settle { queue, lease, how }),
         8 => (which.clone(), 0u8..4, 0u8..20, prop::option::of(1u64..60), 0u8..5)
             .prop_map(|(store, key, size, ttl, condition)| Step::Set { store, key, size, ttl, condition }),
@@ -135,7 +135,7 @@ impl Driver {
                 let reserve = QueueCommand::Reserve {
                     jobs_max: *jobs,
                     visibility_timeout_ms: Some(100),
-                    worker: Bytes::from_static(b"w"),
+                    worker: Bytes::from(vec![b'w'; *jobs as usize]),
                     wait_until: None,
                 };
                 if let Outcome::Changed(Reply::Reserved(leased), _) = self.queue(*queue, reserve) {
@@ -248,6 +248,14 @@ impl Driver {
             4 => ScheduleCommand::Delete(name),
             5 => ScheduleCommand::Pause(name),
             6 => ScheduleCommand::Resume(name),
+            7 => ScheduleCommand::Update {
+                name,
+                changes: Box::new(ScheduleChanges {
+                    cron: Some("*/2 * * * * *".into()),
+                    missed: Some(MissedPolicy::Skip),
+                    ..ScheduleChanges::default()
+                }),
+            },
             _ => ScheduleCommand::RunNow(name),
         };
         self.queue(queue, QueueCommand::Schedule(command));

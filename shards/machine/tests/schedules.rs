@@ -145,7 +145,7 @@ fn all_that_is_wrong_with_a_schedule_is_refused_by_name() {
     let large = Bytes::from(vec![0; SCHEDULE_PAYLOAD_BYTES_MAX + 1]);
     let large = create(NewJob { payload: large, ..NewJob::default() });
     assert!(matches!(large, Err(Reject::TooLarge { what: "payload of a schedule's job", .. })), "{large:?}");
-    let many = create(NewJob { headers: headers(HEADERS_MAX - 1, "n"), ..NewJob::default() });
+    let many = create(NewJob { headers: headers(HEADERS_MAX - 2, "n"), ..NewJob::default() });
     assert!(matches!(many, Err(Reject::TooLarge { what: "headers of a schedule's job", .. })), "{many:?}");
     let ours = create(NewJob { headers: headers(1, "flowmesh-schedule"), ..NewJob::default() });
     assert!(matches!(ours, Err(Reject::InvalidArgument { field: "headers", .. })), "{ours:?}");
@@ -165,7 +165,7 @@ fn all_that_is_wrong_with_a_schedule_is_refused_by_name() {
             "{refused:?}"
         );
     }
-    create(NewJob { headers: headers(HEADERS_MAX - 2, "n"), ..NewJob::default() }).unwrap();
+    create(NewJob { headers: headers(HEADERS_MAX - 3, "n"), ..NewJob::default() }).unwrap();
     let other = driver.create("s", cron("@hourly", "UTC"));
     assert_eq!(other, Err(Reject::ScheduleExists { name: "s".into() }));
     let times = driver.ask(ScheduleCommand::Next { name: "s".into(), times_max: SCHEDULE_NEXT_MAX + 1 });

@@ -42,7 +42,7 @@ const CHANGES_MAX: usize = 64;
 /// Resources whose names have the same hash: one, but for a wonder.
 type Named = SmallVec<[Arc<ResourceInfo>; 1]>;
 
-fn name_hash(full_name: &[u8]) -> u64 {
+pub(crate) fn name_hash(full_name: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(full_name)
 }
 
@@ -148,7 +148,11 @@ impl Catalog {
     }
 
     fn find_full(&self, full_name: &[u8]) -> Option<&Arc<ResourceInfo>> {
-        let named = self.by_name.get(&name_hash(full_name))?;
+        self.find_hashed(name_hash(full_name), full_name)
+    }
+
+    pub(crate) fn find_hashed(&self, hash: u64, full_name: &[u8]) -> Option<&Arc<ResourceInfo>> {
+        let named = self.by_name.get(&hash)?;
         named.iter().find(|info| info.path.as_str().as_bytes() == full_name)
     }
 

@@ -14,6 +14,8 @@ use crate::record::PackedRecords;
 use crate::replay::{ReplayCommand, ReplayRef};
 use crate::schedule::ScheduleCommand;
 use crate::settings::Settings;
+use crate::transfer::{Arrival, TransferCommand};
+use crate::worker::WorkerCommand;
 
 /// One command to one shard.
 #[derive(Clone, Debug)]
@@ -30,6 +32,8 @@ pub enum Command {
     Catalog(CatalogCommand),
     /// On a replay session.
     Replay(ReplayRef, ReplayCommand),
+    /// On workers.
+    Worker(WorkerCommand),
 }
 
 /// Where a read starts.
@@ -106,6 +110,8 @@ pub enum StreamCommand {
     },
     /// First and next offset, bytes, segments. → [`crate::Reply::StreamStatus`]
     Status,
+    /// Jobs of a queue arrive, as records. → [`crate::TransferReply::Received`]
+    Receive(Arrival),
 }
 
 /// A job to enqueue.
@@ -261,8 +267,19 @@ pub enum QueueCommand {
     },
     /// Counts of jobs by state. → [`crate::Reply::QueueStatus`]
     Status,
+    /// Who reserves jobs under a name: what it has and what became of what it had. → [`crate::Reply::WorkerOnQueue`]
+    Worker {
+        /// The name.
+        worker: Bytes,
+        /// Of what it has, only leases behind this one.
+        after: JobCursor,
+        /// At most so many of those.
+        jobs_max: u32,
+    },
     /// On the queue's schedules. → [`crate::Reply::Schedule`]
     Schedule(ScheduleCommand),
+    /// On what it sends to other queues and streams, or receives.
+    Transfer(TransferCommand),
 }
 
 impl QueueCommand {
@@ -281,8 +298,11 @@ impl QueueCommand {
     #[must_use]
     pub fn is_write(&self) -> bool {
         match self {
-            Self::Status | Self::Get { .. } | Self::Peek { .. } | Self::List { .. } => false,
+            Self::Status | Self::Get { .. } | Self::Peek { .. } | Self::List { .. } | Self::Worker { .. } => {
+                false
+            }
             Self::Schedule(command) => command.is_write(),
+            Self::Transfer(command) => command.is_write(),
             _ => true,
         }
     }
@@ -409,6 +429,7 @@ impl Command {
                     | StreamCommand::InitProducer { .. }
                     | StreamCommand::FenceProducer { .. }
                     | StreamCommand::Trim { .. }
+                    | StreamCommand::Receive(_)
             ),
             Self::Queue(_, command) => command.is_write(),
             Self::Kv(_, command) => matches!(command, KvCommand::Set { .. } | KvCommand::Delete { .. }),
@@ -418,6 +439,7 @@ impl Command {
             ),
             Self::Catalog(_) => true,
             Self::Replay(_, command) => !matches!(command, ReplayCommand::Status { .. }),
+            Self::Worker(command) => command.is_write(),
         }
     }
 

@@ -33,6 +33,8 @@
 //! | 80–95 | `Replay` | group, then as [`crate::replay::fact`] says |
 //! | 96–103 | `Schedule` | queue, then as [`crate::schedule::fact`] says |
 //! | 104–119 | `Queue` | queue, then as [`crate::job::fact`] says |
+//! | 120–127 | `Worker` | epoch, then as [`crate::worker::fact`] says |
+//! | 128–135 | `Transfer` | queue or stream, then as [`crate::transfer::fact`] says |
 //!
 //! The time of a fact and its LSN are its entry's.
 
@@ -41,13 +43,15 @@ use bytes::{BufMut, Bytes};
 use crate::codec::{Malformed, Reader, put_bytes, put_varint};
 use crate::command::ProducerStamp;
 use crate::group::fact::{self as group, GroupFact};
-use crate::ids::{JobId, LeaseToken, Millis, Offset, PartitionRef, ProducerId, ResourceId};
+use crate::ids::{JobId, LeaseToken, Lsn, Millis, Offset, PartitionRef, ProducerId, ResourceId};
 use crate::job::AttemptEnd;
 use crate::job::fact::{self as job, EnqueuedOptions, QueueFact};
 use crate::path::{Kind, ResourcePath};
 use crate::replay::fact::{self as replay, ReplayFact};
 use crate::schedule::fact::{self as schedule, ScheduleFact};
 use crate::settings::Settings;
+use crate::transfer::fact::{self as transfer, TransferFact};
+use crate::worker::fact::{self as worker, WorkerFact};
 
 /// What became true.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -272,6 +276,10 @@ pub enum Fact {
     Replay(ResourceId, ReplayFact),
     /// Something became true of a schedule of this queue.
     Schedule(ResourceId, ScheduleFact),
+    /// Something became true of a worker.
+    Worker(WorkerFact),
+    /// Something became true of jobs on their way from this queue, or to this queue or stream.
+    Transfer(ResourceId, TransferFact),
 }
 
 const RESOURCE_CREATED: u8 = 1;
@@ -441,6 +449,14 @@ impl Fact {
                 put_head(out, fact.tag(), *id);
                 fact.encode(out);
             }
+            Self::Worker(fact) => {
+                put_head(out, fact.tag(), ResourceId(fact.epoch.0));
+                fact.encode(out);
+            }
+            Self::Transfer(id, fact) => {
+                put_head(out, fact.tag(), *id);
+                fact.encode(out);
+            }
         }
     }
 
@@ -476,6 +492,8 @@ impl Fact {
                 Self::Group(_, fact) => fact.encoded_len_max(),
                 Self::Replay(_, fact) => fact.encoded_len_max(),
                 Self::Schedule(_, fact) => fact.encoded_len_max(),
+                Self::Worker(fact) => fact.encoded_len_max(),
+                Self::Transfer(_, fact) => fact.encoded_len_max(),
                 Self::ResourceDeleted { .. }
                 | Self::ResourceDropped { .. }
                 | Self::ProducerForgotten { .. }
@@ -601,6 +619,8 @@ impl Fact {
             tag if group::TAGS.contains(&tag) => Self::Group(id, GroupFact::decode(tag, reader)?),
             tag if replay::TAGS.contains(&tag) => Self::Replay(id, ReplayFact::decode(tag, reader)?),
             tag if schedule::TAGS.contains(&tag) => Self::Schedule(id, ScheduleFact::decode(tag, reader)?),
+            tag if worker::TAGS.contains(&tag) => Self::Worker(WorkerFact::decode(tag, Lsn(id.0), reader)?),
+            tag if transfer::TAGS.contains(&tag) => Self::Transfer(id, TransferFact::decode(tag, reader)?),
             _ => return Err(Malformed("unknown fact; a newer version wrote it")),
         })
     }

@@ -2,7 +2,8 @@
 //!
 //! Read in this order: [`ids`] (numbers that must not be mixed), [`path`] (what a resource is called),
 //! [`placement`] (which shard owns it), [`settings`] (what can be set for it), [`record`] (how stream records
-//! are packed), [`filter`] (which of them a reader wants), [`job`] (what is told about a job), [`command`] → [`fact`] → [`reply`]
+//! are packed), [`filter`] (which of them a reader wants), [`job`] and [`worker`] (what is told about them), [`trace`] (of
+//! which trace a job is a part), [`transfer`] (how jobs go elsewhere), [`command`] → [`fact`] → [`reply`]
 //! (what is asked, what became true, what is answered), [`compaction`] (what is kept of each key), [`reject`] (why not)
 //! and [`limits`] (how much).
 
@@ -18,6 +19,7 @@ pub mod ids;
 pub mod index;
 pub mod job;
 pub mod limits;
+mod names;
 pub mod path;
 pub mod placement;
 pub mod record;
@@ -26,6 +28,9 @@ pub mod replay;
 pub mod reply;
 pub mod schedule;
 pub mod settings;
+pub mod trace;
+pub mod transfer;
+pub mod worker;
 
 pub use catalog::{Catalog, ResourceInfo};
 pub use command::{CatalogCommand, Command, KvCommand, ProducerStamp, QueueCommand, StreamCommand};
@@ -37,6 +42,7 @@ pub use ids::{
     ProducerId, ResourceId, ShardId, SlotId,
 };
 pub use index::{IndexWrite, Space};
+pub use names::RecentNames;
 pub use path::{Kind, ResourcePath};
 pub use reject::{Code, Reject};
 pub use replay::{ReplayCommand, ReplaySettings};
@@ -45,6 +51,8 @@ pub use schedule::{ScheduleCommand, ScheduleReply};
 pub use settings::{
     Assignor, Durability, GroupSettings, KvSettings, QueueSettings, Settings, StreamSettings,
 };
+pub use transfer::{TransferCommand, TransferReply};
+pub use worker::{WorkerCommand, WorkerPath, WorkerReply};
 
 /// A batch that usually holds one item and then lives without an allocation.
 pub type Batch<T> = smallvec::SmallVec<[T; 1]>;

@@ -203,6 +203,19 @@ pub const REPLAY_STEP_RECORDS_MAX: u32 = 1_000;
 /// What a step looks at, with a filter, before it answers with what it has found.
 pub const REPLAY_STEP_LOOKED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Jobs of one queue that are on their way to other queues or streams: each takes some 250 bytes of memory. More wait for
+/// room where they are.
+pub const OUTBOX_JOBS_MAX: usize = 10_000;
+
+/// Jobs that are sent to another queue or a stream at once: one entry of its log.
+pub const TRANSFER_JOBS_MAX: usize = 1_000;
+
+/// Bytes of headers and payloads of them; the first one always goes.
+pub const TRANSFER_BYTES_MAX: usize = 1024 * 1024;
+
+/// Queues in a row of which each sends its dead letters to the next: looking for circles walks over them.
+pub const DEAD_LETTER_CHAIN_MAX: usize = 16;
+
 /// Schedules of one queue: each takes some 300 bytes of memory besides its job.
 pub const SCHEDULES_MAX: usize = 10_000;
 
@@ -225,6 +238,9 @@ pub const SCHEDULE_MISSED_AFTER_MS: u64 = 60_000;
 /// Missed firings that fire after all, with the policy `all`: the last ones; a thousand jobs come in a burst.
 pub const SCHEDULE_CATCH_UP_MAX: usize = 1_000;
 
+/// When a firing that finds its queue full is tried again.
+pub const SCHEDULE_RETRY_MS: u64 = 1_000;
+
 /// Times that are counted of those that are left out at once: each takes a microsecond.
 pub const SCHEDULE_SKIPPED_COUNTED_MAX: u64 = 1_000;
 
@@ -236,3 +252,43 @@ pub const SCHEDULE_NEXT_MAX: u32 = 1_000;
 
 /// How long a schedule is kept that has no time left: a week.
 pub const SCHEDULE_FINISHED_KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
+
+/// Workers that one shard shows; beyond it the one that is gone for longest is forgotten. Each takes about 1 KiB of memory.
+pub const WORKERS_MAX: usize = 20_000;
+
+/// Queues that one worker works on: a look at it asks each of them.
+pub const WORKER_QUEUES_MAX: usize = 100;
+
+/// Jobs that one worker runs at a time.
+pub const WORKER_CONCURRENCY_MAX: u64 = 100_000;
+
+/// Labels of a worker.
+pub const WORKER_LABELS_MAX: usize = 32;
+
+/// Names and values of a worker's labels.
+pub const WORKER_LABELS_BYTES_MAX: usize = 4096;
+
+/// A worker's session unless it says otherwise: as long it may be silent.
+pub const WORKER_SESSION_MS: u64 = 30_000;
+
+/// The longest time between a worker's heartbeats: it learns no later that it is to stop.
+pub const WORKER_SLOWEST_HEARTBEAT_MS: u64 = 5_000;
+
+/// How long a worker is shown that is dead or has left, unless it says otherwise: a day.
+pub const WORKER_RETENTION_MS: u64 = 24 * 3600 * 1000;
+
+/// The same, at most: a month.
+pub const WORKER_RETENTION_MS_MAX: u64 = 31 * 24 * 3600 * 1000;
+
+/// Names of workers whose jobs one queue counts; beyond it those are forgotten that have no job and were idle for longest.
+/// Each takes some 200 bytes of memory.
+pub const QUEUE_WORKERS_MAX: usize = 1_000;
+
+/// Of its jobs that a look at a worker shows, of each queue.
+pub const WORKER_JOBS_SHOWN_MAX: u32 = 1_000;
+
+/// What tracing systems say to each other, in a job's trace context: what the standard wants kept.
+pub const TRACE_STATE_BYTES_MAX: usize = 512;
+
+/// Members of it: what the standard allows.
+pub const TRACE_STATE_MEMBERS_MAX: usize = 32;

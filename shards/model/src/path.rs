@@ -135,7 +135,7 @@ impl ResourcePath {
     pub fn new(tenant: &str, namespace: &str, kind: Kind, name: &str) -> Result<Self, Reject> {
         check_scope("tenant", tenant)?;
         check_scope("namespace", namespace)?;
-        check_name(name)?;
+        check_name("name", name)?;
         let text = format!("{tenant}/{namespace}/{kind}/{name}").into();
         Ok(Self { text, tenant_len: tenant.len() as u8, namespace_len: namespace.len() as u8, kind })
     }
@@ -232,9 +232,9 @@ pub fn check_scope(field: &'static str, text: &str) -> Result<(), Reject> {
     }
 }
 
-/// A name may hold one `{tag}`: names that share it are placed together.
-fn check_name(text: &str) -> Result<(), Reject> {
-    check_length("name", text)?;
+/// Checks a name that may hold one `{tag}`: names that share it are placed together.
+pub(crate) fn check_name(field: &'static str, text: &str) -> Result<(), Reject> {
+    check_length(field, text)?;
     let plain: String = match (text.find('{'), text.find('}')) {
         (None, None) => text.to_owned(),
         (Some(open), Some(close)) if open + 1 < close => {
@@ -243,9 +243,9 @@ fn check_name(text: &str) -> Result<(), Reject> {
             plain.remove(open);
             plain
         }
-        _ => return Err(Reject::invalid("name", format!("`{text}` has an empty or unclosed {{tag}}"))),
+        _ => return Err(Reject::invalid(field, format!("`{text}` has an empty or unclosed {{tag}}"))),
     };
-    check_scope("name", &plain)
+    check_scope(field, &plain)
 }
 
 fn check_length(field: &'static str, text: &str) -> Result<(), Reject> {

@@ -5,6 +5,8 @@
 //! - A stream's or queue's partition `p` is in slot `xxh3_64(text, seed = p) mod 4096`.
 //! - A key of a store is in slot `xxh3_64(key, seed = xxh3_64(text))  mod 4096`, or, if the key holds a `{tag}`,
 //!   in slot `xxh3_64("tenant/namespace/{tag}", seed = 0) mod 4096`: where a queue or stream of that tag is.
+//! - A worker is in slot `xxh3_64(text, seed = 0) mod 4096`; its path is `tenant/namespace/worker/name`, and a `{tag}` in
+//!   its name counts as above.
 //! - A record whose request names no partition is in partition `xxh3_64(key) mod partitions` of its stream. Not part of
 //!   the disk format, but of the API: clients and older records rely on it.
 
@@ -14,6 +16,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::ids::{ShardId, SlotId};
 use crate::path::ResourcePath;
+use crate::worker::WorkerPath;
 
 /// The number of slots, fixed for ever: 4096 keeps 256 shards within 7 % of even and the map small.
 pub const SLOTS: u16 = 4096;
@@ -68,6 +71,18 @@ impl PlacementHash {
 #[must_use]
 pub fn key_partition(key: &[u8], partitions: u32) -> u32 {
     (xxh3_64(key) % u64::from(partitions.max(1))) as u32
+}
+
+/// The slot of a worker.
+#[must_use]
+pub fn worker_slot(path: &WorkerPath) -> SlotId {
+    match tag_of(path.name().as_bytes()) {
+        None => to_slot(xxh3_64_with_seed(path.as_str().as_bytes(), 0)),
+        Some(tag) => {
+            let tag = String::from_utf8_lossy(tag);
+            to_slot(xxh3_64_with_seed(format!("{}{{{tag}}}", path.scope()).as_bytes(), 0))
+        }
+    }
 }
 
 fn to_slot(hash: u64) -> SlotId {
@@ -144,10 +159,17 @@ mod tests {
     }
 
     #[test]
+    fn the_slot_of_a_worker_never_changes() {
+        let slots = ["w1", "acme/prod/w1"].map(|name| worker_slot(&WorkerPath::parse(name).unwrap()).get());
+        assert_eq!(slots, [3504, 2019]);
+    }
+
+    #[test]
     fn what_shares_a_tag_shares_a_slot() {
         let queue = placed(Kind::Queue, "cart{42}").partition_slot(0);
         assert_eq!(placed(Kind::Stream, "events{42}").partition_slot(0), queue);
         assert_eq!(placed(Kind::Kv, "stock").key_slot(b"item:{42}:left"), queue);
+        assert_eq!(worker_slot(&WorkerPath::parse("w{42}").unwrap()), queue);
     }
 
     #[test]

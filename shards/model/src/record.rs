@@ -70,6 +70,14 @@ impl PackedRecords {
         Ok(Self { bytes, count, keyless })
     }
 
+    /// Records that were packed here, each with a key: jobs, which were checked as such.
+    #[must_use]
+    pub fn of_jobs(packer: RecordPacker) -> Self {
+        let count = packer.count();
+        debug_assert!(count > 0, "a batch has records");
+        Self { bytes: packer.finish(), count, keyless: None }
+    }
+
     /// The packed bytes, perhaps compressed.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes

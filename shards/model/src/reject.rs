@@ -8,6 +8,7 @@ use crate::ids::{CatalogVersion, GroupEpoch, JobId, Lsn, Millis, Offset, Produce
 use crate::job::JobPhase;
 use crate::path::Kind;
 use crate::replay::{ReplayAction, ReplayState};
+use crate::worker::WorkerState;
 
 /// Why a lease no longer counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +108,14 @@ pub enum Reject {
         part: &'static str,
         /// The byte where that begins, from 0.
         at: u64,
+        /// What is wrong and what is allowed.
+        problem: String,
+    },
+    /// A trace context that is none.
+    #[error("{field}: {problem}")]
+    IllegalTrace {
+        /// Which part of it: `traceparent` or `tracestate`.
+        field: &'static str,
         /// What is wrong and what is allowed.
         problem: String,
     },
@@ -261,6 +270,38 @@ pub enum Reject {
         /// Where it would have to be.
         wanted: &'static str,
     },
+    /// The job is on its way to another queue or a stream; nothing else can happen to it until it has arrived.
+    #[error("job {job} is on its way to another queue or a stream; try again once it has arrived")]
+    JobInTransit {
+        /// The job.
+        job: JobId,
+    },
+    /// Jobs are only replayed into a sandbox.
+    #[error("{path} is no sandbox; jobs are only replayed into a queue that was created with sandbox")]
+    QueueNotSandbox {
+        /// The queue.
+        path: String,
+    },
+    /// A sandbox takes and gives no jobs but by replays.
+    #[error("{path} is a sandbox: jobs come to it by replays, and leave it for no other queue or stream")]
+    SandboxQueue {
+        /// The queue.
+        path: String,
+    },
+    /// Dead letters would go round in a circle.
+    #[error("dead letters sent to {path} would in the end come back to where they died")]
+    DeadLetterCycle {
+        /// The target.
+        path: String,
+    },
+    /// Dead letters of a queue go to it.
+    #[error("dead letters of {of} go to {path}; change that setting first")]
+    DeadLetterTarget {
+        /// What was to be deleted.
+        path: String,
+        /// The queue whose dead letters they are, or one of several.
+        of: String,
+    },
     /// Another job has the key, with another payload.
     #[error("the key belongs to job {job}, which has another payload")]
     KeyConflict {
@@ -292,6 +333,46 @@ pub enum Reject {
         job: u32,
         /// For what.
         missing: String,
+    },
+    /// Nobody registered under this name, or it was forgotten.
+    #[error("no such worker: {path}; register first")]
+    WorkerNotFound {
+        /// Its path.
+        path: String,
+    },
+    /// Another process has registered under the name of this worker.
+    #[error(
+        "worker {path} speaks in epoch {given}, but has {current}: another process has registered; this one must stop"
+    )]
+    StaleWorker {
+        /// Its path.
+        path: String,
+        /// The epoch it gave.
+        given: Lsn,
+        /// The epoch it has.
+        current: Lsn,
+    },
+    /// The worker is not there any more.
+    #[error("worker {path} is gone ({}); register anew", .state.as_str())]
+    WorkerGone {
+        /// Its path.
+        path: String,
+        /// What it is.
+        state: WorkerState,
+    },
+    /// A worker that is there is not forgotten.
+    #[error("worker {path} is {}; only one that is dead or has left can be forgotten", .state.as_str())]
+    WorkerPresent {
+        /// Its path.
+        path: String,
+        /// What it is.
+        state: WorkerState,
+    },
+    /// The shard has as many workers as it may have, and all of them are there.
+    #[error("the shard has {max} workers, which is the most, and all are there")]
+    TooManyWorkers {
+        /// How many.
+        max: u64,
     },
     /// A condition of a write does not hold.
     #[error("condition does not hold: the key is {}", describe_version(*.actual))]
@@ -449,6 +530,7 @@ impl Reject {
             | Self::KeyMissing { .. }
             | Self::IllegalFilter { .. }
             | Self::IllegalCron { .. }
+            | Self::IllegalTrace { .. }
             | Self::UnknownTimeZone { .. }
             | Self::FlowCycle { .. }
             | Self::WrongKind { .. }
@@ -457,6 +539,7 @@ impl Reject {
             | Self::JobNotFound { .. }
             | Self::ScheduleNotFound { .. }
             | Self::FlowMissing { .. }
+            | Self::WorkerNotFound { .. }
             | Self::UnknownMember { .. } => Code::NotFound,
             Self::ResourceExists { .. }
             | Self::ScheduleExists { .. }
@@ -481,8 +564,19 @@ impl Reject {
             | Self::SandboxGroup { .. }
             | Self::ReplayState { .. }
             | Self::ReplayMoved { .. }
+            | Self::StaleWorker { .. }
+            | Self::WorkerGone { .. }
+            | Self::WorkerPresent { .. }
+            | Self::JobInTransit { .. }
+            | Self::QueueNotSandbox { .. }
+            | Self::SandboxQueue { .. }
+            | Self::DeadLetterCycle { .. }
+            | Self::DeadLetterTarget { .. }
             | Self::ScheduleInPast { .. } => Code::FailedPrecondition,
-            Self::Overloaded { .. } | Self::QueueFull { .. } | Self::DiskFull => Code::ResourceExhausted,
+            Self::Overloaded { .. }
+            | Self::QueueFull { .. }
+            | Self::TooManyWorkers { .. }
+            | Self::DiskFull => Code::ResourceExhausted,
             Self::CatalogBehind { .. } | Self::Fenced { .. } | Self::ShuttingDown => Code::Unavailable,
             Self::Damaged { .. } => Code::DataLoss,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
@@ -501,6 +595,7 @@ impl Reject {
             Self::KeyMissing { .. } => "KEY_MISSING",
             Self::IllegalFilter { .. } => "ILLEGAL_FILTER",
             Self::IllegalCron { .. } => "ILLEGAL_CRON",
+            Self::IllegalTrace { .. } => "ILLEGAL_TRACE_CONTEXT",
             Self::UnknownTimeZone { .. } => "UNKNOWN_TIME_ZONE",
             Self::ScheduleInPast { .. } => "SCHEDULE_IN_PAST",
             Self::ScheduleNotFound { .. } => "SCHEDULE_NOT_FOUND",
@@ -522,9 +617,19 @@ impl Reject {
             Self::LeaseLost { reason: LeaseLost::Settled, .. } => "LEASE_SETTLED",
             Self::WrongPhase { .. } => "WRONG_PHASE",
             Self::KeyConflict { .. } => "KEY_CONFLICT",
+            Self::JobInTransit { .. } => "JOB_IN_TRANSIT",
+            Self::QueueNotSandbox { .. } => "QUEUE_NOT_SANDBOX",
+            Self::SandboxQueue { .. } => "SANDBOX_QUEUE",
+            Self::DeadLetterCycle { .. } => "DEAD_LETTER_CYCLE",
+            Self::DeadLetterTarget { .. } => "DEAD_LETTER_TARGET",
             Self::QueueFull { .. } => "QUEUE_FULL",
             Self::FlowCycle { .. } => "FLOW_CYCLE",
             Self::FlowMissing { .. } => "FLOW_MISSING",
+            Self::WorkerNotFound { .. } => "WORKER_NOT_FOUND",
+            Self::StaleWorker { .. } => "STALE_WORKER",
+            Self::WorkerGone { .. } => "WORKER_GONE",
+            Self::WorkerPresent { .. } => "WORKER_PRESENT",
+            Self::TooManyWorkers { .. } => "TOO_MANY_WORKERS",
             Self::ConditionFailed { .. } => "CONDITION_FAILED",
             Self::UnknownMember { .. } => "UNKNOWN_MEMBER",
             Self::StaleMemberEpoch { .. } => "STALE_MEMBER_EPOCH",
@@ -566,6 +671,8 @@ impl Reject {
             Self::DuplicateSequence { sequence, remembered_from, next, .. } => {
                 vec![("sequence", *sequence), ("remembered_from", *remembered_from), ("next", *next)]
             }
+            Self::StaleWorker { given, current, .. } => vec![("epoch", given.0), ("current", current.0)],
+            Self::TooManyWorkers { max } => vec![("max", *max)],
             Self::PartitionsLowered { partitions, requested } => {
                 vec![("partitions", u64::from(*partitions)), ("requested", u64::from(*requested))]
             }
@@ -583,7 +690,7 @@ impl Reject {
             Self::Overloaded { retry_after_ms, .. } | Self::QueueFull { retry_after_ms, .. } => {
                 Some(*retry_after_ms)
             }
-            Self::DiskFull => Some(1_000),
+            Self::DiskFull | Self::TooManyWorkers { .. } => Some(1_000),
             Self::CatalogBehind { .. } => Some(1),
             _ => None,
         }

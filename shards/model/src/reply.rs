@@ -12,6 +12,8 @@ use crate::job::{Awaited, JobCursor, JobView};
 use crate::reject::Reject;
 use crate::replay::ReplayStatus;
 use crate::schedule::ScheduleReply;
+use crate::transfer::TransferReply;
+use crate::worker::{WorkerOnQueue, WorkerReply};
 
 use std::sync::Arc;
 
@@ -79,7 +81,7 @@ pub struct LeasedJob {
 /// A queue's jobs and what became of them.
 ///
 /// `enqueued_total` = ready + delayed + blocked + leased + dead + done + `done_total` - done + `expired_total` +
-/// `cancelled_total` + `dropped_total` + `purged_total`: what is kept once it is done was counted as done.
+/// `cancelled_total` + `dropped_total` + `purged_total` + `moved_total`: what is kept once it is done was counted as done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueStatus {
     /// To be had now.
@@ -110,6 +112,14 @@ pub struct QueueStatus {
     pub dropped_total: u64,
     /// Dead jobs that are not kept any more.
     pub purged_total: u64,
+    /// Dead jobs that went to another queue.
+    pub moved_total: u64,
+    /// Copies that went to other queues and streams.
+    pub copied_total: u64,
+    /// Jobs, or copies of them, that will never get where they were to go.
+    pub send_failed_total: u64,
+    /// Jobs on their way to other queues and streams; each is among the dead or done ones, too.
+    pub outbox: u64,
     /// How long the oldest ready job has been ready.
     pub oldest_ready_ms: u64,
     /// Bytes of headers and payloads of jobs that wait.
@@ -278,7 +288,7 @@ pub enum Reply {
         /// The last one that was looked at, if there are more behind it.
         next: Option<JobCursor>,
     },
-    /// Jobs were redriven or purged.
+    /// Jobs were redriven or purged, or are on their way elsewhere.
     Swept {
         /// How many.
         count: u64,
@@ -315,4 +325,10 @@ pub enum Reply {
     Replay(Box<ReplayStatus>),
     /// What a queue says of its schedules.
     Schedule(ScheduleReply),
+    /// What a shard says of workers.
+    Worker(WorkerReply),
+    /// What a queue knows of whoever reserves jobs under a name.
+    WorkerOnQueue(Box<WorkerOnQueue>),
+    /// What a queue or stream says of jobs on their way.
+    Transfer(TransferReply),
 }

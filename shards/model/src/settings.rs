@@ -5,9 +5,10 @@ use serde::{Deserialize, Serialize};
 use crate::compression::Codec;
 use crate::job::{Backoff, RetryPolicy};
 use crate::limits;
-use crate::path::Kind;
+use crate::path::{Kind, ResourcePath};
 use crate::reject::Reject;
 use crate::replay::ReplaySettings;
+use crate::transfer::{TARGET_SETTING, target_path};
 
 /// When a write is acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -279,6 +280,12 @@ pub struct QueueSettings {
     /// How long jobs are kept that are done with a result, if that is longer.
     #[serde(skip_serializing_if = "is_default_result_retention")]
     pub result_retention_ms: u64,
+    /// The full path of the queue or stream that gets a copy of each dead letter. `None`: none does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dead_letters_to: Option<String>,
+    /// Jobs come to it by replays, and leave it for no other queue or stream. Fixed at creation.
+    #[serde(skip_serializing_if = "is_false")]
+    pub sandbox: bool,
     /// Overrides the server's durability.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub durability: Option<Durability>,
@@ -305,6 +312,8 @@ impl Default for QueueSettings {
             dead_retention_ms: None,
             done_retention_ms: None,
             result_retention_ms: limits::RESULT_RETENTION_MS,
+            dead_letters_to: None,
+            sandbox: false,
             durability: None,
         }
     }
@@ -364,7 +373,32 @@ impl QueueSettings {
             return Err(Reject::invalid("when_full", reason));
         }
         self.rate.map_or(Ok(()), |rate| rate.validate("rate"))?;
+        self.validate_target()?;
         self.group_rate.map_or(Ok(()), |rate| rate.validate("group_rate"))
+    }
+}
+
+impl QueueSettings {
+    /// Where dead letters go, if they do.
+    ///
+    /// # Errors
+    /// [`Reject::InvalidArgument`] if that is no legal name of a queue or stream.
+    pub fn dead_letter_target(&self) -> Result<Option<ResourcePath>, Reject> {
+        self.dead_letters_to.as_deref().map(target_path).transpose()
+    }
+
+    fn validate_target(&self) -> Result<(), Reject> {
+        let Some(target) = self.dead_letter_target()? else { return Ok(()) };
+        if self.sandbox {
+            return Err(Reject::invalid(
+                TARGET_SETTING,
+                "is not for a sandbox: what is replayed stays there",
+            ));
+        }
+        if self.dead_letters_to.as_deref() != Some(target.as_str()) {
+            return Err(Reject::invalid(TARGET_SETTING, format!("is kept as a full path: {target}")));
+        }
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use flowmesh_rt::core::{CoreConfig, spawn_cores};
 use flowmesh_rt::disk::{RtBuf, RtDisk};
-use flowmesh_store::disk::{ALIGN, Disk, DiskFile};
+use flowmesh_store::disk::{ALIGN, Disk, DiskFile, FileWrite, Pages, Presence};
 
 const MIB: usize = 1024 * 1024;
 
@@ -41,6 +41,7 @@ fn the_disk_keeps_its_contract() {
             made_files_are_written(&path).await.unwrap();
             names(&path).await.unwrap();
             failures(&path).await;
+            many_files(&path).await.unwrap();
         }
     });
     cores.unwrap().join().unwrap();
@@ -145,4 +146,38 @@ async fn failures(dir: &Path) {
     assert_eq!(kind_of(disk.sync_dir(&absent).await), ErrorKind::NotFound);
     let full = disk.open(Path::new("/dev/full")).await.unwrap();
     assert_eq!(kind_of(full.write_at(disk.alloc(ALIGN), ALIGN, 0).await), ErrorKind::StorageFull);
+}
+
+async fn many_files(dir: &Path) -> io::Result<()> {
+    let (disk, dir) = (RtDisk::new(), dir.join("many"));
+    let write = |name: &str, presence, position: usize, pages: usize, with: u8| {
+        let mut bytes = Pages::zeroed(pages * ALIGN);
+        assert!(bytes.as_ref().iter().all(|&byte| byte == 0) && bytes.as_ref().len() == pages * ALIGN);
+        assert_eq!(bytes.as_ref().as_ptr() as usize % ALIGN, 0, "memory is aligned");
+        bytes.as_mut().fill(with);
+        FileWrite { path: dir.join(name), presence, position: (position * ALIGN) as u64, pages: bytes }
+    };
+    let first = (0..40u8).map(|n| write(&format!("{n}/file"), Presence::MissingWithDirectory, 0, 2, n));
+    disk.write_files(first.collect()).await.unwrap();
+    let second = vec![
+        write("3/file", Presence::There, 1, 3, 100),
+        write("3/other", Presence::Missing, 0, 1, 101),
+        write("4/new/file", Presence::There, 0, 1, 0),
+        write("5/file", Presence::There, 2, 1, 102),
+    ];
+    let (number, error) = disk.write_files(second).await.unwrap_err();
+    assert_eq!((number, error.kind()), (2, ErrorKind::NotFound));
+    let again = vec![write("3/other", Presence::Missing, 0, 1, 0)];
+    assert_eq!(disk.write_files(again).await.unwrap_err().1.kind(), ErrorKind::AlreadyExists);
+    disk.sync_below(&dir).await?;
+    assert_eq!(kind_of(disk.sync_below(&dir.join("none")).await), ErrorKind::NotFound);
+    for (name, pages) in [("3/file", &[3, 100, 100, 100][..]), ("3/other", &[101]), ("7/file", &[7, 7])] {
+        let file = disk.open(&dir.join(name)).await?;
+        assert_eq!(file.size().await?, (pages.len() * ALIGN) as u64, "{name}");
+        let read = file.read_at(0, pages.len() * ALIGN).await?;
+        for (page, with) in read.as_ref().chunks(ALIGN).zip(pages) {
+            assert!(page.iter().all(|byte| byte == with), "{name}");
+        }
+    }
+    Ok(())
 }

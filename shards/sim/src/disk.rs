@@ -421,6 +421,27 @@ impl Disk for SimDisk {
         })
         .await
     }
+
+    async fn sync_below(&self, dir: &Path) -> io::Result<()> {
+        let (fate, stamp, lens) = {
+            let mut world = self.world.borrow_mut();
+            let fate = world.begin(Operation::Sync);
+            if fate.takes_effect {
+                world.names.sync_below(dir);
+            }
+            let below = world.names.files().filter(|(path, _)| path.starts_with(dir));
+            let ids: Vec<u64> = below.map(|(_, id)| id).collect();
+            let lens: Vec<(u64, usize)> = ids.into_iter().map(|id| (id, world.file(id).len())).collect();
+            (fate, world.stamp, lens)
+        };
+        polls(fate.polls).await;
+        if fate.takes_effect {
+            for (id, len) in lens {
+                self.world.borrow_mut().file(id).synced(stamp, len);
+            }
+        }
+        fate.error.map_or(Ok(()), Err)
+    }
 }
 
 impl SimFile {

@@ -66,7 +66,16 @@ impl Names {
     }
 
     pub fn sync(&mut self, dir: &Path) {
-        let (synced, open) = std::mem::take(&mut self.changes).into_iter().partition(|(of, _)| of == dir);
+        self.sync_where(|of| of == dir);
+    }
+
+    /// The same for a directory and all below it.
+    pub fn sync_below(&mut self, dir: &Path) {
+        self.sync_where(|of| of.starts_with(dir));
+    }
+
+    fn sync_where(&mut self, is_synced: impl Fn(&Path) -> bool) {
+        let (synced, open) = std::mem::take(&mut self.changes).into_iter().partition(|(of, _)| is_synced(of));
         self.changes = open;
         let synced: Vec<(PathBuf, Change)> = synced;
         for (_, change) in &synced {

@@ -13,6 +13,60 @@ pub const ALIGN: usize = 4096;
 /// Memory that direct I/O can use: aligned to [`ALIGN`], its length a multiple of it.
 pub trait IoBuf: AsRef<[u8]> + AsMut<[u8]> + 'static {}
 
+/// Pages that direct I/O can use and that may go to another thread: aligned to [`ALIGN`], zero at first.
+#[derive(Debug)]
+pub struct Pages {
+    memory: Vec<u8>,
+    start: usize,
+    bytes: usize,
+}
+
+impl Pages {
+    /// So many bytes, a multiple of [`ALIGN`].
+    pub fn zeroed(bytes: usize) -> Self {
+        assert!(bytes.is_multiple_of(ALIGN), "{bytes} bytes are not whole pages");
+        let memory = vec![0; bytes + ALIGN];
+        let start = memory.as_ptr().addr().wrapping_neg() % ALIGN;
+        Self { memory, start, bytes }
+    }
+}
+
+impl AsRef<[u8]> for Pages {
+    fn as_ref(&self) -> &[u8] {
+        self.memory.get(self.start..self.start + self.bytes).unwrap_or_default()
+    }
+}
+
+impl AsMut<[u8]> for Pages {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self.memory.get_mut(self.start..self.start + self.bytes).unwrap_or_default()
+    }
+}
+
+/// Whether a file is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It is.
+    There,
+    /// It is not: it is made.
+    Missing,
+    /// Nor may its directory be, which is made as well.
+    MissingWithDirectory,
+}
+
+/// A few pages for one of many files.
+#[derive(Debug)]
+pub struct FileWrite {
+    /// The file.
+    pub path: PathBuf,
+    /// Whether it is there.
+    pub presence: Presence,
+    /// Where the pages go, a multiple of [`ALIGN`].
+    pub position: u64,
+    /// What is written.
+    pub pages: Pages,
+}
+
 /// A file system, or a part of one.
 pub trait Disk: Clone + 'static {
     /// Memory for I/O.
@@ -52,6 +106,35 @@ pub trait Disk: Clone + 'static {
 
     /// Makes creations, renames and removals in a directory durable.
     fn sync_dir(&self, dir: &Path) -> impl Future<Output = io::Result<()>>;
+
+    /// Writes a few pages to each of many files: where opening them costs more than writing, it is done elsewhere than on
+    /// the core. Durable only after [`Disk::sync_below`]. Fails with the number of the first write that failed; those before
+    /// it were carried out, those behind it may have been.
+    fn write_files(&self, writes: Vec<FileWrite>) -> impl Future<Output = Result<(), (usize, io::Error)>> {
+        async move {
+            for (number, write) in writes.into_iter().enumerate() {
+                write_file(self, write).await.map_err(|error| (number, error))?;
+            }
+            Ok(())
+        }
+    }
+
+    /// Makes everything below a directory durable: what was written to any file, and all names. One sync of a file system
+    /// instead of one for each of many files; it may take in what others wrote. After a failure the same holds as for
+    /// [`DiskFile::sync`].
+    fn sync_below(&self, dir: &Path) -> impl Future<Output = io::Result<()>>;
+}
+
+async fn write_file<D: Disk>(disk: &D, write: FileWrite) -> io::Result<()> {
+    let FileWrite { path, presence, position, pages } = write;
+    if let (Presence::MissingWithDirectory, Some(dir)) = (presence, path.parent()) {
+        disk.create_dir_all(dir).await?;
+    }
+    let file = if presence == Presence::There { disk.open(&path).await? } else { disk.create(&path).await? };
+    let bytes = pages.as_ref().len();
+    let mut buf = disk.alloc(bytes);
+    buf.as_mut().copy_from_slice(pages.as_ref());
+    file.write_at(buf, bytes, position).await.map(drop)
 }
 
 /// An open file. Dropping it closes it.

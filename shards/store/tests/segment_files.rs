@@ -16,14 +16,23 @@ use flowmesh_model::record::{RecordPacker, RecordView};
 use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{Millis, Offset, PartitionRef, ResourceId};
 use flowmesh_sim::{Operation, Random, SimDisk};
-use flowmesh_store::segments::{SegmentError, StreamFiles, StreamFilesConfig};
+use flowmesh_store::segments::{FewRecords, SegmentError, StreamFiles, StreamFilesConfig};
 use proptest::prelude::*;
 
 const AT: PartitionRef = PartitionRef { resource: ResourceId(7), partition: 0 };
+const OTHER: PartitionRef = PartitionRef { resource: ResourceId(8), partition: 3 };
 
 async fn open(disk: &SimDisk, next: u64) -> Result<StreamFiles<SimDisk>, SegmentError> {
     let config = StreamFilesConfig { block_bytes: 8 * 1024, ..StreamFilesConfig::default() };
     StreamFiles::open(disk.clone(), &shard_dir(), config, [(AT, Offset(next))]).await
+}
+
+/// The same as of a checkpoint. What it had nothing of is unknown.
+async fn open_known(disk: &SimDisk, known: &Known) -> Result<StreamFiles<SimDisk>, SegmentError> {
+    let config = StreamFilesConfig { block_bytes: 8 * 1024, ..StreamFilesConfig::default() };
+    let ends = [(AT, Offset(known.next)), (OTHER, Offset(known.other))];
+    let ends = ends.into_iter().filter(|(_, next)| next.0 > 0);
+    StreamFiles::open(disk.clone(), &shard_dir(), config, ends).await
 }
 
 /// `count` records of `len` bytes, appended at `time`.
@@ -43,13 +52,23 @@ fn end(run: &RecordRun) -> u64 {
 
 /// First offsets of the files on the disk.
 fn bases(disk: &SimDisk) -> Vec<u64> {
-    let stems = disk.paths().into_iter().filter(|path| path.extension().is_some_and(|e| e == "seg"));
+    bases_of(disk, AT)
+}
+
+fn bases_of(disk: &SimDisk, at: PartitionRef) -> Vec<u64> {
+    let dir = shard_dir().join("streams").join(format!("{}-{}", at.resource.0, at.partition));
+    let files = disk.paths().into_iter().filter(|path| path.starts_with(&dir));
+    let stems = files.filter(|path| path.extension().is_some_and(|e| e == "seg"));
     stems.map(|path| path.file_stem().unwrap().to_str().unwrap().parse().unwrap()).collect()
 }
 
-async fn read_all(files: &StreamFiles<SimDisk>, mut from: u64) -> u64 {
+async fn read_all(files: &StreamFiles<SimDisk>, from: u64) -> u64 {
+    read_all_of(files, AT, from).await
+}
+
+async fn read_all_of(files: &StreamFiles<SimDisk>, at: PartitionRef, mut from: u64) -> u64 {
     loop {
-        let runs = files.read(AT, Offset(from), 1000, 1 << 20).await.unwrap().runs;
+        let runs = files.read(at, Offset(from), 1000, 1 << 20).await.unwrap().runs;
         let Some(last) = runs.last() else { return from };
         assert_eq!(runs[0].base.0, from);
         from = end(last);
@@ -133,6 +152,8 @@ struct Known {
     next: u64,
     /// The first record of the segment with `earliest`.
     base: u64,
+    /// Where a partition ends that is only written to with others.
+    other: u64,
 }
 
 /// One checkpoint: some segments are appended to or begun, some go.
@@ -152,7 +173,13 @@ async fn checkpoint(
         let from = after.next;
         let run = run(from, 1 + random.below(5) as u32, random.below(3_000) as usize, from);
         after.next = end(&run);
-        if begins {
+        if random.below(3) == 0 {
+            let other =
+                FewRecords { at: OTHER, runs: vec![self::run(after.other, 3, 100, from)], new_file: false };
+            let few = FewRecords { at: AT, runs: vec![run], new_file: begins };
+            files.append_few(vec![few, other]).await?;
+            after.other += 3;
+        } else if begins {
             files.append_segment(AT, &[run]).await?;
         } else {
             files.append(AT, &[run]).await?;
@@ -173,7 +200,7 @@ async fn lives(seed: u64, cuts: &[u64]) {
     let mut known = Known::default();
     for &cut in cuts {
         disk.power_cut_after(cut);
-        if let Ok(files) = open(&disk, known.next).await {
+        if let Ok(files) = open_known(&disk, &known).await {
             while checkpoint(&files, &mut random, &mut known).await.is_ok() {}
         }
         if random.below(3) == 0 {
@@ -181,17 +208,18 @@ async fn lives(seed: u64, cuts: &[u64]) {
         } else {
             disk = disk.crash();
         }
-        let files = open(&disk, known.next).await.unwrap();
+        let files = open_known(&disk, &known).await.unwrap();
         assert_eq!(read_all(&files, known.earliest).await, known.next);
+        assert_eq!(read_all_of(&files, OTHER, 0).await, known.other);
     }
-    let files = open(&disk, known.next).await.unwrap();
+    let files = open_known(&disk, &known).await.unwrap();
     files.trim(AT, Offset(known.base)).await.unwrap();
-    assert!(bases(&disk).iter().all(|base| *base >= known.base), "nothing is left of what is gone");
+    assert!(bases_of(&disk, AT).iter().all(|base| *base >= known.base), "nothing is left of what is gone");
     assert_eq!(read_all(&files, known.earliest).await, known.next);
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn segments_that_come_and_go_survive_any_crash(seed: u64, cuts in proptest::collection::vec(1u64..120, 1..6)) {

@@ -14,6 +14,7 @@ use super::args::{Format, Output, Server};
 use super::connection::client;
 use super::failure::Failure;
 use super::output::Out;
+use super::pages::{PAGE_ITEMS, write_all};
 
 /// Commands on consumer groups.
 #[derive(Subcommand, Debug)]
@@ -166,24 +167,16 @@ pub fn confirm(yes: bool, question: &str, refused: &str) -> Result<(), Failure> 
 
 impl ListArgs {
     async fn run(self) -> Result<(), Failure> {
+        const COLUMNS: [&str; 7] = ["GROUP", "STATE", "MEMBERS", "PARTITIONS", "OWNED", "OFFSETS", "EPOCH"];
         let mut client = client!(group_client::GroupClient, self.server.connect().await?);
-        let (mut out, mut rows, mut page_token) = (Out::new(), Vec::new(), String::new());
-        loop {
-            let request = v1::ListGroupsRequest { prefix: self.prefix.clone(), page_size: 1_000, page_token };
+        let page = async |page_token| {
+            let prefix = self.prefix.clone();
+            let request = v1::ListGroupsRequest { prefix, page_size: PAGE_ITEMS, page_token };
             let page = client.list(self.server.request(request)).await?.into_inner();
-            for group in &page.groups {
-                match self.output.format {
-                    Format::Json => out.json(&GroupJson::from(group))?,
-                    Format::Table => rows.push(row(group)),
-                }
-            }
-            page_token = page.next_page_token;
-            if page_token.is_empty() {
-                break;
-            }
-        }
-        out.table(&["GROUP", "STATE", "MEMBERS", "PARTITIONS", "OWNED", "OFFSETS", "EPOCH"], rows)?;
-        out.flush()
+            Ok((page.groups, page.next_page_token))
+        };
+        let json = |out: &mut Out, group: &_| out.json(&GroupJson::from(group));
+        write_all(self.output.format, &COLUMNS, page, json, row).await
     }
 }
 

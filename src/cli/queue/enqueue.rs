@@ -34,7 +34,7 @@ pub struct EnqueueArgs {
     file: Option<PathBuf>,
 
     /// Lines (or payloads) are JSON objects with payload, headers, priority, delay, max_attempts, key, key_window, group,
-    /// run_at, ttl, backoff, after (places in the same call, from 0), after_jobs and after_any_end
+    /// run_at, ttl, backoff, after (places in the same call, from 0), after_jobs, after_any_end, traceparent and tracestate
     #[arg(short, long)]
     json_lines: bool,
 

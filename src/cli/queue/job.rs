@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use flowmesh_model::trace::{TRACEPARENT, TRACESTATE};
 use flowmesh_proto::v1;
 
 use crate::cli::exec;
@@ -52,6 +53,13 @@ impl Handler {
         .map(|(name, value)| (name.to_owned(), value))
         .to_vec();
         environment.extend(job.headers.iter().filter_map(exec::header_variable));
+        // Without one, the job is no part of the trace that this process may be a part of.
+        let context = [(TRACEPARENT, "TRACEPARENT"), (TRACESTATE, "TRACESTATE")].map(|(header, variable)| {
+            let value = job.headers.iter().find(|found| found.name == header);
+            let value = value.and_then(exec::header_variable).map(|(_, value)| value);
+            (variable.to_owned(), value.unwrap_or_default())
+        });
+        environment.extend(context);
         environment
     }
 }
@@ -67,7 +75,9 @@ mod tests {
             addr: "http://127.0.0.1:1".to_owned(),
             time_limit,
         };
-        let headers = vec![v1::Header { name: "content-type".to_owned(), value: "text".into() }];
+        let header =
+            |name: &str, value: &'static str| v1::Header { name: name.to_owned(), value: value.into() };
+        let headers = vec![header("content-type", "text"), header("traceparent", "00-a-b-01")];
         let job = v1::LeasedJob {
             job_id: 7,
             token: 9,
@@ -92,7 +102,8 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn the_command_gets_payload_and_environment() {
         let check = r#"test "$(cat)" = hello && test "$FLOWMESH_JOB_ID:$FLOWMESH_JOB_TOKEN:$FLOWMESH_JOB_ATTEMPT" = 7:9:2 &&
-            test "$FLOWMESH_QUEUE" = mail && test "$FLOWMESH_HEADER_CONTENT_TYPE" = text"#;
+            test "$FLOWMESH_QUEUE" = mail && test "$FLOWMESH_HEADER_CONTENT_TYPE" = text &&
+            test "$TRACEPARENT,$TRACESTATE" = 00-a-b-01,"#;
         assert_eq!(run(check, None).await, Verdict::Done);
     }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 use tonic::transport::Channel;
 
 use super::show::Filter;
+use super::transfer::unless_full;
 use crate::cli::args::{Format, Output, Server, duration, lease, millis, moment};
 use crate::cli::connection::client;
 use crate::cli::failure::{Failure, Refusal};
@@ -74,6 +75,9 @@ pub struct RedriveArgs {
     /// The first becomes ready after so long
     #[arg(short, long, value_name = "TIME", value_parser = duration, default_value = "0")]
     delay: Duration,
+    /// They go to this queue instead, and are gone from the other; each arrives once
+    #[arg(long, value_name = "QUEUE")]
+    to: Option<String>,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -110,12 +114,12 @@ pub struct PauseArgs {
 
 /// Jobs by number, by what they have in common, or all of them.
 #[derive(Args, Debug)]
-struct Which {
+pub(super) struct Which {
     /// The queue
-    queue: String,
+    pub queue: String,
     /// Jobs' numbers; all of them or, if one is in another phase, none
     #[arg(value_name = "JOB", conflicts_with_all = ["all", "error", "header", "group", "since", "before"])]
-    jobs: Vec<u64>,
+    pub jobs: Vec<u64>,
     /// All there are
     #[arg(long, conflicts_with_all = ["error", "header", "group", "since", "before"])]
     all: bool,
@@ -124,7 +128,7 @@ struct Which {
 }
 
 impl Which {
-    fn check(&self) -> Result<(), Failure> {
+    pub fn check(&self) -> Result<(), Failure> {
         if self.jobs.is_empty() && !self.all && self.filter.is_empty() {
             let allowed = "allowed: JOB…, --all, or what they have in common (--error, --header, --group, --since, --before)";
             return Err(Failure::Usage(format!("which jobs? {allowed}")));
@@ -132,7 +136,7 @@ impl Which {
         Ok(())
     }
 
-    fn filter(&self) -> Option<v1::JobFilter> {
+    pub fn filter(&self) -> Option<v1::JobFilter> {
         self.jobs.is_empty().then(|| self.filter.message())
     }
 }
@@ -165,7 +169,7 @@ struct PausedJson<'a> {
     paused: bool,
 }
 
-async fn connect(server: &Server) -> Result<QueueClient<Channel>, Failure> {
+pub(super) async fn connect(server: &Server) -> Result<QueueClient<Channel>, Failure> {
     Ok(client!(queue_client::QueueClient, server.connect().await?))
 }
 
@@ -251,12 +255,16 @@ impl RedriveArgs {
                 after,
                 per_second: self.per_second.unwrap_or(0),
                 delay_ms: millis(self.delay) + later_ms,
+                to_queue: self.to.clone().unwrap_or_default(),
             };
-            let swept = client.redrive(self.server.request(request)).await?.into_inner();
+            let sent = client.redrive(self.server.request(request)).await;
+            let Some(swept) = unless_full(sent).await? else { continue };
             jobs += swept.jobs;
             after = swept.next;
             if after.is_none() {
-                return write_sweep(self.output.format, jobs, "wait again", &self.which.queue);
+                let fate =
+                    self.to.map_or_else(|| "wait again".to_owned(), |to| format!("are on their way to {to}"));
+                return write_sweep(self.output.format, jobs, &fate, &self.which.queue);
             }
         }
     }
@@ -289,7 +297,7 @@ impl PurgeArgs {
     }
 }
 
-fn write_sweep(format: Format, jobs: u64, fate: &str, queue: &str) -> Result<(), Failure> {
+pub(super) fn write_sweep(format: Format, jobs: u64, fate: &str, queue: &str) -> Result<(), Failure> {
     let mut out = Out::new();
     match format {
         Format::Json => out.json(&SweepJson { jobs })?,

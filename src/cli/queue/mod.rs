@@ -1,14 +1,16 @@
 //! `flowmesh queue`: [`enqueue`] with all [`options`] of a job; reserve, ack, nack and extend one by one, or [`work`], which
-//! does all four around a command; what can be seen, of jobs in [`show`] and of the queue in [`status`]; what is done to
-//! jobs from outside in [`manage`].
+//! does all four around a command and is seen as a worker by its [`registration`]; what can be seen, of jobs in [`show`] and
+//! of the queue in [`status`]; what is done to jobs from outside in [`manage`], how they go to other queues in [`transfer`].
 
 mod enqueue;
 mod job;
 mod manage;
 mod options;
+mod registration;
 mod settle;
 mod show;
 mod status;
+mod transfer;
 mod work;
 
 use std::time::Duration;
@@ -57,6 +59,10 @@ pub enum QueueCommand {
     Redrive(manage::RedriveArgs),
     /// Forget dead jobs, or kept ones that are done
     Purge(manage::PurgeArgs),
+    /// Send copies of finished or dead jobs to a sandbox
+    Replay(transfer::ReplayArgs),
+    /// Show what is on its way to other queues and streams
+    Outbox(transfer::OutboxArgs),
     /// Give no job out until `resume`
     Pause(manage::PauseArgs),
     /// Give jobs out again
@@ -210,6 +216,8 @@ impl QueueCommand {
             Self::Change(args) => args.run().await,
             Self::Redrive(args) => args.run().await,
             Self::Purge(args) => args.run().await,
+            Self::Replay(args) => args.run().await,
+            Self::Outbox(args) => args.run().await,
             Self::Pause(args) => args.pause().await,
             Self::Resume(args) => args.resume().await,
             Self::Status(args) => args.run().await,

@@ -51,6 +51,14 @@ pub struct OptionArgs {
     /// Goes on however the jobs it waits for end
     #[arg(long)]
     after_any_end: bool,
+
+    /// The trace that the job is a part of, as of W3C Trace Context
+    #[arg(long, value_name = "TEXT")]
+    traceparent: Option<String>,
+
+    /// What tracing systems say to each other along with --traceparent
+    #[arg(long, value_name = "TEXT", requires = "traceparent")]
+    tracestate: Option<String>,
 }
 
 impl OptionArgs {
@@ -62,6 +70,8 @@ impl OptionArgs {
             run_at_ms: self.run_at.unwrap_or(0),
             after_jobs: self.after.clone(),
             after_any_end: self.after_any_end,
+            traceparent: self.traceparent.clone().unwrap_or_default(),
+            tracestate: self.tracestate.clone().unwrap_or_default(),
             ..self.life.put(job)
         }
     }
@@ -71,11 +81,16 @@ impl LifeArgs {
     /// The job with all that was given.
     pub fn put(&self, job: v1::NewJob) -> v1::NewJob {
         v1::NewJob {
-            group: self.group.clone().unwrap_or_default(),
-            ttl_ms: self.ttl.map_or(0, millis),
-            retry: self.backoff,
+            group: self.group.clone().unwrap_or(job.group),
+            ttl_ms: self.ttl.map_or(job.ttl_ms, millis),
+            retry: self.backoff.or(job.retry),
             ..job
         }
+    }
+
+    /// Whether anything was given.
+    pub fn any(&self) -> bool {
+        self.group.is_some() || self.ttl.is_some() || self.backoff.is_some()
     }
 }
 

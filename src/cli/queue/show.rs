@@ -132,10 +132,10 @@ pub struct Filter {
     #[arg(short, long)]
     group: Option<String>,
     /// Only those in their phase since a time (2026-11-21T12:00:00Z, @MS, -1h) or later
-    #[arg(long, value_name = "TIME", value_parser = moment, allow_hyphen_values = true)]
+    #[arg(long, visible_alias = "from", value_name = "TIME", value_parser = moment, allow_hyphen_values = true)]
     since: Option<u64>,
     /// Only those in their phase since before a time
-    #[arg(long, value_name = "TIME", value_parser = moment, allow_hyphen_values = true)]
+    #[arg(long, visible_alias = "to-time", value_name = "TIME", value_parser = moment, allow_hyphen_values = true)]
     before: Option<u64>,
 }
 

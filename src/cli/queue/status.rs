@@ -57,6 +57,10 @@ struct StatusJson {
     cancelled_total: u64,
     dropped_total: u64,
     purged_total: u64,
+    moved_total: u64,
+    copied_total: u64,
+    send_failed_total: u64,
+    outbox: u64,
     oldest_ready_ms: u64,
     waiting_bytes: u64,
     paused: bool,
@@ -102,6 +106,10 @@ impl From<&v1::QueueStatusResponse> for StatusJson {
             cancelled_total: status.cancelled_total,
             dropped_total: status.dropped_total,
             purged_total: status.purged_total,
+            moved_total: status.moved_total,
+            copied_total: status.copied_total,
+            send_failed_total: status.send_failed_total,
+            outbox: status.outbox,
             oldest_ready_ms: status.oldest_ready_ms,
             waiting_bytes: status.waiting_bytes,
             paused: status.paused,
@@ -199,6 +207,13 @@ fn write(out: &mut Out, format: Format, queue: &str, s: &v1::QueueStatusResponse
         s.purged_total,
     ];
     out.table(&EVER, vec![ever.iter().map(u64::to_string).collect()])?;
+    if s.outbox + s.moved_total + s.copied_total + s.send_failed_total > 0 {
+        let (outbox, moved, copied, failed) = (s.outbox, s.moved_total, s.copied_total, s.send_failed_total);
+        let words = format!(
+            "to other queues and streams: {outbox} on their way, {moved} moved, {copied} copied, {failed} failed"
+        );
+        out.line(words.as_bytes())?;
+    }
     if let Some(rates) = &s.rates {
         let (enqueued, done, retried, died) = (rates.enqueued, rates.done, rates.retried, rates.died);
         let words =

@@ -2,7 +2,7 @@
 //!
 //! It goes through calls of Queue.Work: the server pushes jobs as far as this side has given credit; verdicts and
 //! heartbeats (extended leases) go the other way; a job that turns out to be cancelled is killed. Jobs run on across a lost connection; their verdicts are sent in the
-//! next call. At the end (a signal, or an empty queue with `--until-empty`) the call is half-closed, what was pushed
+//! next call. At the end (a signal, somebody who told the worker to stop, or an empty queue with `--until-empty`) the call is half-closed, what was pushed
 //! until then still runs, and its verdicts go out in single calls.
 
 use std::collections::BTreeMap;
@@ -20,6 +20,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use super::job::{Handler, Verdict};
+use super::registration::{Notice, Registration};
 use super::settle::{Book, LeaseKey};
 use crate::cli::args::{Server, duration, millis};
 use crate::cli::connection::{Backoff, client};
@@ -59,9 +60,21 @@ pub struct WorkArgs {
     #[arg(long, value_name = "TIME", value_parser = duration)]
     give_up_after: Option<Duration>,
 
-    /// A name for this worker, kept with the jobs; else HOST:PID
+    /// The worker that this is: its name is kept with the jobs, and `worker list` shows it; else HOST-PID
     #[arg(long)]
     worker: Option<String>,
+
+    /// Something to find the worker by; may be given several times
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label, conflicts_with = "no_register")]
+    labels: Vec<v1::WorkerLabel>,
+
+    /// Without a heartbeat for so long the worker is dead
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "30s", conflicts_with = "no_register")]
+    session: Duration,
+
+    /// Do not register: no `worker list` shows this worker, and its name may be any text
+    #[arg(long)]
+    no_register: bool,
 
     #[command(flatten)]
     server: Server,
@@ -89,6 +102,7 @@ struct Worker {
     stops: BTreeMap<LeaseKey, oneshot::Sender<()>>,
     book: Book,
     heartbeat: Interval,
+    registration: Registration,
     signals: Signals,
 }
 
@@ -109,6 +123,8 @@ impl WorkArgs {
             Some(visibility) => visibility,
             None => self.queue_visibility(channel.clone()).await?,
         };
+        let name = self.worker.clone().unwrap_or_else(worker_name);
+        let registration = self.register(channel.clone(), &name).await?;
         let third = (visibility / 3).max(Duration::from_millis(10));
         let mut heartbeat = interval_at(Instant::now() + third, third);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -122,11 +138,17 @@ impl WorkArgs {
             queue: client!(queue_client::QueueClient, channel),
             handler: Arc::new(handler),
             visibility,
-            name: self.worker.clone().unwrap_or_else(worker_name),
+            // What its queues know it by: the last part of its path.
+            name: if self.no_register {
+                name
+            } else {
+                name.rsplit('/').next().unwrap_or_default().to_owned()
+            },
             running: JoinSet::new(),
             stops: BTreeMap::new(),
             book: Book::default(),
             heartbeat,
+            registration,
             signals,
             args: self,
         };
@@ -136,7 +158,25 @@ impl WorkArgs {
             "flowmesh: {} jobs done, {} failed, {} leases lost",
             counts.done, counts.failed, counts.lost
         ));
-        outcome
+        outcome.and(worker.registration.leave().await)
+    }
+
+    /// Others see the worker from now on.
+    async fn register(&self, channel: Channel, name: &str) -> Result<Registration, Failure> {
+        if self.no_register {
+            return Ok(Registration::none());
+        }
+        let request = v1::RegisterWorkerRequest {
+            worker: name.to_owned(),
+            queues: vec![self.queue.clone()],
+            concurrency: self.concurrency,
+            host: host_name(),
+            process_id: std::process::id(),
+            labels: self.labels.clone(),
+            session_timeout_ms: Some(millis(self.session)),
+            retention_ms: None,
+        };
+        Registration::new(channel, self.server.clone(), request, self.give_up_after).await
     }
 
     /// The queue's own visibility timeout; a queue that is not there yet will have the default.
@@ -158,9 +198,25 @@ impl WorkArgs {
     }
 }
 
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+/// `HOST-PID`, which is a legal name whatever the host is called.
 fn worker_name() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("{}:{}", host.trim(), std::process::id())
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let host: String = host_name().chars().map(|c| if legal(c) { c } else { '-' }).take(200).collect();
+    format!("{host}-{}", std::process::id())
+}
+
+/// A label: `NAME=VALUE`.
+fn label(text: &str) -> Result<v1::WorkerLabel, String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => {
+            Ok(v1::WorkerLabel { name: name.to_owned(), value: value.to_owned() })
+        }
+        _ => Err("allowed: NAME=VALUE".to_owned()),
+    }
 }
 
 impl Worker {
@@ -173,6 +229,7 @@ impl Worker {
                     tokio::select! {
                         waited = backoff.wait(refusal) => waited?,
                         () = self.signals.next() => return self.finish().await,
+                        _ = self.registration.notice() => return self.finish().await,
                     }
                 }
             }
@@ -213,6 +270,14 @@ impl Worker {
                     if self.is_queue_empty().await? {
                         break;
                     }
+                }
+                notice = self.registration.notice() => {
+                    let why = match notice {
+                        Notice::Stop => "told to stop",
+                        Notice::Fenced(_) => "another process has taken this worker's name",
+                    };
+                    note(format_args!("flowmesh: {why}; finishing {} jobs", self.running.len()));
+                    break;
                 }
                 () = self.signals.next() => {
                     note(format_args!("flowmesh: finishing {} jobs; interrupt again to abandon them", self.running.len()));

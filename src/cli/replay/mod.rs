@@ -17,6 +17,7 @@ use super::connection::client;
 use super::failure::Failure;
 use super::group::confirm;
 use super::output::Out;
+use super::pages::{PAGE_ITEMS, write_all};
 
 use show::{SessionJson, row, write};
 
@@ -198,25 +199,16 @@ impl SpeedArgs {
 
 impl ListArgs {
     async fn run(self) -> Result<(), Failure> {
+        const COLUMNS: [&str; 7] = ["SESSION", "STREAM", "STATE", "SPEED", "MEMBERS", "RECORDS", "LEFT"];
         let mut client = connect(&self.server).await?;
-        let (mut out, mut rows, mut page_token) = (Out::new(), Vec::new(), String::new());
-        loop {
-            let request =
-                v1::ListReplaysRequest { prefix: self.prefix.clone(), page_size: 1_000, page_token };
+        let page = async |page_token| {
+            let prefix = self.prefix.clone();
+            let request = v1::ListReplaysRequest { prefix, page_size: PAGE_ITEMS, page_token };
             let page = client.list(self.server.request(request)).await?.into_inner();
-            for session in &page.sessions {
-                match self.output.format {
-                    Format::Json => out.json(&SessionJson::from(session))?,
-                    Format::Table => rows.push(row(session)),
-                }
-            }
-            page_token = page.next_page_token;
-            if page_token.is_empty() {
-                break;
-            }
-        }
-        out.table(&["SESSION", "STREAM", "STATE", "SPEED", "MEMBERS", "RECORDS", "LEFT"], rows)?;
-        out.flush()
+            Ok((page.sessions, page.next_page_token))
+        };
+        let json = |out: &mut Out, session: &_| out.json(&SessionJson::from(session));
+        write_all(self.output.format, &COLUMNS, page, json, row).await
     }
 }
 

@@ -1,6 +1,6 @@
 //! `flowmesh schedule create`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -86,7 +86,7 @@ pub struct CreateArgs {
 
 /// What becomes of missed times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Missed {
+pub enum Missed {
     /// They are left out
     Skip,
     /// The last one fires, for all of them
@@ -95,14 +95,30 @@ enum Missed {
     All,
 }
 
+impl Missed {
+    /// As messages have it.
+    pub fn number(self) -> i32 {
+        match self {
+            Self::Skip => v1::MissedPolicy::Skip.into(),
+            Self::Once => v1::MissedPolicy::Once.into(),
+            Self::All => v1::MissedPolicy::All.into(),
+        }
+    }
+}
+
+/// The payload, if one was given: of a file, of standard input, or the argument itself.
+pub fn payload(file: Option<&Path>, argument: Option<&str>) -> Result<Option<Bytes>, Failure> {
+    match (file, argument) {
+        (Some(path), _) => Source::of_path(path).read_whole().map(Some),
+        (None, Some("-")) => Source::Stdin.read_whole().map(Some),
+        (None, payload) => Ok(payload.map(|text| Bytes::copy_from_slice(text.as_bytes()))),
+    }
+}
+
 impl CreateArgs {
     /// Runs it.
     pub async fn run(self) -> Result<(), Failure> {
-        let payload = match (&self.file, self.payload.as_deref()) {
-            (Some(path), _) => Source::of_path(path).read_whole()?,
-            (None, Some("-")) => Source::Stdin.read_whole()?,
-            (None, payload) => Bytes::copy_from_slice(payload.unwrap_or_default().as_bytes()),
-        };
+        let payload = payload(self.file.as_deref(), self.payload.as_deref())?.unwrap_or_default();
         let job = self.life.put(v1::NewJob {
             payload,
             priority: u32::from(self.priority),
@@ -111,18 +127,13 @@ impl CreateArgs {
             max_attempts: self.max_attempts,
             ..Default::default()
         });
-        let missed = match self.missed {
-            Missed::Skip => v1::MissedPolicy::Skip,
-            Missed::Once => v1::MissedPolicy::Once,
-            Missed::All => v1::MissedPolicy::All,
-        };
         let request = v1::CreateScheduleRequest {
             queue: self.queue,
             name: self.name,
             timing: self.cron.map(Timing::Cron).or(self.at.map(Timing::AtMs)),
             time_zone: self.time_zone,
             end_ms: self.end,
-            missed: missed.into(),
+            missed: self.missed.number(),
             job: Some(job),
             paused: self.paused,
         };

@@ -1,7 +1,9 @@
-//! `flowmesh schedule`: [`create`], list, describe, pause, resume, next, run-now, delete; how schedules are [`show`]n.
+//! `flowmesh schedule`: [`create`], [`update`], list, describe, pause, resume, next, run-now, delete; how schedules are
+//! [`show`]n.
 
 mod create;
 mod show;
+mod update;
 
 use clap::{Args, Subcommand};
 use flowmesh_proto::v1::{self, schedule_client::ScheduleClient};
@@ -13,6 +15,7 @@ use super::connection::client;
 use super::failure::Failure;
 use super::group::confirm;
 use super::output::{Out, time};
+use super::pages::{PAGE_ITEMS, write_all};
 
 use show::{NAMES, ScheduleJson, row, write};
 
@@ -26,6 +29,8 @@ use show::{NAMES, ScheduleJson, row, write};
 pub enum ScheduleCommand {
     /// Create a schedule: when it fires, and the job it enqueues
     Create(Box<create::CreateArgs>),
+    /// Change when it fires, or the job it enqueues; what is not given stays as it is
+    Update(Box<update::UpdateArgs>),
     /// List schedules of one queue, or of all
     List(ListArgs),
     /// Show one schedule: what it does, when it fires next, what it has done
@@ -37,6 +42,7 @@ pub enum ScheduleCommand {
     /// Show when it fires next
     Next(NextArgs),
     /// Enqueue its job now; its times stay what they are
+    #[command(visible_alias = "trigger")]
     RunNow(ActArgs),
     /// Delete a schedule; jobs it has enqueued stay
     Delete(DeleteArgs),
@@ -117,6 +123,7 @@ impl ScheduleCommand {
     pub async fn run(self) -> Result<(), Failure> {
         match self {
             Self::Create(args) => args.run().await,
+            Self::Update(args) => args.run().await,
             Self::List(args) => args.run().await,
             Self::Describe(args) => args.describe().await,
             Self::Pause(args) => args.pause().await,
@@ -167,28 +174,14 @@ impl ActArgs {
 impl ListArgs {
     async fn run(self) -> Result<(), Failure> {
         let mut client = connect(&self.server).await?;
-        let (mut out, mut rows, mut page_token) = (Out::new(), Vec::new(), String::new());
-        loop {
-            let request = v1::ListSchedulesRequest {
-                queue: self.queue.clone(),
-                prefix: self.prefix.clone(),
-                page_size: 1_000,
-                page_token,
-            };
+        let page = async |page_token| {
+            let (queue, prefix) = (self.queue.clone(), self.prefix.clone());
+            let request = v1::ListSchedulesRequest { queue, prefix, page_size: PAGE_ITEMS, page_token };
             let page = client.list(self.server.request(request)).await?.into_inner();
-            for schedule in &page.schedules {
-                match self.output.format {
-                    Format::Json => out.json(&ScheduleJson::from(schedule))?,
-                    Format::Table => rows.push(row(schedule)),
-                }
-            }
-            page_token = page.next_page_token;
-            if page_token.is_empty() {
-                break;
-            }
-        }
-        out.table(&NAMES, rows)?;
-        out.flush()
+            Ok((page.schedules, page.next_page_token))
+        };
+        let json = |out: &mut Out, schedule: &_| out.json(&ScheduleJson::from(schedule));
+        write_all(self.output.format, &NAMES, page, json, row).await
     }
 }
 

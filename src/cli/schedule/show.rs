@@ -36,6 +36,8 @@ pub struct ScheduleJson<'a> {
     last_job_id: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_scheduled_at_ms: Option<u64>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    held_back: bool,
     job: Option<JobJson<'a>>,
 }
 
@@ -81,6 +83,7 @@ impl<'a> From<&'a v1::ScheduleInfo> for ScheduleJson<'a> {
             skipped_total: schedule.skipped_total,
             last_job_id: schedule.last_job_id,
             last_scheduled_at_ms: schedule.last_scheduled_at_ms,
+            held_back: schedule.held_back,
             job: schedule.job.as_ref().map(job),
         }
     }
@@ -137,7 +140,7 @@ pub fn row(schedule: &v1::ScheduleInfo) -> Vec<String> {
     vec![
         short_name("queue", &schedule.queue).to_owned(),
         schedule.name.clone(),
-        state_word(schedule.state()).to_owned(),
+        if schedule.held_back { "held back" } else { state_word(schedule.state()) }.to_owned(),
         or_dash(schedule.next_at_ms),
         schedule.fired_total.to_string(),
         schedule.skipped_total.to_string(),
@@ -148,7 +151,11 @@ pub fn row(schedule: &v1::ScheduleInfo) -> Vec<String> {
 /// A schedule in one sentence.
 pub fn sentence(schedule: &v1::ScheduleInfo) -> String {
     let (name, queue) = (&schedule.name, short_name("queue", &schedule.queue));
-    let next = schedule.next_at_ms.map_or_else(String::new, |at| format!(", next at {}", time(at)));
+    let next = match schedule.next_at_ms.map(time) {
+        None => String::new(),
+        Some(at) if schedule.held_back => format!(", due since {at}: the queue has no room"),
+        Some(at) => format!(", next at {at}"),
+    };
     format!("{name} of {queue} is {}{next}", state_word(schedule.state()))
 }
 

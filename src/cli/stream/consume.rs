@@ -13,6 +13,7 @@ use tonic::transport::Channel;
 
 use super::compression::accepted;
 use super::consumer::{Consumer, Record};
+use super::filter::Filters;
 use crate::cli::args::{Server, ValueFormat, duration};
 use crate::cli::connection::{Backoff, client};
 use crate::cli::exec;
@@ -42,6 +43,9 @@ pub struct ConsumeArgs {
     /// Where to start in partitions of which the group has committed nothing
     #[arg(long, default_value = "earliest", value_name = "WHERE")]
     from: From,
+
+    #[command(flatten)]
+    filters: Filters,
 
     /// When offsets are committed, always after the records before them were written, or their command has ended
     #[arg(long, default_value = "every-batch", value_name = "WHEN")]
@@ -128,6 +132,7 @@ impl ConsumeArgs {
             member_name,
             instance_id: None,
             from: From::Earliest,
+            filters: Filters::default(),
             commit: Commit::EveryBatch,
             commit_interval: Duration::from_secs(5),
             exec,
@@ -174,6 +179,7 @@ impl ConsumeArgs {
             member_id: consumer.member_id().to_owned(),
             max_batch_bytes: 0,
             accept_compression: accepted(),
+            filter: self.filters.message(),
         }
     }
 

@@ -7,7 +7,7 @@ use flowmesh_proto::v1;
 
 use super::compression::unpack;
 use super::consume::{Commit, ConsumeArgs};
-use super::filter::offsets;
+use super::filter::{next_offset, offsets};
 use super::read::{json_of, row_of};
 use crate::cli::args::ValueFormat;
 use crate::cli::failure::{Failure, Refusal};
@@ -33,6 +33,8 @@ pub struct Record {
     pub appended_at_ms: u64,
     /// The record.
     pub body: v1::Record,
+    /// Where to go on behind it.
+    next: u64,
     /// Whether a batch ends with it.
     ends_batch: bool,
 }
@@ -49,8 +51,8 @@ pub struct Consumer {
     format: ValueFormat,
     out: Out,
     waiting: VecDeque<Record>,
-    /// The record that a command works on.
-    current: Option<(Place, u64, bool)>,
+    /// The record that a command works on: its partition, its offset, where to go on, and whether a batch ends with it.
+    current: Option<(Place, u64, u64, bool)>,
     /// Next offsets to commit.
     done: BTreeMap<Place, u64>,
     /// Those that are to be committed with the next message.
@@ -135,7 +137,11 @@ impl Consumer {
             let stream = batch.stream;
             let mut batch = batch.batch.unwrap_or_default();
             unpack(&mut batch)?;
-            let count = batch.records.len();
+            let (count, behind) = (batch.records.len(), next_offset(&batch));
+            if count == 0 {
+                self.passed(&(stream, batch.partition), behind);
+                continue;
+            }
             let offsets: Vec<u64> = offsets(&batch).collect();
             let records = offsets.into_iter().zip(batch.records).enumerate();
             self.waiting.extend(records.map(|(index, (offset, body))| Record {
@@ -143,6 +149,7 @@ impl Consumer {
                 offset,
                 appended_at_ms: batch.appended_at_ms,
                 body,
+                next: if index + 1 == count { behind } else { offset + 1 },
                 ends_batch: index + 1 == count,
             }));
         }
@@ -151,6 +158,17 @@ impl Consumer {
         }
         self.settle(&message.outcomes);
         Ok(())
+    }
+
+    /// There is nothing else for this member before `next`: that is committed as what comes before it is.
+    fn passed(&mut self, at: &Place, next: u64) {
+        if let Some(last) = self.waiting.iter_mut().rev().find(|record| record.at == *at) {
+            last.next = next;
+        } else if let Some((_, _, behind, _)) = self.current.as_mut().filter(|(current, ..)| current == at) {
+            *behind = next;
+        } else {
+            self.reached(at.clone(), next, true);
+        }
     }
 
     /// A replay session has changed. If it was moved, what is there of it counts no more.
@@ -204,11 +222,11 @@ impl Consumer {
             && let Some(record) = self.waiting.pop_front()
         {
             if self.with_command {
-                self.current = Some((record.at.clone(), record.offset, record.ends_batch));
+                self.current = Some((record.at.clone(), record.offset, record.next, record.ends_batch));
                 return Ok(Some(record));
             }
             self.write(&record)?;
-            self.finish(record.at, record.offset, record.ends_batch);
+            self.finish(record.at, record.next, record.ends_batch);
         }
         self.out.flush()?;
         Ok(None)
@@ -216,7 +234,7 @@ impl Consumer {
 
     /// The command of the current record ended.
     pub fn ran(&mut self, outcome: Result<(), String>) -> Result<(), Failure> {
-        let Some((at, offset, ends_batch)) = self.current.take() else { return Ok(()) };
+        let Some((at, offset, next, ends_batch)) = self.current.take() else { return Ok(()) };
         if let Err(why) = outcome {
             let report = format!(
                 "{} partition {} offset {offset}: the command failed: {why}; the record was not committed",
@@ -224,19 +242,24 @@ impl Consumer {
             );
             return Err(Failure::Partly { report, code: 1 });
         }
-        self.finish(at, offset, ends_batch);
+        self.finish(at, next, ends_batch);
         Ok(())
     }
 
-    fn finish(&mut self, at: Place, offset: u64, ends_batch: bool) {
+    fn finish(&mut self, at: Place, next: u64, ends_batch: bool) {
         self.left -= 1;
         self.spend(1);
+        self.reached(at, next, ends_batch);
+    }
+
+    /// All before `next` is done.
+    fn reached(&mut self, at: Place, next: u64, ends_batch: bool) {
         let is_due = self.commit == Commit::EveryBatch && ends_batch;
         if is_due {
             self.done.remove(&at);
-            self.due.insert(at, offset + 1);
+            self.due.insert(at, next);
         } else {
-            self.done.insert(at, offset + 1);
+            self.done.insert(at, next);
         }
     }
 

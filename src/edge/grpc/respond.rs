@@ -226,6 +226,9 @@ fn reply_bytes(reply: &Reply) -> usize {
             | Reply::Group(_)
             | Reply::Replay(_)
             | Reply::Schedule(_)
+            | Reply::Worker(_)
+            | Reply::WorkerOnQueue(_)
+            | Reply::Transfer(_)
             | Reply::QueueStatus(..)
             | Reply::Swept { .. }
             | Reply::Resource { .. } => 0,

@@ -98,7 +98,9 @@ impl Status {
 impl From<&Reject> for Status {
     fn from(reject: &Reject) -> Self {
         let (field, message) = match reject {
-            Reject::InvalidArgument { field, .. } => (Some(*field), reject.to_string()),
+            Reject::InvalidArgument { field, .. } | Reject::IllegalTrace { field, .. } => {
+                (Some(*field), reject.to_string())
+            }
             Reject::TooLarge { what, .. } => (Some(*what), reject.to_string()),
             Reject::NoSuchPartition { .. } => (Some("partition"), reject.to_string()),
             Reject::IllegalFilter { .. } => (Some("filter"), reject.to_string()),

@@ -2,18 +2,21 @@
 //! [`METRIC_RESOURCES_MAX`](flowmesh_model::limits::METRIC_RESOURCES_MAX) of each kind have labels of their own; the
 //! rest is added up under the name `other`, without a tenant, which no resource can have.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 use flowmesh_engine::metrics::resources::{
     GroupCounts, GroupHolds, GroupPartition, Merge, OffsetCounts, OffsetHolds, PartitionCounts,
     PartitionHeld, QueueCounts, QueueHolds, Row, Rows,
 };
-use flowmesh_engine::metrics::{OffsetRows, Spans};
-use flowmesh_model::{Catalog, PartitionRef, ResourceId};
+use flowmesh_engine::metrics::{OffsetRows, Spans, Spread};
+use flowmesh_model::reply::QueueStatus;
+use flowmesh_model::{Catalog, PartitionRef, ResourceId, ResourceInfo, ResourcePath, Settings};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 use prometheus_client::metrics::MetricType;
 
-use super::{Scrape, ShardLabel, put_durations};
+use super::{Scrape, ShardLabel, put_durations, put_spread};
 
 type Queue = Row<QueueCounts, QueueHolds>;
 type Partition = Row<PartitionCounts, PartitionHeld>;
@@ -28,13 +31,24 @@ type Durations<T> = (&'static str, &'static str, fn(&T) -> &Spans);
 
 const QUEUE_GAUGES: &[Numbers<Queue>] = &[
     ("flowmesh_queue_depth", "Jobs that are neither done nor dead: pending and in flight", |q| {
-        q.holds.ready + q.holds.delayed + q.holds.leased
+        q.holds.held.status.waiting() + q.holds.held.status.leased
     }),
-    ("flowmesh_queue_pending", "Jobs that wait for a worker or for their time", |q| {
-        q.holds.ready + q.holds.delayed
+    ("flowmesh_queue_pending", "Jobs that wait for a worker, for their time or for other jobs", |q| {
+        q.holds.held.status.waiting()
     }),
-    ("flowmesh_queue_in_flight", "Jobs that a worker has a lease of", |q| q.holds.leased),
-    ("flowmesh_queue_dlq_jobs", "Dead jobs: out of attempts, and kept", |q| q.holds.dead),
+    ("flowmesh_queue_in_flight", "Jobs that a worker has a lease of", |q| q.holds.held.status.leased),
+    ("flowmesh_queue_dlq_jobs", "Dead jobs: out of attempts, and kept", |q| q.holds.held.status.dead),
+    ("flowmesh_queue_waiting_bytes", "Headers and payloads of jobs that wait", |q| {
+        q.holds.held.status.waiting_bytes
+    }),
+    ("flowmesh_queue_paused", "1 if the queue gives no job out", |q| q.holds.paused),
+    ("flowmesh_queue_schedules", "Schedules of the queue", |q| q.holds.held.schedules),
+    ("flowmesh_queue_schedules_held_back", "Schedules whose time has come and that find no room", |q| {
+        q.holds.held.schedules_held_back
+    }),
+    ("flowmesh_queue_outbox_jobs", "Jobs on their way to other queues and streams", |q| {
+        q.holds.held.status.outbox
+    }),
     ("flowmesh_queue_total_jobs", "Alias of flowmesh_queue_jobs_enqueued_total", |q| q.counts.enqueued),
     ("flowmesh_queue_completed_jobs", "Alias of flowmesh_queue_jobs_completed_total", |q| q.counts.completed),
     ("flowmesh_queue_failed_jobs", "Alias of flowmesh_queue_jobs_failed_total", |q| q.counts.failed),
@@ -45,6 +59,54 @@ const QUEUE_COUNTERS: &[Numbers<Queue>] = &[
     ("flowmesh_queue_jobs_completed", "Jobs acknowledged", |q| q.counts.completed),
     ("flowmesh_queue_jobs_failed", "Deliveries that were given back or whose lease ran out", |q| {
         q.counts.failed
+    }),
+    ("flowmesh_queue_jobs_sent", "Jobs and copies of jobs that went to other queues and streams", |q| {
+        q.counts.sent
+    }),
+    (
+        "flowmesh_queue_jobs_send_failed",
+        "Jobs that will never get to the queue or stream they were sent to",
+        |q| q.counts.send_failed,
+    ),
+    ("flowmesh_queue_jobs_retried", "Attempts that failed and were followed by another", |q| {
+        q.counts.tally.retried
+    }),
+    ("flowmesh_queue_jobs_died", "Jobs that died", |q| q.counts.tally.died),
+    ("flowmesh_queue_jobs_expired", "Jobs that nobody had in their time to live", |q| q.counts.tally.expired),
+    ("flowmesh_queue_jobs_cancelled", "Jobs cancelled", |q| q.counts.tally.cancelled),
+    ("flowmesh_queue_jobs_dropped", "Jobs dropped because the queue was full", |q| q.counts.tally.dropped),
+    ("flowmesh_queue_jobs_purged", "Dead jobs that are not kept any more", |q| q.counts.tally.purged),
+    ("flowmesh_queue_leases_expired", "Leases that ran out without an answer", |q| {
+        q.counts.tally.leases_expired
+    }),
+    ("flowmesh_queue_schedule_firings", "Jobs that schedules enqueued", |q| q.counts.tally.firings),
+    ("flowmesh_queue_schedule_missed", "Times of schedules that were missed and left out", |q| {
+        q.counts.tally.missed
+    }),
+];
+
+/// Jobs in one state.
+type JobsOf = fn(&QueueStatus) -> u64;
+
+/// Jobs by state, as the status of a queue has them.
+const STATES: [(&str, JobsOf); 6] = [
+    ("ready", |status| status.ready),
+    ("delayed", |status| status.delayed),
+    ("blocked", |status| status.blocked),
+    ("leased", |status| status.leased),
+    ("dead", |status| status.dead),
+    ("done", |status| status.done),
+];
+
+/// A name, its help, and the waits or runs of jobs it says.
+type Spreads = (&'static str, &'static str, fn(&Queue) -> &Spread);
+
+const QUEUE_SPREADS: &[Spreads] = &[
+    ("flowmesh_queue_wait_duration_seconds", "How long jobs were ready before they were leased", |q| {
+        &q.counts.tally.wait
+    }),
+    ("flowmesh_queue_run_duration_seconds", "How long jobs were leased before they were acknowledged", |q| {
+        &q.counts.tally.run
     }),
 ];
 
@@ -113,9 +175,17 @@ pub(super) fn encode(scrape: &Scrape, encoder: &mut DescriptorEncoder<'_>) -> fm
     let mut family =
         encoder.encode_descriptor("flowmesh_queue_oldest_job_age_seconds", help, None, MetricType::Gauge)?;
     for (labels, row) in &queues.0 {
-        family.encode_family(labels)?.encode_gauge(&(row.holds.oldest_ready_ms as f64 / 1e3))?;
+        let oldest_ready_ms = row.holds.held.status.oldest_ready_ms;
+        family.encode_family(labels)?.encode_gauge(&(oldest_ready_ms as f64 / 1e3))?;
     }
+    jobs(&queues, encoder)?;
     queues.durations(encoder, QUEUE_DURATIONS)?;
+    for (name, help, spread) in QUEUE_SPREADS {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (labels, row) in &queues.0 {
+            put_spread(family.encode_family(labels)?, spread(row))?;
+        }
+    }
     let cores = scrape.cores.iter().map(|core| &core.shard.partitions);
     let partitions = label(cores, &scrape.catalog, partition_labels);
     partitions.gauges(encoder, PARTITION_GAUGES)?;
@@ -125,10 +195,55 @@ pub(super) fn encode(scrape: &Scrape, encoder: &mut DescriptorEncoder<'_>) -> fm
     let groups = label(cores, &scrape.catalog, group_labels);
     groups.gauges(encoder, GROUP_GAUGES)?;
     groups.counters(encoder, GROUP_COUNTERS)?;
+    replayed(scrape, encoder)?;
     let cores = || scrape.cores.iter().map(|core| &core.shard.offsets);
     label(cores(), &scrape.catalog, offset_labels).counters(encoder, OFFSET_COUNTERS)?;
     committed(scrape, cores(), encoder)?;
     lag(scrape, cores(), encoder)
+}
+
+/// Jobs of each queue by state.
+fn jobs(
+    queues: &Labelled<QueueLabels, QueueCounts, QueueHolds>,
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    let mut family =
+        encoder.encode_descriptor("flowmesh_queue_jobs", "Jobs by state", None, MetricType::Gauge)?;
+    for ([tenant, namespace, queue], row) in &queues.0 {
+        for (state, count) in STATES {
+            let labels = [tenant.clone(), namespace.clone(), queue.clone(), ("state", state.to_owned())];
+            let count = i64::try_from(count(&row.holds.held.status)).unwrap_or(i64::MAX);
+            family.encode_family(&labels)?.encode_gauge(&count)?;
+        }
+    }
+    Ok(())
+}
+
+/// How far replay sessions are, each on the shard of its sandbox.
+fn replayed(scrape: &Scrape, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let shards = || scrape.cores.iter().map(|core| &core.shard.groups);
+    let (name, help) = ("flowmesh_replay_records", "Records that the session has gone past");
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    if shards().flat_map(|shard| &shard.own).all(|(_, row)| row.holds.replayed.is_none()) {
+        return Ok(());
+    }
+    let session = |info: &'_ Arc<ResourceInfo>| match &info.settings {
+        Settings::Replay(replay) => Some((replay.group.clone(), info.path.clone())),
+        _ => None,
+    };
+    let session_of: HashMap<String, ResourcePath> = scrape.catalog.iter().filter_map(session).collect();
+    let session_labels = |catalog: &Catalog, group: Option<ResourceId>| {
+        const NAMES: [&str; 3] = ["tenant", "namespace", "session"];
+        let Some(id) = group else { return Some(labels(["", "", OTHER], NAMES)) };
+        let path = session_of.get(&catalog.get(id)?.path.to_string())?;
+        Some(labels([path.tenant(), path.namespace(), path.name()], NAMES))
+    };
+    for (labels, row) in &label(shards(), &scrape.catalog, session_labels).0 {
+        if let Some(records) = row.holds.replayed {
+            family.encode_family(labels)?.encode_gauge(&i64::try_from(records).unwrap_or(i64::MAX))?;
+        }
+    }
+    Ok(())
 }
 
 /// Committed offsets. There is none where all were forgotten.
@@ -268,6 +383,8 @@ mod tests {
 
     use flowmesh_model::{CatalogVersion, Kind, Millis, Offset, ResourceInfo, ResourcePath, Settings};
 
+    use flowmesh_engine::metrics::resources::QueueHeld;
+
     use super::super::render;
     use super::*;
     use crate::router::message::CoreStats;
@@ -286,11 +403,23 @@ mod tests {
         Arc::new(Catalog::new(CatalogVersion(1), resources))
     }
 
-    #[expect(clippy::field_reassign_with_default, reason = "reads as a list")]
     fn core() -> CoreStats {
         let mut core = CoreStats::default();
         let mut mail = Queue::default();
-        mail.holds = QueueHolds { ready: 2, delayed: 1, leased: 4, dead: 8, oldest_ready_ms: 1500 };
+        let status = QueueStatus {
+            ready: 2,
+            delayed: 1,
+            blocked: 3,
+            leased: 4,
+            dead: 8,
+            oldest_ready_ms: 1500,
+            waiting_bytes: 99,
+            paused: true,
+            ..QueueStatus::default()
+        };
+        mail.holds = QueueHeld { status, schedules: 5, schedules_held_back: 1 }.into();
+        mail.counts.tally.dropped = 6;
+        mail.counts.tally.wait.record(700);
         mail.counts.enqueued = 20;
         mail.counts.enqueue_ns.record(20_000);
         let mut logs = Partition::default();
@@ -318,6 +447,8 @@ mod tests {
     fn queues_and_partitions_have_the_names_and_labels_that_were_promised() {
         let text = text(vec![core()]);
         let queue = r#"{tenant="acme",namespace="prod",queue="mail"}"#;
+        let blocked = r#"{tenant="acme",namespace="prod",queue="mail",state="blocked"}"#;
+        let below = r#"{le="1.0",tenant="acme",namespace="prod",queue="mail"}"#;
         let partition = r#"{tenant="default",namespace="default",stream="logs",partition="5"}"#;
         let of = |scope: &str, stream: &str, group: &str| {
             format!(r#"{{{scope},stream="{stream}",partition="5",consumer_group="{group}"}}"#)
@@ -325,8 +456,16 @@ mod tests {
         let billing = of(r#"tenant="default",namespace="default""#, "logs", "billing");
         let audit = of(r#"tenant="acme",namespace="prod""#, "default/default/stream/logs", "audit");
         for line in [
-            format!("flowmesh_queue_depth{queue} 7"),
-            format!("flowmesh_queue_pending{queue} 3"),
+            format!("flowmesh_queue_depth{queue} 10"),
+            format!("flowmesh_queue_pending{queue} 6"),
+            format!("flowmesh_queue_waiting_bytes{queue} 99"),
+            format!("flowmesh_queue_paused{queue} 1"),
+            format!("flowmesh_queue_schedules{queue} 5"),
+            format!("flowmesh_queue_schedules_held_back{queue} 1"),
+            format!("flowmesh_queue_jobs_dropped_total{queue} 6"),
+            format!("flowmesh_queue_jobs{blocked} 3"),
+            format!("flowmesh_queue_wait_duration_seconds_bucket{below} 1"),
+            format!("flowmesh_queue_wait_duration_seconds_sum{queue} 0.7"),
             format!("flowmesh_queue_in_flight{queue} 4"),
             format!("flowmesh_queue_dlq_jobs{queue} 8"),
             format!("flowmesh_queue_oldest_job_age_seconds{queue} 1.5"),
@@ -352,7 +491,7 @@ mod tests {
         let mut cores = vec![CoreStats::default(), CoreStats::default()];
         for core in &mut cores {
             core.shard.queues.other.counts.completed = 3;
-            core.shard.queues.other.holds.leased = 5;
+            core.shard.queues.other.holds.held.status.leased = 5;
         }
         let text = text(cores);
         let other = r#"{tenant="",namespace="",queue="other"}"#;

@@ -7,10 +7,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flowmesh_machine::Machine;
-pub use flowmesh_machine::PartitionHeld;
+use flowmesh_machine::{Machine, Spread};
+pub use flowmesh_machine::{PartitionHeld, QueueHeld, QueueTally};
 use flowmesh_model::group::fact::GroupFact;
 use flowmesh_model::job::fact::QueueFact;
+use flowmesh_model::transfer::fact::TransferFact;
 use flowmesh_model::{
     Command, Fact, Millis, Offset, PartitionRef, QueueCommand, Reply, ResourceId, StreamCommand,
 };
@@ -41,10 +42,16 @@ pub struct QueueCounts {
     pub completed: u64,
     /// Deliveries that failed: given back, or their lease ran out. Those that were the last are among them.
     pub failed: u64,
+    /// Jobs, or copies of them, that went to other queues and streams.
+    pub sent: u64,
+    /// Those that will never get where they were to go.
+    pub send_failed: u64,
     /// Enqueues, from arrival on the shard to the release of the reply.
     pub enqueue_ns: Spans,
     /// Reserves, their waits included.
     pub reserve_ns: Spans,
+    /// What became of its jobs.
+    pub tally: QueueTally,
 }
 
 /// What is counted of a group's offsets in one partition since the shard's start.
@@ -70,21 +77,8 @@ pub struct GroupHolds {
     pub partitions: u64,
     /// Those that have the owner they shall have.
     pub assigned: u64,
-}
-
-/// What a queue holds now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct QueueHolds {
-    /// Jobs to be had.
-    pub ready: u64,
-    /// Jobs that wait for their time.
-    pub delayed: u64,
-    /// Jobs with a worker.
-    pub leased: u64,
-    /// Dead jobs.
-    pub dead: u64,
-    /// For how long the oldest ready job has been ready, in ms; about, as in the queue's status.
-    pub oldest_ready_ms: u64,
+    /// Of the sandbox of a replay session: records that it has gone past, since it was created.
+    pub replayed: Option<u64>,
 }
 
 /// What a group has of a partition now.
@@ -115,8 +109,11 @@ impl Merge for QueueCounts {
         self.enqueued += other.enqueued;
         self.completed += other.completed;
         self.failed += other.failed;
+        self.sent += other.sent;
+        self.send_failed += other.send_failed;
         self.enqueue_ns.add(&other.enqueue_ns);
         self.reserve_ns.add(&other.reserve_ns);
+        self.tally.add(&other.tally);
     }
 }
 
@@ -137,6 +134,7 @@ impl Merge for GroupHolds {
         self.members += other.members;
         self.partitions += other.partitions;
         self.assigned += other.assigned;
+        self.replayed = self.replayed.map_or(other.replayed, |own| Some(own + other.replayed.unwrap_or(0)));
     }
 }
 
@@ -158,14 +156,37 @@ impl Merge for PartitionHeld {
     }
 }
 
+/// What queues hold now; of several, how many are paused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueHolds {
+    /// All but whether it is paused: added up, and the age of the oldest ready job of all.
+    pub held: QueueHeld,
+    /// Queues that give no job out.
+    pub paused: u64,
+}
+
+impl From<QueueHeld> for QueueHolds {
+    fn from(held: QueueHeld) -> Self {
+        Self { held, paused: held.status.paused.into() }
+    }
+}
+
 impl Merge for QueueHolds {
-    /// Adds up; the oldest of both is the oldest.
     fn merge(&mut self, other: &Self) {
-        self.ready += other.ready;
-        self.delayed += other.delayed;
-        self.leased += other.leased;
-        self.dead += other.dead;
-        self.oldest_ready_ms = self.oldest_ready_ms.max(other.oldest_ready_ms);
+        let (sum, more) = (&mut self.held, &other.held);
+        sum.schedules += more.schedules;
+        sum.schedules_held_back += more.schedules_held_back;
+        let (sum, more) = (&mut sum.status, &more.status);
+        sum.ready += more.ready;
+        sum.delayed += more.delayed;
+        sum.blocked += more.blocked;
+        sum.leased += more.leased;
+        sum.dead += more.dead;
+        sum.done += more.done;
+        sum.outbox += more.outbox;
+        sum.waiting_bytes += more.waiting_bytes;
+        sum.oldest_ready_ms = sum.oldest_ready_ms.max(more.oldest_ready_ms);
+        self.paused += other.paused;
     }
 }
 
@@ -279,6 +300,7 @@ pub(crate) struct Resources {
     queues: Bounded<ResourceId, QueueCounts>,
     groups: Bounded<ResourceId, GroupCounts>,
     offsets: Bounded<GroupPartition, OffsetCounts>,
+    lateness: Spread,
 }
 
 impl Resources {
@@ -289,6 +311,7 @@ impl Resources {
             queues: Bounded::new(max),
             groups: Bounded::new(max),
             offsets: Bounded::new(max),
+            lateness: Spread::default(),
         }
     }
 
@@ -312,6 +335,14 @@ impl Resources {
                 }
                 Fact::Group(group, GroupFact::Assigned(..)) => {
                     self.groups.of(*group).rebalances += 1;
+                    continue;
+                }
+                Fact::Transfer(queue, TransferFact::Sent { .. }) => {
+                    self.queues.of(*queue).sent += 1;
+                    continue;
+                }
+                Fact::Transfer(queue, TransferFact::SendFailed { .. }) => {
+                    self.queues.of(*queue).send_failed += 1;
                     continue;
                 }
                 Fact::JobEnqueued { queue, .. } => (*queue, [1, 0, 0]),
@@ -362,12 +393,22 @@ impl Resources {
         }
     }
 
+    /// How late jobs of the shard's schedules were enqueued, as of the last [`Resources::rows`].
+    pub fn lateness(&self) -> &Spread {
+        &self.lateness
+    }
+
     /// All rows, with what the machine holds now.
     pub fn rows(
         &mut self,
-        machine: &Machine,
+        machine: &mut Machine,
         now: Millis,
     ) -> (PartitionRows, QueueRows, GroupRows, OffsetRows) {
+        machine.take_tallies(&mut |id, tally| {
+            self.lateness.add(&tally.lateness);
+            self.queues.of(id).tally.add(tally);
+        });
+        let machine = &*machine;
         let known = |id| machine.is_known(id);
         let partitions = self.partitions.rows(
             |at| known(at.resource),
@@ -376,21 +417,13 @@ impl Resources {
             },
         );
         let queues = self.queues.rows(known, |row| {
-            machine.each_queue(now, &mut |id, status| {
-                let holds = QueueHolds {
-                    ready: status.ready,
-                    delayed: status.delayed,
-                    leased: status.leased,
-                    dead: status.dead,
-                    oldest_ready_ms: status.oldest_ready_ms,
-                };
-                row(id, holds);
-            });
+            machine.each_queue(now, &mut |id, held| row(id, held.into()));
         });
         let groups = self.groups.rows(known, |row| {
             machine.each_group(&mut |id, status| {
                 let (members, partitions) = (status.members.into(), status.partitions.into());
-                row(id, GroupHolds { members, partitions, assigned: status.assigned.into() });
+                let (assigned, replayed) = (status.assigned.into(), machine.replayed(id));
+                row(id, GroupHolds { members, partitions, assigned, replayed });
             });
         });
         let offsets = self.offsets.rows(
@@ -420,6 +453,7 @@ pub(crate) fn counted_for(command: &Command) -> Option<PartitionRef> {
 mod tests {
     use super::*;
     use flowmesh_model::JobId;
+    use flowmesh_model::reply::QueueStatus;
 
     fn done(queue: u64) -> Fact {
         Fact::JobDone { queue: ResourceId(queue), job: JobId(1) }
@@ -430,7 +464,8 @@ mod tests {
         held: &[u64],
         known: &[u64],
     ) -> Rows<u64, QueueCounts, QueueHolds> {
-        let holds = QueueHolds { ready: 1, oldest_ready_ms: 7, ..QueueHolds::default() };
+        let status = QueueStatus { ready: 1, oldest_ready_ms: 7, paused: true, ..QueueStatus::default() };
+        let holds = QueueHolds::from(QueueHeld { status, ..QueueHeld::default() });
         counts.rows(|key| known.contains(&key), |row| held.iter().for_each(|key| row(*key, holds)))
     }
 
@@ -450,11 +485,15 @@ mod tests {
             counts.of(key).completed += 1;
         }
         let rows = rows(&mut counts, &[1, 2, 3, 4, 5], &[1, 2, 3, 4, 5]);
-        let own: Vec<_> =
-            rows.own.iter().map(|(key, row)| (*key, row.counts.completed, row.holds.ready)).collect();
+        let own: Vec<_> = rows
+            .own
+            .iter()
+            .map(|(key, row)| (*key, row.counts.completed, row.holds.held.status.ready))
+            .collect();
         assert_eq!(own, [(1, 2, 1), (2, 1, 1)]);
-        assert_eq!((rows.other.counts.completed, rows.other.holds.ready), (2, 3));
-        assert_eq!(rows.other.holds.oldest_ready_ms, 7, "ages are not added up");
+        assert_eq!((rows.other.counts.completed, rows.other.holds.held.status.ready), (2, 3));
+        assert_eq!(rows.other.holds.held.status.oldest_ready_ms, 7, "ages are not added up");
+        assert_eq!(rows.other.holds.paused, 3);
     }
 
     #[test]
@@ -466,7 +505,7 @@ mod tests {
         let rows = rows(&mut counts, &[2, 3, 4], &[2, 3, 4]);
         let own: Vec<_> = rows.own.iter().map(|(key, row)| (*key, row.counts.completed)).collect();
         assert_eq!(own, [(2, 1), (3, 0)], "3 holds something and is the smallest; it counts from now on");
-        assert_eq!((rows.other.counts.completed, rows.other.holds.ready), (1, 1));
+        assert_eq!((rows.other.counts.completed, rows.other.holds.held.status.ready), (1, 1));
     }
 
     #[test]
@@ -474,6 +513,6 @@ mod tests {
         let mut counts = Bounded::<u64, QueueCounts>::new(2);
         let rows = rows(&mut counts, &[9, 8, 7], &[7, 8, 9]);
         assert_eq!(rows.own.iter().map(|(key, _)| *key).collect::<Vec<_>>(), [7, 8]);
-        assert_eq!(rows.other.holds.ready, 1);
+        assert_eq!(rows.other.holds.held.status.ready, 1);
     }
 }

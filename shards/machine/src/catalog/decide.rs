@@ -54,6 +54,7 @@ impl CatalogState {
             }
             _ => None,
         };
+        self.check_target(path, settings)?;
         let id = ResourceId(self.catalog.last_id().0 + 1);
         let info = ResourceInfo::new(id, path.clone(), settings.clone(), now);
         let fact = Fact::ResourceCreated { id, path: path.clone(), settings: settings.clone() };
@@ -99,9 +100,15 @@ impl CatalogState {
         {
             return Err(Reject::invalid("sandbox", format!("is {} and fixed at creation", is.sandbox)));
         }
+        if let (Settings::Queue(is), Settings::Queue(asked)) = (&info.settings, settings)
+            && is.sandbox != asked.sandbox
+        {
+            return Err(Reject::invalid("sandbox", format!("is {} and fixed at creation", is.sandbox)));
+        }
         if info.settings == *settings {
             return Ok(self.unchanged(info));
         }
+        self.check_target(path, settings)?;
         if let Settings::Replay(_) = &info.settings {
             return Err(Reject::invalid(
                 "settings",
@@ -115,6 +122,7 @@ impl CatalogState {
 
     fn delete(&self, path: &ResourcePath) -> Result<Decision, Reject> {
         let info = self.get(path)?;
+        self.check_no_target(path)?;
         let sandbox = match &info.settings {
             Settings::Replay(replay) => {
                 let path = replay.group_path().ok();

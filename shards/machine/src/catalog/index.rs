@@ -87,6 +87,7 @@ impl CatalogState {
         if self.catalog.find_path(&path).is_some() {
             return Err(Malformed("two resources with one path"));
         }
+        self.note_target(id, &settings);
         self.catalog.put(Arc::new(ResourceInfo::new(id, path, settings, created_at)));
         self.in_index.insert(id);
         Ok(())

@@ -1,13 +1,14 @@
 //! The catalog: which resources exist, with which settings. Shard 0's alone; other shards see snapshots.
 //!
-//! [`decide`] is what can be asked, [`index`] its part of checkpoints. The version counts the catalog's facts, numbers of
+//! [`decide`] is what can be asked, [`targets`] where queues' dead letters may go, [`index`] its part of checkpoints. The version counts the catalog's facts, numbers of
 //! resources are never given out twice.
 
 pub(crate) mod decide;
 mod index;
+mod targets;
 
 use std::cell::OnceCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use flowmesh_model::{
@@ -32,6 +33,8 @@ pub(crate) struct CatalogState {
     sealed: BTreeSet<ResourceId>,
     /// Resources that the index may have.
     in_index: BTreeSet<ResourceId>,
+    /// Queues whose dead letters go to a queue or stream, by its full path.
+    targets: BTreeMap<String, BTreeSet<ResourceId>>,
     /// While the index is read: the version and the last number it has.
     restored: (CatalogVersion, ResourceId),
 }
@@ -51,14 +54,17 @@ impl CatalogState {
     pub fn created(&mut self, at: EntryContext, id: ResourceId, path: ResourcePath, settings: Settings) {
         assert!(id > self.catalog.last_id(), "numbers of resources only grow");
         assert!(self.catalog.find_path(&path).is_none(), "two resources with one path");
+        self.note_target(id, &settings);
         self.catalog.put(Arc::new(ResourceInfo::new(id, path, settings, at.time)));
         self.changed(at, id);
     }
 
     /// `ResourceUpdated`.
     pub fn updated(&mut self, at: EntryContext, id: ResourceId, settings: Settings) {
-        let Some(info) = self.catalog.get(id) else { panic!("no such resource: {id}") };
-        let info = ResourceInfo { settings, ..ResourceInfo::clone(info) };
+        let Some(info) = self.catalog.get(id).cloned() else { panic!("no such resource: {id}") };
+        self.forget_target(id, &info.settings);
+        self.note_target(id, &settings);
+        let info = ResourceInfo { settings, ..ResourceInfo::clone(&info) };
         self.catalog.put(Arc::new(info));
         self.changed(at, id);
     }
@@ -66,7 +72,8 @@ impl CatalogState {
     /// `ResourceDeleted`.
     pub fn deleted(&mut self, at: EntryContext, id: ResourceId) {
         let removed = self.catalog.remove(id);
-        assert!(removed.is_some(), "no such resource: {id}");
+        let Some(removed) = removed else { panic!("no such resource: {id}") };
+        self.forget_target(id, &removed.settings);
         self.changed(at, id);
     }
 
@@ -96,6 +103,7 @@ impl CatalogState {
             assert!(info.id <= self.catalog.last_id());
         }
         assert!(self.catalog.version().0 >= self.catalog.last_id().0, "every number took a fact");
+        self.check_targets();
         let snapshot = self.snapshot();
         assert_eq!(snapshot.version(), self.catalog.version());
         assert!(snapshot.iter().eq(self.catalog.iter()));

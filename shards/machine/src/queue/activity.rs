@@ -5,6 +5,8 @@ use flowmesh_model::Millis;
 use flowmesh_model::reply::{LastMinute, Percentiles};
 use hdrhistogram::Histogram;
 
+use super::tally::QueueTally;
+
 /// The span that rates are of.
 const RATE_SPAN_MS: u64 = 60_000;
 
@@ -73,6 +75,8 @@ pub(crate) struct Activity {
     /// Only once there are any: each takes some KiB.
     waits: Option<Box<Values>>,
     runs: Option<Box<Values>>,
+    /// What nobody has taken note of yet; only once there is anything.
+    tally: Option<Box<QueueTally>>,
 }
 
 /// How many spans have passed, and when the one of `now` began.
@@ -94,6 +98,22 @@ impl Activity {
         if let Some(count) = self.counts.now.get_mut(event as usize) {
             *count = count.saturating_add(1);
         }
+        match event {
+            Event::Retried => self.tally().retried += 1,
+            Event::Died => self.tally().died += 1,
+            Event::Enqueued | Event::Done => {}
+        }
+    }
+
+    /// Where it is noted for metrics what happens.
+    #[inline]
+    pub fn tally(&mut self) -> &mut QueueTally {
+        self.tally.get_or_insert_default()
+    }
+
+    /// What was noted since this was last called.
+    pub fn take_tally(&mut self) -> Option<Box<QueueTally>> {
+        self.tally.take()
     }
 
     /// A job was leased after it was ready for so long.
@@ -101,6 +121,7 @@ impl Activity {
     pub fn waited(&mut self, ms: u64, now: Millis) {
         self.turn(now);
         record(&mut self.waits, ms);
+        self.tally().wait.record(ms);
     }
 
     /// A job was done after it was leased for so long.
@@ -108,6 +129,7 @@ impl Activity {
     pub fn ran(&mut self, ms: u64, now: Millis) {
         self.turn(now);
         record(&mut self.runs, ms);
+        self.tally().run.record(ms);
     }
 
     #[inline]

@@ -132,6 +132,7 @@ impl Queue {
         cause: AttemptEnd,
         error: &Bytes,
     ) {
+        self.note_lost_lease(cause);
         if cause != AttemptEnd::Released {
             self.counters.retried_total += 1;
             self.activity.count(Event::Retried, cx.at.time);
@@ -142,10 +143,18 @@ impl Queue {
     /// `JobDied`.
     pub fn died(&mut self, cx: &mut Apply<'_>, id: JobId, cause: AttemptEnd, error: &Bytes) {
         let since = cx.at.time;
+        self.note_lost_lease(cause);
         self.counters.died_total += 1;
         self.activity.count(Event::Died, since);
         self.end_lease(cx, id, JobState::Dead { since }, cause, error);
         self.ended(cx, id, End::Dead, &Bytes::new());
+    }
+
+    /// A lease has ended: for metrics, if nobody said a word.
+    fn note_lost_lease(&mut self, cause: AttemptEnd) {
+        if matches!(cause, AttemptEnd::Expired | AttemptEnd::Quarantined) {
+            self.activity.tally().leases_expired += 1;
+        }
     }
 
     /// Ends a lease: the worker has one job less.
@@ -159,12 +168,21 @@ impl Queue {
     ) {
         let (now, number) = (cx.at.time, self.jobs.get(id).map_or(0, |job| job.worker));
         let worker = self.workers.text(number);
+        let of_attempt = worker.clone();
         self.change(cx, id, |job| {
-            job.end_lease(now, cause, worker, error);
+            job.end_lease(now, cause, of_attempt, error);
             job.set_state(state);
         });
         // Not before: the index may have got the job as it was.
         self.workers.give_back(number);
+        self.count_end(cx, worker, cause);
+    }
+
+    /// A lease ended that was given to this worker.
+    fn count_end(&mut self, cx: &mut Apply<'_>, worker: Bytes, end: AttemptEnd) {
+        if !worker.is_empty() {
+            self.work.ended(cx, &self.workers, worker, end);
+        }
     }
 
     /// `JobDone`.
@@ -184,8 +202,11 @@ impl Queue {
             self.end_lease(cx, id, JobState::Done { until }, AttemptEnd::Acked, &Bytes::new());
             self.set_extra(id, |extra| extra.result = flowmesh_model::codec::detached(result));
         } else {
-            self.jobs.get(id).unwrap_or_else(|| no_such(id)).assert_leased();
+            let job = self.jobs.get(id).unwrap_or_else(|| no_such(id));
+            job.assert_leased();
+            let worker = self.workers.text(job.worker);
             self.remove(cx, id);
+            self.count_end(cx, worker, AttemptEnd::Acked);
         }
         self.ended(cx, id, End::Done, result);
     }
@@ -222,6 +243,10 @@ impl Queue {
             }
             QueueFact::Redriven { job, ready_at } => {
                 let now = cx.at.time;
+                assert!(
+                    !self.outbox().is_some_and(|outbox| outbox.has(job)),
+                    "a job is redriven that is on its way"
+                );
                 self.change(cx, job, |job| job.redrive(ready_at, now));
             }
             QueueFact::Paused(paused) => {
@@ -237,6 +262,18 @@ impl Queue {
 
     /// What became true of a schedule.
     pub fn apply_schedule(&mut self, cx: &mut Apply<'_>, fact: ScheduleFact) {
+        match &fact {
+            ScheduleFact::Fired { name, scheduled_for, .. } => {
+                let planned = self.schedules.is_time_of(name, *scheduled_for);
+                let tally = self.activity.tally();
+                tally.firings += 1;
+                if planned {
+                    tally.lateness.record(cx.at.time.since(*scheduled_for));
+                }
+            }
+            ScheduleFact::Skipped { count, .. } => self.activity.tally().missed += count,
+            _ => {}
+        }
         self.schedules.apply(cx, fact);
         self.counters.last_lsn = cx.at.lsn;
     }
@@ -255,13 +292,17 @@ impl Queue {
         if phase == JobPhase::Dead && matches!(cause, RemovalCause::Expired | RemovalCause::Dropped) {
             return;
         }
-        match cause {
-            RemovalCause::Cancelled => self.counters.cancelled_total += 1,
-            RemovalCause::Expired => self.counters.expired_total += 1,
-            RemovalCause::Dropped => self.counters.dropped_total += 1,
-            // What is done was counted when it was.
-            RemovalCause::Purged => self.counters.purged_total += u64::from(phase == JobPhase::Dead),
-        }
+        let (counters, tally) = (&mut self.counters, self.activity.tally());
+        let (total, noted) = match cause {
+            RemovalCause::Cancelled => (&mut counters.cancelled_total, &mut tally.cancelled),
+            RemovalCause::Expired => (&mut counters.expired_total, &mut tally.expired),
+            RemovalCause::Dropped => (&mut counters.dropped_total, &mut tally.dropped),
+            RemovalCause::Purged => (&mut counters.purged_total, &mut tally.purged),
+        };
+        // What is done was counted when it was.
+        let count = u64::from(phase != JobPhase::Done);
+        *total += count;
+        *noted += count;
         self.remove(cx, id);
         if phase != JobPhase::Done {
             self.ended(cx, id, End::Gone, &Bytes::new());
@@ -269,7 +310,8 @@ impl Queue {
     }
 
     /// Takes a job out of everything.
-    fn remove(&mut self, cx: &mut Apply<'_>, id: JobId) {
+    pub(super) fn remove(&mut self, cx: &mut Apply<'_>, id: JobId) {
+        assert!(!self.outbox().is_some_and(|outbox| outbox.has(id)), "a job is gone that is on its way");
         self.touch(cx, id);
         let now = cx.at.time;
         let job = self.jobs.remove(id).unwrap_or_else(|| no_such(id));
@@ -300,7 +342,7 @@ impl Queue {
     }
 
     /// A job has come to its end, or to one from which it may come back: those that wait for it go on, wait on, or die.
-    fn ended(&mut self, cx: &mut Apply<'_>, id: JobId, end: End, result: &Bytes) {
+    pub(super) fn ended(&mut self, cx: &mut Apply<'_>, id: JobId, end: End, result: &Bytes) {
         if end == End::Done
             && let Some(key) = self.jobs.get(id).and_then(|job| job.extra()?.key.clone())
         {
@@ -323,6 +365,7 @@ impl Queue {
                     }),
                     End::Gone => {
                         self.counters.died_total += 1;
+                        self.activity.count(Event::Died, now);
                         let mut after = Vec::new();
                         self.change(cx, waiter, |job| {
                             job.awaited(ended, false, &Bytes::new());
@@ -394,7 +437,7 @@ impl Queue {
 
 /// How a job ended, for those that wait for it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     Done,
     /// It may be redriven.
     Dead,

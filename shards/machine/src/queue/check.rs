@@ -17,6 +17,8 @@ impl Queue {
         self.ready.check();
         self.keys.check(seals);
         self.schedules.check(self.counters.last_job, seals);
+        self.work.check(self.counters.done_total, seals);
+        self.check_outbox(seals);
         let (mut in_orders, mut waiting_bytes, mut expiring, mut waiters) = (0, 0, 0, 0);
         let mut groups: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
         for (id, job) in self.jobs.iter() {
@@ -63,7 +65,12 @@ impl Queue {
         let others = self.leases.len() + self.dead.len() + self.done.len();
         assert_eq!(self.waiting() + others as u64, in_orders, "each job is in one order");
         let c = &self.counters;
-        let ended = c.done_total + c.expired_total + c.cancelled_total + c.dropped_total + c.purged_total;
+        let ended = c.done_total
+            + c.expired_total
+            + c.cancelled_total
+            + c.dropped_total
+            + c.purged_total
+            + self.outbox().map_or(0, |outbox| outbox.totals().moved);
         assert_eq!(ended + in_orders - self.done.len() as u64, c.enqueued_total, "jobs add up");
     }
 
@@ -88,6 +95,9 @@ impl Queue {
         for (key, job, until, digest) in self.keys.iter() {
             let _ = writeln!(out, "  key {key:?} job {job} until {until:?} digest {digest}");
         }
+        for (name, counts) in self.work.iter() {
+            let _ = writeln!(out, "  worker {name:?} {counts:?}");
+        }
         for (id, job) in self.jobs.iter() {
             let names = self.names_of(job);
             let _ = writeln!(
@@ -110,5 +120,6 @@ impl Queue {
             );
         }
         self.schedules.dump(out);
+        self.dump_outbox(out);
     }
 }

@@ -20,6 +20,8 @@ const KEY_BYTES: u64 = item_bytes::<DedupKey, Known>() + (size_of::<(Millis, Ded
 struct DedupKey(Bytes);
 
 impl Key for DedupKey {
+    type Home = Home;
+
     const SPACE: Space = Space::Jobs;
 
     fn in_index(&self, home: &Home) -> Bytes {

@@ -14,14 +14,15 @@ impl Queue {
     #[inline]
     pub fn next_due(&self) -> Option<Millis> {
         let first = |order: &std::collections::BTreeSet<(Millis, JobId)>| order.first().map(|(at, _)| *at);
-        let dead = self.limits.dead_retention_ms.and_then(|ms| Some(first(&self.dead)?.plus(ms)));
+        let (dead, done) = self.over_due();
         let token = self.limits.rate.filter(|_| self.ready.any()).map(|rate| self.bucket.next(rate));
         [
             first(&self.delayed),
             first(&self.leases),
             first(&self.expiring),
-            first(&self.done),
+            done,
             dead,
+            self.forward_due(),
             self.keys.next_due(),
             self.ready.next_due(),
             self.schedules.next_due(),
@@ -32,10 +33,21 @@ impl Queue {
         .min()
     }
 
+    /// When the next of the dead jobs, and of those that are done, are over.
+    #[inline]
+    fn over_due(&self) -> (Option<Millis>, Option<Millis>) {
+        let (dead_from, done_from) = self.over_from();
+        let done = self.done.range(done_from..).next().map(|(until, _)| *until);
+        let Some(ms) = self.limits.dead_retention_ms else { return (None, done) };
+        let dead = self.dead.range(dead_from..).next().filter(|job| **job <= self.dead_upto());
+        (dead.map(|(since, _)| since.plus(ms)), done)
+    }
+
     /// Moves at most `jobs_max` jobs whose time has come from `delayed` to `ready`, and lets groups go on whose rate
     /// allows it again: no change of the state, which only depends on the time. Returns how many jobs.
     pub fn promote(&mut self, now: Millis, jobs_max: usize) -> usize {
         self.looked_at = self.looked_at.max(now);
+        self.pass_over(now, jobs_max);
         self.ready.refill(now, jobs_max);
         for count in 0..jobs_max {
             let Some(&(ready_at, id)) = self.delayed.first().filter(|(ready_at, _)| *ready_at <= now) else {
@@ -69,11 +81,18 @@ impl Queue {
         let most = room(facts, end);
         facts.extend(self.expiring.range(upto).take(most).map(removed(RemovalCause::Expired)));
         let most = room(facts, end);
-        facts.extend(self.done.range(upto).take(most).map(removed(RemovalCause::Purged)));
+        let stays = |(_, id): &(Millis, JobId)| self.outbox().is_some_and(|outbox| outbox.has(*id));
+        let (dead_from, done_from) = self.over_from();
+        let done = self.done.range(done_from..).copied().take_while(|(until, _)| *until <= now);
+        facts
+            .extend(done.filter(|job| !stays(job)).take(most).map(|job| removed(RemovalCause::Purged)(&job)));
         if let Some(ms) = self.limits.dead_retention_ms {
-            let kept_from = (Millis(now.0.saturating_sub(ms)), JobId(u64::MAX));
+            let kept_from = (Millis(now.0.saturating_sub(ms)), JobId(u64::MAX)).min(self.dead_upto());
             let most = room(facts, end);
-            facts.extend(self.dead.range(..=kept_from).take(most).map(removed(RemovalCause::Purged)));
+            let dead = self.dead.range(dead_from..).copied().take_while(|job| *job <= kept_from);
+            facts.extend(
+                dead.filter(|job| !stays(job)).take(most).map(|job| removed(RemovalCause::Purged)(&job)),
+            );
         }
         if room(facts, end) > 0
             && let Some(upto) = self.keys.due(now, facts_max)
@@ -82,16 +101,17 @@ impl Queue {
         }
     }
 
-    /// Appends at most `facts_max` facts about schedules that are due.
+    /// Appends at most `facts_max` facts about schedules that are due, and what their jobs drop.
     pub fn fire(
-        &self,
+        &mut self,
         id: ResourceId,
         settings: &QueueSettings,
         now: Millis,
         facts_max: usize,
         facts: &mut Vec<Fact>,
     ) {
-        Asked { queue: self, id, settings, now }.tick_schedules(facts_max, facts);
+        let held_back = Asked { queue: self, id, settings, now }.tick_schedules(facts_max, facts);
+        self.schedules.hold_back(held_back, now);
     }
 
     /// What becomes of a job whose lease is over: ready at once, dead after the last attempt or the last crash.

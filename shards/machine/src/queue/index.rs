@@ -82,6 +82,12 @@ impl Queue {
             QueueKey::Job(id) => self.restore_job(id, value, now),
             QueueKey::Dedup(key) => self.keys.restore(key, value),
             QueueKey::Schedule(name) => self.schedules.restore(name, &value),
+            QueueKey::Work(name) => self.work.restore(name, value),
+            QueueKey::Outbox(number) => {
+                let job = self.outbox_mut().restore_entry(number, value)?;
+                self.jobs.get(job).map(|_| ()).ok_or(Malformed("a job on its way that is not there"))
+            }
+            QueueKey::OutboxTotals => self.outbox_mut().restore_totals(value),
         }
     }
 
@@ -118,6 +124,9 @@ impl Queue {
         self.changes.seal();
         self.keys.seal();
         self.schedules.seal();
+        self.work.seal();
+        self.outbox.as_mut().into_iter().for_each(|outbox| outbox.seal());
+        self.received.as_mut().into_iter().for_each(|received| received.seal());
     }
 
     /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
@@ -131,8 +140,15 @@ impl Queue {
         for count in 0..items_max {
             match self.changes.next() {
                 None => {
-                    let count = count + self.keys.collect(home, seals, items_max - count, out);
-                    return count + self.schedules.collect(home, seals, items_max - count, out);
+                    let mut count = count + self.keys.collect(home, seals, items_max - count, out);
+                    count += self.schedules.collect(home, seals, items_max - count, out);
+                    if let Some(outbox) = &mut self.outbox {
+                        count += outbox.collect(home, seals, items_max - count, out);
+                    }
+                    if let Some(received) = &mut self.received {
+                        count += received.collect(home, seals, items_max - count, out);
+                    }
+                    return count + self.work.collect(home, seals, items_max - count, out);
                 }
                 Some(Change::Gone(id)) => {
                     out.extend([Space::Jobs, Space::Bodies].map(|space| removal(space, home.job_key(id))));
@@ -160,6 +176,9 @@ impl Queue {
         self.changes.sealed_written();
         self.keys.sealed_written();
         self.schedules.sealed_written();
+        self.work.sealed_written();
+        self.outbox.as_mut().into_iter().for_each(|outbox| outbox.sealed_written());
+        self.received.as_mut().into_iter().for_each(|received| received.sealed_written());
     }
 
     /// The sealed state did not get into the index.
@@ -178,6 +197,9 @@ impl Queue {
         }
         self.keys.unseal(seals);
         self.schedules.unseal(seals);
+        self.work.unseal(seals);
+        self.outbox.as_mut().into_iter().for_each(|outbox| outbox.unseal(seals));
+        self.received.as_mut().into_iter().for_each(|received| received.unseal(seals));
     }
 
     /// Takes at most `items_max` jobs of a dropped queue out of memory and appends the keys the index has of them to
@@ -193,8 +215,15 @@ impl Queue {
                     Some(Change::Gone(id)) => id,
                     Some(Change::Listed(_)) => continue,
                     None => {
-                        let count = count + self.keys.bury(home, items_max - count, gone);
-                        return count + self.schedules.bury(home, items_max - count, gone);
+                        let mut count = count + self.keys.bury(home, items_max - count, gone);
+                        count += self.schedules.bury(home, items_max - count, gone);
+                        if let Some(outbox) = &mut self.outbox {
+                            count += outbox.bury(home, items_max - count, gone);
+                        }
+                        if let Some(received) = &mut self.received {
+                            count += received.bury(home, items_max - count, gone);
+                        }
+                        return count + self.work.bury(home, items_max - count, gone);
                     }
                 },
             };

@@ -1,8 +1,10 @@
 //! Queues: jobs by number, and the orders in which they are wanted.
 //!
 //! [`job`] is one job and its life, [`jobs`] all of them with what they are about, [`ready`] who is next, [`dedup`] the
-//! keys by which jobs are recognised, [`schedule`] what enqueues jobs by itself; [`decide`] what can be asked of a queue,
-//! [`apply`] how facts change it, [`activity`] how much it does, [`due`] what time brings, [`index`] its part of checkpoints.
+//! keys by which jobs are recognised, [`schedule`] what enqueues jobs by itself, [`outbox`] those that are on their way to
+//! other queues and streams; [`decide`] what can be asked of a queue, [`apply`] how facts change it, [`activity`] how much
+//! it does, [`tally`] what of that metrics have and [`work`] how much each worker does of it, [`due`] what time brings,
+//! [`index`] its part of checkpoints.
 //!
 //! Each job that is there is in exactly one of these orders:
 //!
@@ -25,8 +27,11 @@ mod index;
 pub(crate) mod job;
 pub(crate) mod jobs;
 mod names;
+mod outbox;
 mod ready;
 pub(crate) mod schedule;
+mod tally;
+mod work;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,14 +41,18 @@ use flowmesh_model::settings::{Rate, WhenFull};
 use flowmesh_model::{JobId, LeaseToken, Lsn, Millis, QueueSettings};
 
 use crate::changes::Changes;
+use crate::received::Received;
 use activity::Activity;
 pub(crate) use apply::Enqueued;
 use dedup::Keys;
 use job::{Job, JobNames, JobState};
 use jobs::Jobs;
 use names::Names;
+use outbox::Outbox;
 use ready::{Bucket, Ready, Rules};
 use schedule::Schedules;
+pub use tally::{QueueTally, Spread};
+use work::Work;
 
 /// What a job takes in memory beside itself: its place in one order, half of which is room for others.
 const ORDER_BYTES: u64 = 32;
@@ -66,7 +75,12 @@ pub(crate) struct Queue {
     victims: Option<BTreeSet<Victim>>,
     keys: Keys,
     workers: Names,
+    work: Work,
     pub schedules: Schedules,
+    /// `None`: it never sent a job elsewhere.
+    outbox: Option<Box<Outbox>>,
+    /// `None`: it never got a job from elsewhere.
+    pub received: Option<Box<Received>>,
     counters: Counters,
     waiting_bytes: u64,
     limits: Limits,
@@ -93,6 +107,8 @@ struct Limits {
     dead_retention_ms: Option<u64>,
     quarantine_after: Option<u32>,
     when_full: WhenFull,
+    /// Dead letters go somewhere.
+    forwards: bool,
 }
 
 /// What a queue counts. Part of its state.
@@ -147,7 +163,10 @@ impl Queue {
             + self.ready.memory_bytes()
             + self.keys.memory_bytes()
             + self.workers.memory_bytes()
+            + self.work.memory_bytes()
             + self.schedules.memory_bytes()
+            + self.outbox_bytes()
+            + self.received.as_ref().map_or(0, |received| received.memory_bytes())
     }
 
     /// Bytes of bodies in memory.
@@ -173,10 +192,17 @@ impl Queue {
         }
     }
 
-    /// Jobs by state: ready, delayed, leased, dead.
-    pub fn counts(&self) -> [u64; 4] {
-        let (ready, _) = self.ready.counts();
-        [ready, self.delayed.len() as u64, self.leases.len() as u64, self.dead.len() as u64]
+    /// Jobs by state: ready, delayed, blocked, leased, dead, done.
+    pub fn counts(&self) -> [u64; 6] {
+        let (ready, held_back) = self.ready.counts();
+        let lens = [&self.delayed, &self.leases, &self.dead, &self.done].map(|order| order.len() as u64);
+        let [delayed, leased, dead, done] = lens;
+        [ready - held_back, delayed, held_back + self.blocked.len() as u64, leased, dead, done]
+    }
+
+    /// What it has done since this was last taken, if it has done anything.
+    pub fn take_tally(&mut self) -> Option<Box<QueueTally>> {
+        self.activity.take_tally()
     }
 
     /// How many jobs wait for a worker, their time or others.
@@ -210,6 +236,7 @@ impl Queue {
             dead_retention_ms: settings.dead_retention_ms,
             quarantine_after: settings.quarantine_after,
             when_full: settings.when_full,
+            forwards: settings.dead_letters_to.is_some(),
         };
         if rules.aging_ms == self.ready.rules().aging_ms {
             self.ready.configure(rules, now);

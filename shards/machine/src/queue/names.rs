@@ -43,7 +43,6 @@ impl Names {
     }
 
     /// The number of a text that is used.
-    #[cfg(test)]
     pub fn number(&self, text: &[u8]) -> Option<u32> {
         self.numbers.get(text).copied()
     }

@@ -43,6 +43,9 @@ impl Stream {
         if let Some(producers) = self.producers() {
             producers.check(seals);
         }
+        if let Some(received) = self.received() {
+            received.check(seals);
+        }
         assert_eq!(self.tail_bytes, tail_bytes);
         assert_eq!(self.memory_bytes, memory_bytes + tail_bytes);
     }
@@ -68,6 +71,9 @@ impl Stream {
         }
         if let Some(producers) = self.producers() {
             producers.dump(out);
+        }
+        if let Some(received) = self.received() {
+            received.dump(out);
         }
     }
 }

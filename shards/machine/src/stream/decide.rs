@@ -74,6 +74,7 @@ impl Asked<'_> {
             StreamCommand::FindOffset { from } => self.partition.find_offset(self.at, *from),
             StreamCommand::Trim { upto } => self.trim(*upto),
             StreamCommand::Status => Ok(self.status()),
+            StreamCommand::Receive(_) => Err(Reject::Internal("a transfer without a catalog")),
         }
     }
 
@@ -125,7 +126,7 @@ impl Asked<'_> {
     }
 
     /// Limits of the batch were checked when it was packed (see [`PackedRecords::check`]).
-    fn append(
+    pub(super) fn append(
         &self,
         records: &PackedRecords,
         producer: Option<ProducerStamp>,

@@ -78,6 +78,9 @@ impl Stream {
         if let Some(producers) = &mut self.producers {
             producers.seal();
         }
+        if let Some(received) = &mut self.received {
+            received.seal();
+        }
     }
 
     /// Writes at most `items_max` sealed changes of producers. Returns how many it looked at: fewer means that is all.
@@ -88,7 +91,10 @@ impl Stream {
         items_max: usize,
         out: &mut Vec<IndexWrite>,
     ) -> usize {
-        self.producers.as_mut().map_or(0, |producers| producers.collect(home, seals, items_max, out))
+        let looked =
+            self.producers.as_mut().map_or(0, |producers| producers.collect(home, seals, items_max, out));
+        let left = items_max - looked;
+        looked + self.received.as_mut().map_or(0, |received| received.collect(home, seals, left, out))
     }
 
     /// Index and segment files have the sealed state. Appends to `trimmed` from where on partitions have files now, if
@@ -96,6 +102,9 @@ impl Stream {
     pub fn sealed_written(&mut self, id: ResourceId, trimmed: &mut Vec<(PartitionRef, Offset)>) {
         if let Some(producers) = &mut self.producers {
             producers.sealed_written();
+        }
+        if let Some(received) = &mut self.received {
+            received.sealed_written();
         }
         for number in std::mem::take(&mut self.sealed) {
             if let Some(Some(partition)) = self.partitions.get_mut(number as usize) {
@@ -114,6 +123,9 @@ impl Stream {
     pub fn unseal(&mut self, seals: &Seals) {
         if let Some(producers) = &mut self.producers {
             producers.unseal(seals);
+        }
+        if let Some(received) = &mut self.received {
+            received.unseal(seals);
         }
         for number in std::mem::take(&mut self.sealed) {
             let Some(Some(partition)) = self.partitions.get_mut(number as usize) else { continue };
@@ -181,7 +193,9 @@ impl Stream {
     /// Takes at most `items_max` items of a dropped stream apart and appends the keys the index has of it to `gone`.
     /// Returns how many it took: fewer means that is all.
     pub fn bury(&mut self, home: &Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
-        let taken = self.producers.as_mut().map_or(0, |producers| producers.bury(home, items_max, gone));
+        let mut taken = self.producers.as_mut().map_or(0, |producers| producers.bury(home, items_max, gone));
+        let left = items_max - taken;
+        taken += self.received.as_mut().map_or(0, |received| received.bury(home, left, gone));
         if taken < items_max {
             for (number, partition) in self.partitions() {
                 if partition.mark.in_index() {

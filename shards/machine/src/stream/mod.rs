@@ -8,7 +8,7 @@
 //! ```
 //!
 //! [`tail`] is the part in memory, [`segments`] what can be deleted at once, [`producers`] are those whose batches are
-//! appended once however often they come, [`decide`] says what can be asked, [`find`] where a read starts, [`retention`]
+//! appended once however often they come, [`receive`] jobs of queues that come as records, [`decide`] says what can be asked, [`find`] where a read starts, [`retention`]
 //! what goes by itself, [`compaction`] what a later record of its key replaces; [`index`] is the part in checkpoints.
 
 mod check;
@@ -17,6 +17,7 @@ pub(crate) mod decide;
 pub(crate) mod find;
 mod index;
 pub(crate) mod producers;
+mod receive;
 pub(crate) mod retention;
 mod segments;
 pub(crate) mod tail;
@@ -25,9 +26,11 @@ use bytes::Bytes;
 use compaction::{Clean, CompactionRules};
 use flowmesh_model::limits::PRODUCER_RETENTION_MS;
 use flowmesh_model::{Fact, Lsn, Millis, Offset, ResourceId, StreamSettings};
+use smallvec::SmallVec;
 
 use crate::changes::{Mark, Touch};
 use crate::held::Apply;
+use crate::received::Received;
 use producers::Producers;
 use retention::Rules;
 use segments::{SEGMENT_BYTES, Segments};
@@ -39,8 +42,8 @@ const PARTITION_BYTES: u64 = (size_of::<Partition>() + 16) as u64;
 /// One stream, as far as this shard holds it.
 #[derive(Debug, Default)]
 pub(crate) struct Stream {
-    /// By number; `None` where the shard holds nothing yet.
-    partitions: Vec<Option<Box<Partition>>>,
+    /// By number; `None` where the shard holds nothing yet. The only one of most streams is found without a step more.
+    partitions: SmallVec<[Option<Box<Partition>>; 1]>,
     /// Partitions that changed since the last seal.
     dirty: Vec<u32>,
     /// Partitions in the sealed state that is being written.
@@ -55,6 +58,8 @@ pub(crate) struct Stream {
     due: Option<Millis>,
     /// `None`: there never was one.
     producers: Option<Box<Producers>>,
+    /// `None`: it never got a job of a queue.
+    received: Option<Box<Received>>,
     /// As the settings say, 0 until they are known. Not part of the state.
     producer_retention_ms: u64,
 }
@@ -153,7 +158,9 @@ impl Stream {
 
     /// An estimate of what it takes in memory.
     pub fn memory_bytes(&self) -> u64 {
-        self.memory_bytes + self.producers.as_ref().map_or(0, |producers| producers.memory_bytes())
+        self.memory_bytes
+            + self.producers.as_ref().map_or(0, |producers| producers.memory_bytes())
+            + self.received.as_ref().map_or(0, |received| received.memory_bytes())
     }
 
     /// Takes over what the settings say.
@@ -191,6 +198,16 @@ impl Stream {
         self.producers.as_deref()
     }
 
+    /// What it remembers of queues whose jobs it got, if there ever was one.
+    pub fn received(&self) -> Option<&Received> {
+        self.received.as_deref()
+    }
+
+    /// The same, for a change of it.
+    pub fn received_mut(&mut self) -> &mut Received {
+        self.received.get_or_insert_default()
+    }
+
     /// The same, for a change of them.
     pub fn producers_mut(&mut self) -> &mut Producers {
         self.producers.get_or_insert_default()
@@ -205,7 +222,7 @@ impl Stream {
         let index = number as usize;
         if self.partitions.len() <= index {
             self.memory_bytes += (index + 1 - self.partitions.len()) as u64 * 8;
-            if self.partitions.capacity() == 0 {
+            if self.partitions.is_empty() {
                 self.partitions.reserve_exact(index + 1);
             }
             self.partitions.resize_with(index + 1, || None);

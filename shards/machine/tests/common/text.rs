@@ -2,11 +2,16 @@
 
 use bytes::Bytes;
 use flowmesh_model::job::{JobCursor, JobView};
+use flowmesh_model::record::{RecordSlices, split_header};
 use flowmesh_model::replay::{Pace, ReplayProgress, ReplayStatus};
 use flowmesh_model::reply::EntryValue;
 use flowmesh_model::schedule::fact::ScheduleFact;
 use flowmesh_model::schedule::{ScheduleSpec, ScheduleStatus, Timing};
-use flowmesh_model::{Fact, Millis, Reply, ScheduleReply};
+use flowmesh_model::transfer::TransferReply;
+use flowmesh_model::transfer::fact::TransferFact;
+use flowmesh_model::worker::fact::{WorkerChange, WorkerFact};
+use flowmesh_model::worker::{Registration, WorkCounts, WorkerStatus};
+use flowmesh_model::{Fact, Millis, Reply, ScheduleReply, WorkerReply};
 
 use super::{Outcome, values};
 
@@ -77,6 +82,13 @@ pub fn fact(fact: &Fact) -> String {
         Fact::Group(id, fact) => format!("Group {id} {fact:?}"),
         Fact::Replay(id, fact) => format!("Replay {id} {fact:?}"),
         Fact::Schedule(id, fact) => format!("Schedule {id} {}", schedule_fact(fact)),
+        Fact::Worker(WorkerFact { path, epoch, change }) => match change {
+            WorkerChange::Registered(said) => {
+                format!("Worker {path} epoch {epoch} Registered {}", registration(said))
+            }
+            change => format!("Worker {path} epoch {epoch} {change:?}"),
+        },
+        Fact::Transfer(id, fact) => format!("{} {id} {}", transfer_name(fact), transfer_fact(fact)),
     }
 }
 
@@ -159,6 +171,10 @@ pub fn reply(reply: &Reply) -> String {
                 ("cancelled", s.cancelled_total),
                 ("dropped", s.dropped_total),
                 ("purged", s.purged_total),
+                ("moved", s.moved_total),
+                ("copied", s.copied_total),
+                ("failed", s.send_failed_total),
+                ("outbox", s.outbox),
                 ("paused", u64::from(s.paused)),
             ];
             let more = more.iter().filter(|(_, count)| *count > 0);
@@ -195,7 +211,87 @@ pub fn reply(reply: &Reply) -> String {
         ),
         Reply::Replay(status) => replay(status),
         Reply::Schedule(reply) => schedule_reply(reply),
+        Reply::Worker(WorkerReply::Status(status, changed)) => {
+            format!("{} changed {changed}", worker(status))
+        }
+        Reply::Worker(WorkerReply::List { workers, next }) => {
+            let more = next.as_ref().map_or_else(String::new, |next| format!(", more behind {next}"));
+            lines(&format!("workers{more}"), workers, worker)
+        }
+        Reply::WorkerOnQueue(seen) => {
+            let WorkCounts { acked, failed, lost, last_seen } = seen.counts;
+            let (running, paused) = (seen.running, if seen.paused { " paused" } else { "" });
+            let head = format!(
+                "work acked {acked} failed {failed} lost {lost} last {last_seen} running {running}{paused}{}",
+                more(seen.next)
+            );
+            lines(&head, &seen.jobs, |job| {
+                format!("job {} since {} attempt {} until {}", job.job, job.since, job.attempt, job.until)
+            })
+        }
+        Reply::Transfer(reply) => transfer_reply(reply),
     }
+}
+
+fn transfer_name(fact: &TransferFact) -> &'static str {
+    match fact {
+        TransferFact::Sending { .. } => "Sending",
+        TransferFact::Sent { .. } => "Sent",
+        TransferFact::SendFailed { .. } => "SendFailed",
+        TransferFact::Received { .. } => "Received",
+        TransferFact::ReceivedForgotten { .. } => "ReceivedForgotten",
+    }
+}
+
+fn transfer_fact(fact: &TransferFact) -> String {
+    match fact {
+        TransferFact::Sending { sequence, job, to, mode, ready_at } => {
+            format!("number {sequence} job {job} to {to} as {} ready at {ready_at}", mode.as_str())
+        }
+        TransferFact::Sent { sequence } => format!("number {sequence}"),
+        TransferFact::SendFailed { sequence, error } => format!("number {sequence} {}", text(error)),
+        TransferFact::Received { partition, source, sequence } => {
+            format!("partition {partition} from {source} upto {sequence}")
+        }
+        TransferFact::ReceivedForgotten { source } => format!("from {source}"),
+    }
+}
+
+fn transfer_reply(reply: &TransferReply) -> String {
+    match reply {
+        TransferReply::Next(jobs) => lines("next", jobs, |job| {
+            let headers = RecordSlices::new(&job.headers).map(|header| {
+                let (name, value) = split_header(header.unwrap()).unwrap();
+                format!(" {}={}", String::from_utf8_lossy(name), String::from_utf8_lossy(value))
+            });
+            let headers: String = headers.collect();
+            format!("{} {} job {} {}{headers}", job.sequence, job.mode.as_str(), job.job, text(&job.payload))
+        }),
+        TransferReply::Received { upto } => format!("received upto {upto}"),
+        TransferReply::Outbox { lanes, failed } => {
+            let failed = failed.as_ref().map_or_else(String::new, |failed| {
+                format!(", failed job {} at {} {}", failed.job, failed.at, text(&failed.error))
+            });
+            lines(&format!("outbox{failed}"), lanes, |lane| {
+                format!("to {} jobs {} since {} {}", lane.to, lane.jobs, lane.since, text(&lane.error))
+            })
+        }
+    }
+}
+
+fn registration(said: &Registration) -> String {
+    let Registration { queues, concurrency, host, process_id, labels, .. } = said;
+    format!("{} x {concurrency} on {host}:{process_id} {labels:?}", queues.join(" "))
+}
+
+fn worker(status: &WorkerStatus) -> String {
+    let WorkerStatus { path, epoch, registered_at, since, deaths, .. } = status;
+    format!(
+        "worker {path} epoch {epoch} {} since {since} registered {registered_at} deaths {deaths} until {} {}",
+        status.state.as_str(),
+        end(status.until),
+        registration(&status.registration)
+    )
 }
 
 fn schedule_fact(fact: &ScheduleFact) -> String {
@@ -210,6 +306,9 @@ fn schedule_fact(fact: &ScheduleFact) -> String {
         ScheduleFact::Resumed { next_at, .. } => format!("Resumed {name} next {}", end(*next_at)),
         ScheduleFact::Fired { job, scheduled_for, next_at, .. } => {
             format!("Fired {name} job {job} for {scheduled_for} next {}", end(*next_at))
+        }
+        ScheduleFact::Updated { next_at, spec, .. } => {
+            format!("Updated {name} next {} {}", end(*next_at), schedule_spec(spec))
         }
         ScheduleFact::Skipped { count, next_at, .. } => {
             format!("Skipped {name} count {count} next {}", end(*next_at))
@@ -240,8 +339,9 @@ fn schedule_reply(reply: &ScheduleReply) -> String {
 fn schedule(status: &ScheduleStatus) -> String {
     let ScheduleStatus { name, state, fired_total, skipped_total, last_fired, .. } = status;
     let (next, finished, spec) = (end(status.next_at), end(status.finished_at), schedule_spec(&status.spec));
+    let held_back = if status.held_back { " held back" } else { "" };
     format!(
-        "schedule {name} {state:?} next {next} finished {finished} fired {fired_total} last {last_fired:?} \
+        "schedule {name} {state:?}{held_back} next {next} finished {finished} fired {fired_total} last {last_fired:?} \
          skipped {skipped_total}: {spec}"
     )
 }

@@ -21,3 +21,4 @@ mod queue;
 mod retention;
 mod schedule;
 mod stream;
+mod worker;

@@ -11,6 +11,7 @@ use flowmesh_model::job::{
 use flowmesh_model::reject::LeaseLost;
 use flowmesh_model::reply::{Cancelled, EnqueuedJob, Extended, LeasedJob, QueueStatus};
 use flowmesh_model::settings::WhenFull;
+use flowmesh_model::worker::WorkCounts;
 use flowmesh_model::{
     Batch, Command, JobId, LeaseToken, Millis, QueueCommand, QueueSettings, Reject, Reply, Settings,
 };
@@ -44,6 +45,8 @@ struct Job {
     enqueued_at: Millis,
     attempts: u32,
     crashes: u32,
+    /// Who had it last.
+    worker: usize,
     token: u64,
     last_end: Option<AttemptEnd>,
     cancel: bool,
@@ -72,7 +75,11 @@ struct Model {
     turns_known: bool,
     paused: bool,
     totals: QueueStatus,
+    work: [WorkCounts; WORKERS.len()],
 }
+
+/// Names that jobs are reserved with; nothing is counted for who has none.
+const WORKERS: [&str; 4] = ["", "ada", "bob", "cy"];
 
 impl Model {
     fn find(&mut self, id: u64) -> Option<&mut Job> {
@@ -113,7 +120,7 @@ impl Model {
     }
 
     /// Leases a job, which must be one of those that come next.
-    fn reserve(&mut self, now: Millis, timeout_ms: u64, leased: &LeasedJob) {
+    fn reserve(&mut self, now: Millis, timeout_ms: u64, worker: usize, leased: &LeasedJob) {
         let candidates = self.candidates();
         let place = |job: &Job| self.order(job);
         let chosen = candidates.iter().find(|job| job.id == leased.job.0).expect("the job is to be had");
@@ -130,6 +137,7 @@ impl Model {
         let (token, job) = (self.last_token, self.find(id).unwrap());
         job.attempts += 1;
         job.token = token;
+        job.worker = worker;
         job.state = State::Leased(now.plus(timeout_ms));
         let found =
             (leased.token.0, leased.attempt, leased.enqueued_at, leased.leased_until, &leased.payload);
@@ -166,6 +174,7 @@ impl Model {
         let job = self.find(id).unwrap();
         job.last_end = Some(end);
         let mut dies = job.attempts >= job.max_attempts || end == AttemptEnd::Final;
+        let (worker, cancel) = (job.worker, job.cancel);
         match end {
             AttemptEnd::Released => (job.attempts, dies) = (job.attempts - 1, false),
             AttemptEnd::Expired => {
@@ -174,7 +183,17 @@ impl Model {
             }
             _ => {}
         }
-        if job.cancel {
+        if !cancel {
+            let work = &mut self.work[worker];
+            work.last_seen = now;
+            match end {
+                AttemptEnd::Nacked | AttemptEnd::Final => work.failed += 1,
+                AttemptEnd::Expired => work.lost += 1,
+                _ => {}
+            }
+        }
+        let job = self.find(id).unwrap();
+        if cancel {
             self.gone(id, now);
             self.totals.cancelled_total += 1;
         } else if dies {
@@ -203,7 +222,11 @@ impl Model {
 
     fn done(&mut self, id: u64, now: Millis) {
         let keep = self.settings.done_retention_ms;
-        self.find(id).unwrap().state = keep.map_or(State::Gone, |ms| State::Done(now.plus(ms)));
+        let job = self.find(id).unwrap();
+        job.state = keep.map_or(State::Gone, |ms| State::Done(now.plus(ms)));
+        let worker = job.worker;
+        let work = &mut self.work[worker];
+        (work.acked, work.last_seen) = (work.acked + 1, now);
         self.forget_groups();
         self.totals.done_total += 1;
         self.ended(id, now, true, true);
@@ -498,6 +521,7 @@ impl Test {
                 enqueued_at: now,
                 attempts: 0,
                 crashes: 0,
+                worker: 0,
                 token: 0,
                 last_end: None,
                 cancel: false,
@@ -573,15 +597,16 @@ impl Test {
         match step {
             Step::Enqueue(new) => self.enqueue(&new),
             Step::Reserve { jobs_max, timeout_ms } => {
+                let worker = jobs_max as usize % WORKERS.len();
                 let reserve = QueueCommand::Reserve {
                     jobs_max,
                     visibility_timeout_ms: Some(timeout_ms),
-                    worker: Bytes::from_static(b"w"),
+                    worker: Bytes::from_static(WORKERS[worker].as_bytes()),
                     wait_until: None,
                 };
                 let Reply::Reserved(leased) = self.ask(reserve).reply() else { panic!() };
                 for job in &leased {
-                    self.model.reserve(now, timeout_ms, job);
+                    self.model.reserve(now, timeout_ms, worker, job);
                 }
                 let enough = leased.len() == jobs_max as usize || self.model.candidates().is_empty();
                 assert!(enough, "{:?} could be had", self.model.candidates());
@@ -771,6 +796,7 @@ impl Test {
 
     fn check(&mut self) {
         self.world.machine.check_all();
+        self.check_work();
         let Outcome::Answered(Reply::QueueStatus(status, _), _) = self.ask(QueueCommand::Status) else {
             panic!("no status")
         };
@@ -780,6 +806,37 @@ impl Test {
         let kept = status.waiting() + status.leased + status.dead;
         let ended = status.done_total + status.expired_total + status.cancelled_total + status.dropped_total;
         assert_eq!(status.enqueued_total, kept + ended + status.purged_total, "jobs add up");
+    }
+}
+
+impl Test {
+    /// Who has what, and what became of what they had.
+    fn check_work(&mut self) {
+        for (number, name) in WORKERS.into_iter().enumerate().skip(1) {
+            let worker = Bytes::from_static(name.as_bytes());
+            let look = |after| QueueCommand::Worker { worker: worker.clone(), after, jobs_max: 2 };
+            let (mut after, mut jobs, mut running) = (JobCursor::default(), Vec::new(), 0);
+            loop {
+                let Outcome::Answered(Reply::WorkerOnQueue(seen), _) = self.ask(look(after)) else {
+                    panic!("no look at {name}")
+                };
+                assert_eq!(seen.counts, self.model.work[number]);
+                jobs.extend(seen.jobs);
+                running = running.max(seen.running);
+                let Some(next) = seen.next else { break };
+                after = next;
+            }
+            let found: Vec<_> = jobs.iter().map(|job| (job.until, job.job.0, job.attempt)).collect();
+            let leases = self.model.jobs.iter().filter(|job| job.worker == number);
+            let mut expected: Vec<_> = leases
+                .filter_map(|job| match job.state {
+                    State::Leased(until) => Some((until, job.id, job.attempts)),
+                    _ => None,
+                })
+                .collect();
+            expected.sort_unstable();
+            assert_eq!((found, running), (expected.clone(), expected.len() as u64));
+        }
     }
 }
 

@@ -1,14 +1,20 @@
-//! A schedule is a list of all its times, walked from the first to the last that has come, whatever the clock does.
+//! A schedule is a list of all its times, walked from the first to the last that has come, whatever the clock does, as far
+//! as its queue has room.
 
 use bytes::Bytes;
-use flowmesh_model::command::NewJob;
+use flowmesh_model::command::{Ack, LeaseRef, NewJob};
 use flowmesh_model::limits::{
-    SCHEDULE_CATCH_UP_MAX, SCHEDULE_FINISHED_KEPT_MS, SCHEDULE_MISSED_AFTER_MS, SCHEDULE_SKIPPED_COUNTED_MAX,
+    SCHEDULE_CATCH_UP_MAX, SCHEDULE_FINISHED_KEPT_MS, SCHEDULE_MISSED_AFTER_MS, SCHEDULE_RETRY_MS,
+    SCHEDULE_SKIPPED_COUNTED_MAX,
 };
 use flowmesh_model::record::{RecordSlices, split_header};
-use flowmesh_model::schedule::{MissedPolicy, ScheduleSpec, ScheduleState, ScheduleStatus, Timing};
+use flowmesh_model::reply::LeasedJob;
+use flowmesh_model::schedule::{
+    MissedPolicy, ScheduleChanges, ScheduleSpec, ScheduleState, ScheduleStatus, Timing,
+};
 use flowmesh_model::{
-    Command, Fact, Kind, Millis, QueueCommand, Reject, Reply, ResourceId, ScheduleCommand, ScheduleReply,
+    Batch, Command, Fact, Millis, QueueCommand, QueueSettings, Reject, Reply, ResourceId, ScheduleCommand,
+    ScheduleReply, Settings,
 };
 use proptest::prelude::*;
 
@@ -24,6 +30,8 @@ struct Model {
     finished_at: Option<u64>,
     skipped: u64,
     fired: Vec<u64>,
+    /// The queue had no room: nothing is looked at before.
+    held_until: u64,
 }
 
 impl Model {
@@ -42,11 +50,18 @@ impl Model {
         }
     }
 
-    /// The times that fire at `now`.
-    fn tick(&mut self, now: u64) -> Vec<u64> {
+    /// The times that fire at `now`, if the queue has room for so many.
+    fn tick(&mut self, now: u64, room: usize) -> Vec<u64> {
         let mut come: Vec<u64> =
             std::iter::successors(self.next, |at| self.after(*at)).take_while(|at| *at <= now).collect();
         let Some(&first) = come.first() else { return Vec::new() };
+        if self.held_until > now {
+            return Vec::new();
+        }
+        if room == 0 {
+            self.held_until = now + SCHEDULE_RETRY_MS;
+            return Vec::new();
+        }
         let next = self.after(*come.last().unwrap());
         if now - first > SCHEDULE_MISSED_AFTER_MS {
             let kept = match self.spec.missed {
@@ -57,8 +72,11 @@ impl Model {
             self.skipped += (come.len() - kept).min(SCHEDULE_SKIPPED_COUNTED_MAX as usize) as u64;
             come.drain(..come.len() - kept);
         }
+        let left = come.split_off(room.min(come.len()));
         self.fired.extend(&come);
-        self.set_next(next, now);
+        self.set_next(left.first().copied().or(next), now);
+        // What is left was looked at once more, without room.
+        self.held_until = if left.is_empty() { 0 } else { now + SCHEDULE_RETRY_MS };
         come
     }
 
@@ -69,10 +87,22 @@ impl Model {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Create { seconds: u64, missed: MissedPolicy, end_after_ms: Option<u64>, once: bool, paused: bool },
+    Create {
+        seconds: u64,
+        missed: MissedPolicy,
+        end_after_ms: Option<u64>,
+        once: bool,
+        paused: bool,
+    },
     Pause,
     Resume,
     RunNow,
+    Update {
+        seconds: Option<u64>,
+        missed: MissedPolicy,
+    },
+    /// Workers take so many jobs and do them.
+    Work(u32),
     Delete,
     Pass(u64),
     Back(u64),
@@ -96,6 +126,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Pause),
         2 => Just(Step::Resume),
         1 => Just(Step::RunNow),
+        2 => (prop::option::of(prop::sample::select(vec![1u64, 2, 10, 30])), prop::sample::select(MissedPolicy::ALL.to_vec()))
+            .prop_map(|(seconds, missed)| Step::Update { seconds, missed }),
+        4 => (1u32..20).prop_map(Step::Work),
         1 => Just(Step::Delete),
         5 => (0u64..5_000).prop_map(Step::Pass),
         2 => (50_000u64..70_000).prop_map(Step::Pass),
@@ -116,6 +149,26 @@ fn ask(world: &mut World, queue: ResourceId, command: ScheduleCommand) -> Result
         Outcome::Rejected(reject) => Err(reject),
         other => panic!("{other:?}"),
     }
+}
+
+/// Takes jobs and does them. Returns how many.
+fn work(world: &mut World, queue: ResourceId, jobs_max: u32) -> usize {
+    let reserve = QueueCommand::Reserve {
+        jobs_max,
+        visibility_timeout_ms: None,
+        worker: Bytes::new(),
+        wait_until: None,
+    };
+    let Reply::Reserved(jobs) = world.run(&Command::Queue(queue, reserve)).reply() else {
+        panic!("no jobs were reserved")
+    };
+    let ack =
+        |job: &LeasedJob| Ack { lease: LeaseRef { job: job.job, token: job.token }, result: Bytes::new() };
+    let acks: Batch<Ack> = jobs.iter().map(ack).collect();
+    if !acks.is_empty() {
+        world.run(&Command::Queue(queue, QueueCommand::Ack { acks })).reply();
+    }
+    jobs.len()
 }
 
 /// The times that enqueued jobs say they are for.
@@ -155,18 +208,25 @@ fn check(status: &ScheduleStatus, model: &Model, by_hand: u64) {
         (status.fired_total, status.skipped_total),
         (model.fired.len() as u64 + by_hand, model.skipped)
     );
+    assert_eq!(status.held_back, model.held_until > 0);
     assert_eq!((&status.spec, status.finished_at), (&model.spec, model.finished_at.map(Millis)));
 }
 
 proptest! {
     #![proptest_config(cases(200))]
     #[test]
-    fn a_schedule_is_a_list_of_times(steps in prop::collection::vec(step(), 1..60)) {
+    fn a_schedule_is_a_list_of_times(
+        jobs_max in prop::option::of(1u64..12),
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
         let mut world = World { now: Millis(1_790_000_000_000), ..World::default() };
-        let queue = world.create(Kind::Queue, "mail");
+        let settings = QueueSettings { jobs_max, ..QueueSettings::default() };
+        let queue = world.create_with("mail", Settings::Queue(settings));
         let (mut model, mut by_hand): (Option<Model>, u64) = (None, 0);
+        let mut waiting = 0;
         for step in steps {
             let now = world.machine.clamp(world.now).0;
+            let room = |waiting: usize| jobs_max.map_or(usize::MAX, |max| max as usize - waiting);
             match step {
                 Step::Create { seconds, missed, end_after_ms, once, paused } => {
                     // At least one time lies before the end.
@@ -177,7 +237,7 @@ proptest! {
                     match &model {
                         None => {
                             let mut new = Model {
-                                spec, every_ms: seconds * 1_000, paused, next: None, finished_at: None, skipped: 0, fired: Vec::new(),
+                                spec, every_ms: seconds * 1_000, paused, next: None, finished_at: None, skipped: 0, fired: Vec::new(), held_until: 0,
                             };
                             new.next = new.after(now).filter(|_| !paused);
                             prop_assert!(matches!(created, Ok(ScheduleReply::Status(_, true))), "{:?}", created);
@@ -193,7 +253,7 @@ proptest! {
                     let paused = ask(&mut world, queue, ScheduleCommand::Pause("s".into()));
                     prop_assert_eq!(paused.is_ok(), model.is_some());
                     if let Some(model) = model.as_mut().filter(|model| model.next.is_some()) {
-                        (model.paused, model.next) = (true, None);
+                        (model.paused, model.next, model.held_until) = (true, None, 0);
                     }
                 }
                 Step::Resume => {
@@ -206,8 +266,47 @@ proptest! {
                 }
                 Step::RunNow => {
                     let run = ask(&mut world, queue, ScheduleCommand::RunNow("s".into()));
-                    prop_assert_eq!(run.is_ok(), model.is_some());
-                    by_hand += 1;
+                    prop_assert_eq!(run.is_ok(), model.is_some() && room(waiting) > 0);
+                    if run.is_ok() {
+                        (by_hand, waiting) = (by_hand + 1, waiting + 1);
+                        model.as_mut().unwrap().held_until = 0;
+                    }
+                }
+                Step::Update { seconds, missed } => {
+                    let cron = seconds.map(|seconds| format!("*/{seconds} * * * * *").into());
+                    let changes = ScheduleChanges { cron, missed: Some(missed), ..ScheduleChanges::default() };
+                    let update = ScheduleCommand::Update { name: "s".into(), changes: Box::new(changes) };
+                    let updated = ask(&mut world, queue, update);
+                    let mut changed = model.clone();
+                    let before = model.as_ref().map(|model| model.spec.clone());
+                    if let Some(model) = &mut changed {
+                        model.spec.missed = missed;
+                        if let Some(seconds) = seconds {
+                            model.spec.timing = spec(seconds, missed, None, None).timing;
+                            model.every_ms = seconds * 1_000;
+                        }
+                        let retimed = before.as_ref().is_some_and(|before| before.timing != model.spec.timing);
+                        if retimed && !model.paused {
+                            model.finished_at = None;
+                            model.set_next(model.after(now), now);
+                        }
+                        if before.as_ref() != Some(&model.spec) {
+                            model.held_until = 0;
+                        }
+                        // A new plan without a time is refused.
+                        if retimed && model.after(now).is_none() {
+                            let refused = matches!(updated, Err(Reject::InvalidArgument { field: "end_ms", .. }));
+                            prop_assert!(refused, "{:?}", updated);
+                            continue;
+                        }
+                    }
+                    prop_assert_eq!(updated.is_ok(), model.is_some());
+                    model = changed;
+                }
+                Step::Work(jobs) => {
+                    let done = work(&mut world, queue, jobs);
+                    prop_assert_eq!(done, waiting.min(jobs as usize));
+                    waiting -= done;
                 }
                 Step::Delete => {
                     let deleted = ask(&mut world, queue, ScheduleCommand::Delete("s".into()));
@@ -220,9 +319,10 @@ proptest! {
                     if model.as_ref().is_some_and(|model| model.is_forgotten(now)) {
                         model = None;
                     }
-                    let fired = model.as_mut().map_or(Vec::new(), |model| model.tick(now));
+                    let fired = model.as_mut().map_or(Vec::new(), |model| model.tick(now, room(waiting)));
+                    waiting += fired.len();
                     prop_assert_eq!(scheduled_at(&facts), fired);
-                    let next = model.as_ref().and_then(|model| model.next);
+                    let next = model.as_ref().and_then(|model| Some(model.next?.max(model.held_until)));
                     let due = world.machine.next_due().map_or(u64::MAX, |due| due.0);
                     prop_assert!(due <= next.unwrap_or(u64::MAX), "a firing is late");
                 }
@@ -234,6 +334,9 @@ proptest! {
                     let before = world.machine.dump();
                     world.crash();
                     prop_assert_eq!(world.machine.dump(), before);
+                    if let Some(model) = &mut model {
+                        model.held_until = 0;
+                    }
                 }
             }
             world.machine.check_all();

@@ -8,6 +8,7 @@
 //! | 99 | `Resumed` | name, next time |
 //! | 100 | `Fired` | name, job, the time it was for, next time |
 //! | 101 | `Skipped` | name, count, next time |
+//! | 102 | `Updated` | name, next time, spec |
 //!
 //! `next time`: ms + 1, 0 = none. Times were computed when the fact came to be: reading the log computes nothing again, so
 //! other rules of a time zone never change what an old log means.
@@ -82,6 +83,15 @@ pub enum ScheduleFact {
         /// When it fires next.
         next_at: Option<Millis>,
     },
+    /// It does something else from now on.
+    Updated {
+        /// Which.
+        name: Name,
+        /// When it fires next, unless it is paused; `None`: it is finished.
+        next_at: Option<Millis>,
+        /// What it does.
+        spec: Box<ScheduleSpec>,
+    },
 }
 
 const CREATED: u8 = 96;
@@ -90,6 +100,7 @@ const PAUSED: u8 = 98;
 const RESUMED: u8 = 99;
 const FIRED: u8 = 100;
 const SKIPPED: u8 = 101;
+const UPDATED: u8 = 102;
 
 /// The tags that are a schedule's.
 pub(crate) const TAGS: std::ops::RangeInclusive<u8> = 96..=103;
@@ -110,6 +121,7 @@ impl ScheduleFact {
             Self::Resumed { .. } => RESUMED,
             Self::Fired { .. } => FIRED,
             Self::Skipped { .. } => SKIPPED,
+            Self::Updated { .. } => UPDATED,
         }
     }
 
@@ -122,7 +134,8 @@ impl ScheduleFact {
             | Self::Paused { name }
             | Self::Resumed { name, .. }
             | Self::Fired { name, .. }
-            | Self::Skipped { name, .. } => name,
+            | Self::Skipped { name, .. }
+            | Self::Updated { name, .. } => name,
         }
     }
 
@@ -146,6 +159,10 @@ impl ScheduleFact {
                 put_varint(out, *count);
                 put_time(out, *next_at);
             }
+            Self::Updated { next_at, spec, .. } => {
+                put_time(out, *next_at);
+                spec.encode(out);
+            }
         }
     }
 
@@ -153,7 +170,7 @@ impl ScheduleFact {
     pub(crate) fn encoded_len_max(&self) -> usize {
         self.name().len()
             + match self {
-                Self::Created { spec, .. } => spec.encoded_len_max(),
+                Self::Created { spec, .. } | Self::Updated { spec, .. } => spec.encoded_len_max(),
                 Self::Deleted { .. }
                 | Self::Paused { .. }
                 | Self::Resumed { .. }
@@ -182,6 +199,9 @@ impl ScheduleFact {
                 next_at: time(reader)?,
             },
             SKIPPED => Self::Skipped { name, count: reader.varint()?, next_at: time(reader)? },
+            UPDATED => {
+                Self::Updated { name, next_at: time(reader)?, spec: Box::new(ScheduleSpec::decode(reader)?) }
+            }
             _ => return Err(Malformed("unknown fact of a schedule; a newer version wrote it")),
         })
     }
@@ -295,6 +315,7 @@ mod tests {
         let cron = Timing::Cron { expression: "@daily".into(), time_zone: "UTC".into() };
         let cron = spec(cron, MissedPolicy::All, Some(Millis(6)), Some(3));
         let once = spec(Timing::Once(Millis(300)), MissedPolicy::Once, None, None);
+        let again = once.clone();
         vec![
             (
                 ScheduleFact::Created { name: name(), paused: false, next_at: Some(Millis(300)), spec: once },
@@ -325,6 +346,10 @@ mod tests {
             (
                 ScheduleFact::Skipped { name: name(), count: 300, next_at: None },
                 &[101, 9, 1, b's', 0xAC, 2, 0],
+            ),
+            (
+                ScheduleFact::Updated { name: name(), next_at: Some(Millis(300)), spec: again },
+                &[102, 9, 1, b's', 0xAD, 2, 1, 0, 0xAC, 2, 0, 1, 200, 0xAC, 2, 0, 1, b'h', 1, b'p', 0, 0, 0],
             ),
         ]
     }

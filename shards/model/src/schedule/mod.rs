@@ -5,9 +5,10 @@
 //! enqueued, is one entry of the log: it happened, or it did not, and never twice.
 //!
 //! ```text
-//!            ┌──── Fired, Skipped ────┐                    no time is left
+//!            ┌─ Fired, Skipped, ──────┐                    no time is left
+//!            │  Updated               │
 //!  Created ──┴──► active ◄────────────┘ ── Fired, Skipped, Resumed ──► finished ── kept for a week ──► Deleted
-//!                 │    ▲                                                   ▲
+//!                 │    ▲                                                   ▲  Updated: active again, if it has times
 //!          Paused │    │ Resumed                                          │ Resumed
 //!                 ▼    │                                                   │
 //!                 paused ──────────────────────────────────────────────────┘
@@ -24,6 +25,12 @@ pub const SCHEDULE_HEADER: &str = "flowmesh-schedule";
 
 /// The header with the time it was enqueued for, in ms since the Unix epoch as decimal digits.
 pub const SCHEDULED_AT_HEADER: &str = "flowmesh-scheduled-at";
+
+/// The header of a job that was not enqueued for one of its schedule's times, with who asked for it.
+pub const TRIGGER_HEADER: &str = "flowmesh-trigger";
+
+/// The value of [`TRIGGER_HEADER`] of a job that was asked for with a call.
+pub const TRIGGERED_BY_HAND: &str = "run-now";
 
 /// When a schedule fires.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +74,7 @@ impl MissedPolicy {
     }
 }
 
-/// What a schedule is to do: fixed when it is created.
+/// What a schedule is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScheduleSpec {
     /// When it fires.
@@ -78,6 +85,23 @@ pub struct ScheduleSpec {
     pub missed: MissedPolicy,
     /// The job it enqueues, without the two headers that each gets.
     pub job: NewJob,
+}
+
+/// What of a schedule is to be another way; what is not given stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScheduleChanges {
+    /// An expression in place of when it fires now.
+    pub cron: Option<Name>,
+    /// Once, in place of when it fires now. Not together with `cron`.
+    pub at: Option<Millis>,
+    /// The zone of the expression, the new one or the one there is.
+    pub time_zone: Option<Name>,
+    /// Not after this; `Some(None)`: without an end.
+    pub end: Option<Option<Millis>>,
+    /// What becomes of missed firings.
+    pub missed: Option<MissedPolicy>,
+    /// The job it enqueues, all of it.
+    pub job: Option<NewJob>,
 }
 
 /// What a schedule is doing.
@@ -112,6 +136,8 @@ pub struct ScheduleStatus {
     pub skipped_total: u64,
     /// The last job that it enqueued, and the time it was for.
     pub last_fired: Option<(JobId, Millis)>,
+    /// Its time has come, and the queue has no room: it is tried again.
+    pub held_back: bool,
 }
 
 /// On one schedule of a queue, or on all.
@@ -127,13 +153,23 @@ pub enum ScheduleCommand {
         /// Whether it begins paused.
         paused: bool,
     },
+    /// Changes what it does; what it has done, and whether it is paused, stays. Unless when it fires changes, its next
+    /// time stays, too; a finished one with times to come is active again.
+    /// → [`ScheduleReply::Status`]. Errors: as of `Create`.
+    Update {
+        /// Which.
+        name: Name,
+        /// How.
+        changes: Box<ScheduleChanges>,
+    },
     /// Deletes it; jobs that it has enqueued stay. → [`ScheduleReply::Status`] as it was.
     Delete(Name),
     /// Lets times pass from now on. → [`ScheduleReply::Status`]
     Pause(Name),
     /// Fires again from its next time on. → [`ScheduleReply::Status`]
     Resume(Name),
-    /// Enqueues its job now, whatever it is doing, which changes nothing else. → [`ScheduleReply::Fired`]
+    /// Enqueues its job now, whatever it is doing, which changes nothing else. → [`ScheduleReply::Fired`]. Errors:
+    /// `QUEUE_FULL`.
     RunNow(Name),
     /// How it is. → [`ScheduleReply::Status`]
     Describe(Name),
@@ -176,9 +212,12 @@ impl ScheduleCommand {
     #[must_use]
     pub const fn is_write(&self) -> bool {
         match self {
-            Self::Create { .. } | Self::Delete(_) | Self::Pause(_) | Self::Resume(_) | Self::RunNow(_) => {
-                true
-            }
+            Self::Create { .. }
+            | Self::Update { .. }
+            | Self::Delete(_)
+            | Self::Pause(_)
+            | Self::Resume(_)
+            | Self::RunNow(_) => true,
             Self::Describe(_) | Self::Next { .. } | Self::List { .. } => false,
         }
     }

@@ -4,15 +4,17 @@
 //!   [`crate::blocking`], so that a slow directory never stalls a core.
 //! - `buf`: memory that direct I/O can use, registered with the kernel while there is some.
 //! - `file`: reads, writes and syncs.
+//! - `many`: a few pages for each of many files, without the ring.
 
 mod buf;
 mod file;
+mod many;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use flowmesh_store::disk::{ALIGN, Disk};
+use flowmesh_store::disk::{ALIGN, Disk, FileWrite};
 use futures::FutureExt;
 use glommio::io::{DmaFile, OpenOptions};
 
@@ -97,6 +99,16 @@ impl Disk for RtDisk {
     async fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let dir = dir.to_owned();
         blocking::run(move || fs::File::open(dir)?.sync_all()).await?.map_err(file::named)
+    }
+
+    async fn write_files(&self, writes: Vec<FileWrite>) -> Result<(), (usize, io::Error)> {
+        let written = blocking::run(move || many::write(&writes)).await;
+        written.map_err(|error| (0, error.into()))?.map_err(|(number, error)| (number, file::named(error)))
+    }
+
+    async fn sync_below(&self, dir: &Path) -> io::Result<()> {
+        let dir = dir.to_owned();
+        blocking::run(move || many::sync_file_system(&dir)).await?.map_err(file::named)
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! One fjall database per shard, owned by one storage thread, because its writes can block for 100 ms. This file is the
 //! core's side: each call goes over a channel, its future completes on the core's executor. [`worker`] is the thread,
-//! [`store`] what it does to fjall, and the keys and values it keeps there, [`shelf`] the files beside it, [`space`] whether the disk is full.
+//! [`store`] what it does to fjall, and the keys and values it keeps there, [`stage`] where a large checkpoint waits,
+//! [`shelf`] the files of bodies beside it, [`space`] whether the disk is full.
 //!
 //! ```text
 //!   core                                 storage thread
@@ -16,6 +17,7 @@
 
 mod shelf;
 mod space;
+mod stage;
 mod store;
 mod worker;
 
@@ -45,7 +47,7 @@ pub struct IndexConfig {
     pub memtable_bytes: u64,
     /// fjall's journal on disk at most, at least 64 MiB.
     pub journal_bytes_max: u64,
-    /// A checkpoint up to this size is one fjall batch; what is beyond is written twice (see [`store`]).
+    /// A checkpoint up to this size is one fjall batch; a larger one is written to a file first (see [`store`]).
     pub batch_bytes_max: usize,
     /// Runs first on the storage thread: moves it off the core of the shard that made it.
     pub on_thread_start: Option<Arc<dyn Fn() + Send + Sync>>,

@@ -6,19 +6,22 @@
 //! | `state` | `format` | version u32 LE |
 //! | | `shard` | u16 LE |
 //! | | `applied` | u64 LE: everything up to this LSN is in the index |
-//! | | `staged` | a committed checkpoint that is not wholly in its place: number u64 LE, changes u64 LE, applied u64 LE |
+//! | | `staged` | a committed checkpoint that is not wholly in its place: number u64 LE, bytes on the stage u64 LE, applied u64 LE |
 //! | `shelf` | see below | which files of bodies there are, and what of them |
-//! | `stage` | checkpoint number u64 BE, change u64 BE | space u8, 1 = set or 0 = remove u8, key bytes u16 LE, key, value |
 //!
 //! **A small checkpoint** (up to `batch_bytes_max`) is one fjall batch with `applied`, synced.
 //!
-//! **A large one** does not fit memory as one batch. Its changes go to `stage` as they come. The commit writes `staged`,
-//! synced: from then on it has happened. Then the changes are moved to their place in small batches, and `applied` is
-//! set and `staged` removed, synced. After a crash in between, the move is done again from the start when the index is
-//! opened; changes are absolute, so that is the same.
+//! **A large one** does not fit memory as one batch. Its changes go to the [`stage`](super::stage), a file, as they come.
+//! The commit syncs it and writes `staged`, synced: from then on it has happened. Then the changes are moved to their
+//! place in small batches, and `applied` is set and `staged` removed, synced. After a crash in between, the move is done
+//! again from the start when the index is opened; changes are absolute, so that is the same.
 //!
 //! **Bodies** (see [`Space::Bodies`]) mostly go to files of their own, which [`shelf`](super::shelf) describes; what they
 //! change in the database is in the batch that makes the checkpoint happen.
+//!
+//! **Version 1** had all bodies in their keyspace, and the stage in a keyspace `stage`: key checkpoint number u64 BE, change u64 BE; value space u8, 1 = set
+//! or 0 = remove u8, key bytes u16 LE, key, value; `staged` had the number of changes where bytes are now. An index of that
+//! version is brought to this one when it is opened.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -27,14 +30,16 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistM
 use flowmesh_model::{IndexWrite, Lsn, ShardId, Space};
 
 use super::shelf::{Reader, Shelf};
+use super::stage::{Stage, Staged, StagedChange, read_change};
 use super::worker::failed;
 use super::{Chunk, IndexConfig, IndexError};
 use crate::pages::Fields;
 
 /// The format this server writes, and the newest it reads. Grows with every change an older server would misread.
 const VERSION: u32 = 2;
-/// Without files of bodies; what it has is read as it is.
-const VERSION_WITHOUT_FILES: u32 = 1;
+
+/// The last version with a keyspace for a stage, and without files of bodies; what it has of those is read as it is.
+const VERSION_STAGE_KEYSPACE: u32 = 1;
 
 /// Bytes moved from the stage in one batch.
 const MOVE_BYTES: usize = 2 * 1024 * 1024;
@@ -49,19 +54,17 @@ pub(super) struct Store {
     database: Database,
     spaces: [Keyspace; 5],
     state: Keyspace,
-    stage: Keyspace,
+    stage: Stage,
     shelf: Shelf,
     batch_bytes_max: usize,
     pending: Pending,
 }
 
-/// The checkpoint in progress.
+/// What of the checkpoint in progress is not on the stage.
 #[derive(Default)]
 struct Pending {
     writes: Vec<IndexWrite>,
     bytes: usize,
-    /// Its number and how many changes are on the stage, if any are.
-    staged: Option<(u64, u64)>,
 }
 
 /// A database, and up to where it holds everything.
@@ -88,13 +91,12 @@ impl Store {
         let options = || KeyspaceCreateOptions::default().max_memtable_size(config.memtable_bytes);
         let [meta, jobs, keys, groups, bodies] =
             Space::ALL.map(|space| database.keyspace(space.as_str(), options));
-        let (state, stage) = (database.keyspace("state", options)?, database.keyspace("stage", options)?);
         let shelf = Shelf::open(&config.dir, config.shard, database.keyspace("shelf", options)?)?;
         Ok(Self {
             shelf,
             spaces: [meta?, jobs?, keys?, groups?, bodies?],
-            state,
-            stage,
+            state: database.keyspace("state", options)?,
+            stage: Stage::new(config.dir.with_extension("stage")),
             database,
             batch_bytes_max: config.batch_bytes_max,
             pending: Pending::default(),
@@ -107,9 +109,7 @@ impl Store {
             return self.mark(VERSION, config.shard).map_err(failed);
         };
         let version = Fields(&format).u32();
-        if version == VERSION_WITHOUT_FILES {
-            self.mark(VERSION, config.shard).map_err(failed)?;
-        } else if version != VERSION {
+        if version > VERSION {
             return Err(IndexError::NewerFormat {
                 shard: config.shard,
                 dir: config.dir.clone(),
@@ -122,8 +122,30 @@ impl Store {
             Some(found) if found != config.shard => {
                 Err(IndexError::WrongShard { shard: config.shard, dir: config.dir.clone(), found })
             }
+            _ if version == VERSION_STAGE_KEYSPACE => self.leave_stage_keyspace().map_err(failed),
             _ => Ok(()),
         }
+    }
+
+    /// Brings an index of the version with a keyspace for a stage to this version.
+    fn leave_stage_keyspace(&self) -> fjall::Result<()> {
+        let stage = self.database.keyspace("stage", KeyspaceCreateOptions::default)?;
+        if let Some(staged) = self.state.get(STAGED_KEY)? {
+            let mut read = Fields(&staged);
+            let (number, changes, applied) = (read.u64(), read.u64(), Lsn(read.u64()));
+            let mut moving = Moving::new(self);
+            for entry in stage.prefix(number.to_be_bytes()) {
+                moving.put(read_change(&entry.value()?).ok_or(fjall::Error::Unrecoverable)?)?;
+            }
+            if moving.changes != changes {
+                return Err(fjall::Error::Unrecoverable);
+            }
+            moving.finish(applied)?;
+        }
+        let mut batch = self.durable_batch();
+        batch.insert(&self.state, FORMAT_KEY, VERSION.to_le_bytes());
+        batch.commit()?;
+        self.database.delete_keyspace(stage)
     }
 
     fn mark(&self, version: u32, shard: ShardId) -> fjall::Result<()> {
@@ -137,9 +159,9 @@ impl Store {
     fn recover(&mut self) -> fjall::Result<Lsn> {
         if let Some(staged) = self.state.get(STAGED_KEY)? {
             let mut read = Fields(&staged);
-            let (number, changes, applied) = (read.u64(), read.u64(), Lsn(read.u64()));
-            self.move_staged(number, changes, applied)?;
-        } else if !self.stage.is_empty()? {
+            let staged = Staged { number: read.u64(), bytes: read.u64() };
+            self.move_staged(staged, Lsn(read.u64()))?;
+        } else {
             self.stage.clear()?;
         }
         Ok(Lsn(self.state.get(APPLIED_KEY)?.map_or(0, |applied| Fields(&applied).u64())))
@@ -178,6 +200,7 @@ impl Store {
     /// Forgets a checkpoint that was not committed.
     pub fn begin(&mut self) -> fjall::Result<()> {
         self.pending = Pending::default();
+        self.stage.abandon();
         Ok(self.shelf.begin()?)
     }
 
@@ -204,30 +227,28 @@ impl Store {
         for write in self.shelf.finish()? {
             self.push(write);
         }
-        if self.pending.staged.is_some() {
+        if self.stage.is_used() {
             self.spill()?;
+            let staged = self.stage.finish()?;
+            self.mark_staged(staged, applied)?;
+            self.shelf.committed()?;
+            return self.move_staged(staged, applied);
         }
-        let pending = std::mem::take(&mut self.pending);
-        let Some((number, changes)) = pending.staged else {
-            let mut batch = self.durable_batch();
-            for write in pending.writes {
-                put(&mut batch, self.space(write.space), &write.key, write.value.as_deref());
-            }
-            self.shelf.put(&mut batch);
-            batch.insert(&self.state, APPLIED_KEY, applied.0.to_le_bytes());
-            batch.commit()?;
-            return Ok(self.shelf.committed()?);
-        };
-        self.mark_staged(number, changes, applied)?;
-        self.shelf.committed()?;
-        self.move_staged(number, changes, applied)
+        let mut batch = self.durable_batch();
+        for write in std::mem::take(&mut self.pending).writes {
+            put(&mut batch, self.space(write.space), &write.key, write.value.as_deref());
+        }
+        self.shelf.put(&mut batch);
+        batch.insert(&self.state, APPLIED_KEY, applied.0.to_le_bytes());
+        batch.commit()?;
+        Ok(self.shelf.committed()?)
     }
 
     /// The moment a large checkpoint happens.
-    fn mark_staged(&mut self, number: u64, changes: u64, applied: Lsn) -> fjall::Result<()> {
+    fn mark_staged(&mut self, staged: Staged, applied: Lsn) -> fjall::Result<()> {
         let mut marker = Vec::with_capacity(24);
-        marker.put_u64_le(number);
-        marker.put_u64_le(changes);
+        marker.put_u64_le(staged.number);
+        marker.put_u64_le(staged.bytes);
         marker.put_u64_le(applied.0);
         let mut batch = self.durable_batch();
         self.shelf.put(&mut batch);
@@ -237,48 +258,16 @@ impl Store {
 
     /// Writes what is pending to the stage.
     fn spill(&mut self) -> fjall::Result<()> {
-        if self.pending.staged.is_none() && !self.stage.is_empty()? {
-            self.stage.clear()?;
-        }
-        let (number, mut change) = self.pending.staged.unwrap_or_else(|| (new_number(), 0));
-        let mut batch = self.database.batch();
-        for write in std::mem::take(&mut self.pending.writes) {
-            batch.insert(&self.stage, stage_key(number, change).as_slice(), stage_value(&write));
-            change += 1;
-        }
-        batch.commit()?;
-        self.pending.bytes = 0;
-        self.pending.staged = Some((number, change));
-        Ok(())
+        let pending = std::mem::take(&mut self.pending);
+        Ok(self.stage.add(new_number, &pending.writes)?)
     }
 
     /// Moves a committed checkpoint from the stage to its place.
-    fn move_staged(&self, number: u64, changes: u64, applied: Lsn) -> fjall::Result<()> {
-        let mut moved = 0;
-        let mut bytes = 0;
-        let mut batch = self.database.batch();
-        for entry in self.stage.prefix(number.to_be_bytes()) {
-            let change = entry.value()?;
-            let Some((space, key, value)) = read_stage_value(&change) else {
-                return Err(fjall::Error::Unrecoverable);
-            };
-            put(&mut batch, self.space(space), key, value);
-            moved += 1;
-            bytes += change.len();
-            if bytes >= MOVE_BYTES {
-                batch.commit()?;
-                batch = self.database.batch();
-                bytes = 0;
-            }
-        }
-        if moved != changes {
-            return Err(fjall::Error::Unrecoverable);
-        }
-        let mut batch = batch.durability(Some(PersistMode::SyncAll));
-        batch.insert(&self.state, APPLIED_KEY, applied.0.to_le_bytes());
-        batch.remove(&self.state, STAGED_KEY);
-        batch.commit()?;
-        self.stage.clear()
+    fn move_staged(&mut self, staged: Staged, applied: Lsn) -> fjall::Result<()> {
+        let mut moving = Moving::new(self);
+        self.stage.read(staged, |change| moving.put(change))?;
+        moving.finish(applied)?;
+        Ok(self.stage.clear()?)
     }
 
     fn space(&self, space: Space) -> &Keyspace {
@@ -334,36 +323,42 @@ fn new_number() -> u64 {
     u64::try_from(since_epoch.as_nanos()).unwrap_or_default()
 }
 
-fn stage_key(number: u64, change: u64) -> Vec<u8> {
-    [number.to_be_bytes(), change.to_be_bytes()].concat()
+/// Changes on their way from a stage to their place.
+struct Moving<'a> {
+    store: &'a Store,
+    batch: OwnedWriteBatch,
+    bytes: usize,
+    changes: u64,
 }
 
-fn stage_value(write: &IndexWrite) -> Vec<u8> {
-    let value = write.value.as_deref();
-    let mut out = Vec::with_capacity(4 + write.key.len() + value.map_or(0, <[u8]>::len));
-    out.put_u8(write.space as u8);
-    out.put_u8(u8::from(value.is_some()));
-    out.put_u16_le(write.key.len() as u16);
-    out.put_slice(&write.key);
-    out.put_slice(value.unwrap_or_default());
-    out
-}
+impl<'a> Moving<'a> {
+    fn new(store: &'a Store) -> Self {
+        Self { store, batch: store.database.batch(), bytes: 0, changes: 0 }
+    }
 
-/// A change on the stage: where, the key, the value or none.
-type StagedChange<'a> = (Space, &'a [u8], Option<&'a [u8]>);
+    fn put(&mut self, (space, key, value): StagedChange<'_>) -> fjall::Result<()> {
+        put(&mut self.batch, self.store.space(space), key, value);
+        self.changes += 1;
+        self.bytes += key.len() + value.map_or(0, <[u8]>::len);
+        if self.bytes < MOVE_BYTES {
+            return Ok(());
+        }
+        self.bytes = 0;
+        std::mem::replace(&mut self.batch, self.store.database.batch()).commit()
+    }
 
-fn read_stage_value(bytes: &[u8]) -> Option<StagedChange<'_>> {
-    let (&[space, is_set], rest) = bytes.split_first_chunk::<2>()?;
-    let (&key_len, rest) = rest.split_first_chunk::<2>()?;
-    let (key, value) = rest.split_at_checked(usize::from(u16::from_le_bytes(key_len)))?;
-    let space = *Space::ALL.get(usize::from(space))?;
-    Some((space, key, (is_set == 1).then_some(value)))
+    /// All of it is in its place.
+    fn finish(self, applied: Lsn) -> fjall::Result<()> {
+        let mut batch = self.batch.durability(Some(PersistMode::SyncAll));
+        batch.insert(&self.store.state, APPLIED_KEY, applied.0.to_le_bytes());
+        batch.remove(&self.store.state, STAGED_KEY);
+        batch.commit()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn changes(count: u32) -> Vec<IndexWrite> {
         let change = |n: u32| IndexWrite {
@@ -382,24 +377,22 @@ mod tests {
     fn a_large_checkpoint_that_was_committed_is_finished_at_the_next_opening() {
         let dir = tempfile::tempdir().unwrap();
         let config = IndexConfig { batch_bytes_max: 10_000, ..IndexConfig::new(dir.path(), ShardId(0)) };
+        let on_stage = || std::fs::metadata(dir.path().join("index.stage")).unwrap().len();
         let Opened { mut store, .. } = Store::open(&config).unwrap();
         store.add(changes(1000)).unwrap();
-        let (number, count) = store.pending.staged.unwrap();
-        assert_eq!((count, entries(&store)), (1000, 0));
+        assert!(store.stage.is_used() && entries(&store) == 0 && on_stage() > 10_000);
         // Not committed: it is gone.
         drop(store);
         let Opened { mut store, applied } = Store::open(&config).unwrap();
-        assert_eq!((applied, entries(&store)), (Lsn(0), 0));
-        assert!(store.stage.is_empty().unwrap());
+        assert_eq!((applied, entries(&store), on_stage()), (Lsn(0), 0, 0));
         // Committed, and cut off before it was moved.
         store.add(changes(1000)).unwrap();
-        let (next_number, count) = store.pending.staged.unwrap();
-        assert!(next_number > number);
-        store.mark_staged(next_number, count, Lsn(6)).unwrap();
+        let staged = store.stage.finish().unwrap();
+        store.mark_staged(staged, Lsn(6)).unwrap();
         drop(store);
         let Opened { store, applied } = Store::open(&config).unwrap();
-        assert_eq!((applied, entries(&store)), (Lsn(6), 900));
-        assert!(store.stage.is_empty().unwrap() && store.state.get(STAGED_KEY).unwrap().is_none());
+        assert_eq!((applied, entries(&store), on_stage()), (Lsn(6), 900, 0));
+        assert!(store.state.get(STAGED_KEY).unwrap().is_none());
         // And so it stays.
         drop(store);
         let Opened { store, applied } = Store::open(&config).unwrap();
@@ -456,8 +449,8 @@ mod tests {
         store.add(bodies(2000..4000)).unwrap();
         store.add(gone().collect()).unwrap();
         assert!(store.shelf.finish().unwrap().is_empty());
-        let (number, count) = store.pending.staged.unwrap();
-        store.mark_staged(number, count, Lsn(2)).unwrap();
+        let staged = store.stage.finish().unwrap();
+        store.mark_staged(staged, Lsn(2)).unwrap();
         drop(store);
         for _ in 0..2 {
             let Opened { store, applied } = Store::open(&config).unwrap();
@@ -473,7 +466,7 @@ mod tests {
         // As the version before wrote it.
         bodies(1..2000).into_iter().for_each(|write| store.push(write));
         store.commit(Lsn(1)).unwrap();
-        store.mark(VERSION_WITHOUT_FILES, ShardId(0)).unwrap();
+        store.mark(VERSION_STAGE_KEYSPACE, ShardId(0)).unwrap();
         drop(store);
         let Opened { mut store, .. } = Store::open(&config).unwrap();
         assert_eq!(there(&store, 1..2000), 1999);
@@ -490,17 +483,53 @@ mod tests {
         assert!(matches!(newer, IndexError::NewerFormat { .. }), "{newer}");
     }
 
-    proptest! {
-        #[test]
-        fn staged_changes_round_trip(which in 0usize..5, key: Vec<u8>, value: Option<Vec<u8>>) {
-            let write = IndexWrite { space: Space::ALL[which], key: key.clone().into(), value: value.clone().map(Bytes::from) };
-            let bytes = stage_value(&write);
-            prop_assert_eq!(read_stage_value(&bytes), Some((Space::ALL[which], &key[..], value.as_deref())));
-        }
+    #[test]
+    fn a_committed_checkpoint_on_a_damaged_stage_is_refused_with_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = IndexConfig { batch_bytes_max: 10_000, ..IndexConfig::new(dir.path(), ShardId(0)) };
+        let Opened { mut store, .. } = Store::open(&config).unwrap();
+        store.add(changes(1000)).unwrap();
+        let staged = store.stage.finish().unwrap();
+        store.mark_staged(staged, Lsn(6)).unwrap();
+        drop(store);
+        let path = dir.path().join("index.stage");
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let refused = Store::open(&config).err().unwrap().to_string();
+        assert!(refused.contains("index.stage is damaged in the frame at byte 0"), "{refused}");
+    }
 
-        #[test]
-        fn noise_on_the_stage_never_panics(noise: Vec<u8>) {
-            let _ = read_stage_value(&noise);
+    #[test]
+    fn an_index_with_a_stage_of_version_1_is_finished_and_goes_on() {
+        for committed in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let config = IndexConfig::new(dir.path(), ShardId(0));
+            let Opened { store, .. } = Store::open(&config).unwrap();
+            let stage = store.database.keyspace("stage", KeyspaceCreateOptions::default).unwrap();
+            let mut batch = store.durable_batch();
+            for (n, write) in (0u64..).zip(changes(20)) {
+                let key = [7u64.to_be_bytes(), n.to_be_bytes()].concat();
+                let is_set = u8::from(write.value.is_some());
+                let mut change = vec![write.space as u8, is_set, write.key.len() as u8, 0];
+                change.extend_from_slice(&write.key);
+                change.extend_from_slice(write.value.as_deref().unwrap_or_default());
+                batch.insert(&stage, key, change);
+            }
+            if committed {
+                let marker = [7u64.to_le_bytes(), 20u64.to_le_bytes(), 6u64.to_le_bytes()].concat();
+                batch.insert(&store.state, STAGED_KEY, marker);
+            }
+            batch.insert(&store.state, FORMAT_KEY, 1u32.to_le_bytes());
+            batch.commit().unwrap();
+            drop((stage, store));
+            for _ in 0..2 {
+                let Opened { store, applied } = Store::open(&config).unwrap();
+                let expected = if committed { (Lsn(6), 18) } else { (Lsn(0), 0) };
+                assert_eq!((applied, entries(&store)), expected);
+                assert!(!store.database.keyspace_exists("stage"));
+                assert_eq!(Fields(&store.state.get(FORMAT_KEY).unwrap().unwrap()).u32(), VERSION);
+            }
         }
     }
 }

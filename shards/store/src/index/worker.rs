@@ -65,7 +65,13 @@ pub(super) fn run(config: IndexConfig, ops: &mpsc::Receiver<Op>, bodies: OpenBod
         Ok(Opened { store, applied }) => {
             *lock(&bodies) = Some(store.bodies());
             drop(opened.send(Ok(applied)));
-            Worker { config, committed: applied, checkpoint: None, database: Database::Open(store), bodies }
+            Worker {
+                config,
+                committed: applied,
+                checkpoint: None,
+                database: Database::Open(Box::new(store)),
+                bodies,
+            }
         }
         Err(error) => {
             drop(opened.send(Err(error)));
@@ -77,7 +83,7 @@ pub(super) fn run(config: IndexConfig, ops: &mpsc::Receiver<Op>, bodies: OpenBod
 
 /// Whether the database can be used.
 enum Database {
-    Open(Store),
+    Open(Box<Store>),
     /// Closed after a failure that may pass; the next checkpoint opens it again.
     Reopen,
     /// Closed after a failure that nothing is known about.
@@ -210,7 +216,7 @@ impl Worker {
             });
         }
         *lock(&self.bodies) = Some(store.bodies());
-        self.database = Database::Open(store);
+        self.database = Database::Open(Box::new(store));
         Ok(())
     }
 }
@@ -245,7 +251,13 @@ mod tests {
         let config = IndexConfig::new(dir, ShardId(0));
         let Opened { store, applied } = Store::open(&config).unwrap();
         let bodies = OpenBodies::default();
-        Worker { config, committed: applied, checkpoint: None, database: Database::Open(store), bodies }
+        Worker {
+            config,
+            committed: applied,
+            checkpoint: None,
+            database: Database::Open(Box::new(store)),
+            bodies,
+        }
     }
 
     /// A checkpoint of one key, all of it.

@@ -1,4 +1,5 @@
-//! Appending runs: gathered to blocks, a file after the other, durable after [`StreamFiles::sync`].
+//! Appending runs: gathered to blocks, a file after the other, durable after [`StreamFiles::sync`]. Of partitions with few
+//! records a block each, many partitions at once, and then one sync of all there is.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -14,8 +15,9 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use super::error::SegmentError;
 use super::files::{DirtyFile, Inner, NOWHERE, Partition, SparseIndex, StreamFiles, io_error};
 use super::format::{BLOCK_HEADER_BYTES, BlockHeader, FILE_HEADER_BYTES, FileHeader, put_run, run_bytes};
+use super::names::file_name;
 use super::open::OpenFile;
-use crate::disk::{ALIGN, Disk, DiskFile};
+use crate::disk::{ALIGN, Disk, DiskFile, FileWrite, Pages, Presence};
 use crate::pages::round_up;
 
 /// Blocks that are on their way to the disk together: a write waits for its turn on a busy core, not for the disk.
@@ -56,21 +58,44 @@ impl<D: Disk> StreamFiles<D> {
         new_file: bool,
     ) -> Result<(), SegmentError> {
         let Some(first) = runs.first() else { return Ok(()) };
-        let next = self.next_offset(at);
-        if first.base > next && !new_file {
-            return Err(self.inner.missing(at, next));
-        }
-        if first.base < next {
-            self.inner.go_back(at, first.base);
-        }
-        if new_file {
-            self.inner.make_ready_to_begin(at, first.base).await?;
-        } else {
-            self.inner.make_ready(at).await?;
-        }
+        self.make_place(at, first.base, new_file).await?;
         let appended = self.inner.append_blocks(at, runs, new_file).await;
         if appended.is_err() {
             self.inner.go_back(at, first.base);
+        }
+        appended
+    }
+
+    /// Cuts a partition's files to where an append begins.
+    async fn make_place(&self, at: PartitionRef, first: Offset, new_file: bool) -> Result<(), SegmentError> {
+        let next = self.next_offset(at);
+        if first > next && !new_file {
+            return Err(self.inner.missing(at, next));
+        }
+        if first < next {
+            self.inner.go_back(at, first);
+        }
+        if new_file {
+            self.inner.make_ready_to_begin(at, first).await
+        } else {
+            self.inner.make_ready(at).await
+        }
+    }
+
+    /// As [`StreamFiles::append`] or [`StreamFiles::append_segment`] for each of some partitions, one block each: of very
+    /// many partitions with a few records each it is the files that cost, not the records. One append at a time for a
+    /// partition.
+    ///
+    /// # Errors
+    /// [`SegmentError`] of one of them; nothing of any of them counts.
+    pub async fn append_few(&self, appends: Vec<FewRecords>) -> Result<(), SegmentError> {
+        let firsts = appends.iter().filter_map(|few| Some((few.at, few.runs.first()?.base, few.new_file)));
+        let firsts: Vec<_> = firsts.collect();
+        let places = firsts.iter().map(|&(at, first, new_file)| self.make_place(at, first, new_file));
+        stream::iter(places).buffer_unordered(SYNCS_AT_ONCE).try_collect::<()>().await?;
+        let appended = self.inner.write_few(appends).await;
+        if appended.is_err() {
+            firsts.iter().for_each(|&(at, first, _)| self.inner.go_back(at, first));
         }
         appended
     }
@@ -82,6 +107,25 @@ impl<D: Disk> StreamFiles<D> {
     pub async fn sync(&self) -> Result<(), SegmentError> {
         self.inner.sync_all().await
     }
+}
+
+/// The records of a partition that has few, to be appended with those of others.
+#[derive(Clone, Debug)]
+pub struct FewRecords {
+    /// The partition.
+    pub at: PartitionRef,
+    /// In order and without a gap, no more than a block holds.
+    pub runs: Vec<RecordRun>,
+    /// Whether a segment begins with them.
+    pub new_file: bool,
+}
+
+/// Where the block of a partition goes, and what the partition is with it.
+struct FewPlace {
+    at: PartitionRef,
+    base: Offset,
+    tail: u64,
+    next: Offset,
 }
 
 /// Runs that make up one block.
@@ -149,7 +193,68 @@ impl<D: Disk> Inner<D> {
             landed = landed.and(self.land(at, written));
         }
         issued.and(landed)?;
-        if self.dirty.borrow().len() > DIRTY_MAX { self.sync_all().await } else { Ok(()) }
+        if self.dirty.borrow().len() > DIRTY_MAX { self.sync_each().await } else { Ok(()) }
+    }
+
+    async fn write_few(&self, appends: Vec<FewRecords>) -> Result<(), SegmentError> {
+        let (mut places, mut writes) = (Vec::new(), Vec::new());
+        for few in appends.iter().filter(|few| !few.runs.is_empty()) {
+            let (place, write) = self.few_write(few)?;
+            places.push(place);
+            writes.push(write);
+        }
+        self.few_unsynced.set(true);
+        if let Err((number, error)) = self.disk.write_files(writes).await {
+            let place = places.get(number);
+            let (at, base) = place.map_or((NOWHERE, Offset(0)), |place| (place.at, place.base));
+            return Err(io_error(at, "write to", &self.path(at, base), error));
+        }
+        let mut partitions = self.partitions.borrow_mut();
+        for FewPlace { at, base, tail, next } in places {
+            if let Some(Partition { files: Some(files), tail: end, next: behind, .. }) =
+                partitions.get_mut(&at)
+            {
+                files.insert(base, None);
+                (*end, *behind) = (Some(tail), next);
+            }
+        }
+        Ok(())
+    }
+
+    /// The block of a partition's few records, behind the header of a file if it begins one.
+    fn few_write(&self, few: &FewRecords) -> Result<(FewPlace, FileWrite), SegmentError> {
+        let at = few.at;
+        let (last, is_first, position, next) = {
+            let partitions = self.partitions.borrow();
+            let Some(partition) = partitions.get(&at) else { return Err(self.missing(at, Offset(0))) };
+            let last = partition.last_open_end().filter(|_| !few.new_file);
+            (last, partition.last_file().is_none(), partition.tail.unwrap_or(0), partition.next)
+        };
+        let block = take_block(&mut few.runs.as_slice(), usize::MAX);
+        let bytes = round_up(BLOCK_HEADER_BYTES + block.body_bytes);
+        let base = last.filter(|_| position + bytes as u64 <= self.config.file_bytes_max);
+        let header_bytes = if base.is_some() { 0 } else { FILE_HEADER_BYTES };
+        let position = if base.is_some() { position } else { 0 };
+        let mut pages = Pages::zeroed(header_bytes + bytes);
+        let (header, body) = pages.as_mut().split_at_mut(header_bytes);
+        if !header.is_empty() {
+            FileHeader { at, base: next, compacted: None }.encode(header);
+        }
+        let ((), end) = encode_block(body, &block, bytes, next)
+            .map(|(_, end)| ((), end))
+            .map_err(|gap| self.missing(at, gap))?;
+        let presence = match base {
+            Some(_) => Presence::There,
+            None if is_first => Presence::MissingWithDirectory,
+            None => Presence::Missing,
+        };
+        if presence == Presence::MissingWithDirectory {
+            self.new_dirs.set(true);
+        }
+        let base = base.unwrap_or(next);
+        let path = self.dir(at).join(file_name(base, None));
+        let tail = position + (header_bytes + bytes) as u64;
+        Ok((FewPlace { at, base, tail, next: end }, FileWrite { path, presence, position, pages }))
     }
 
     /// Encodes blocks and starts to write them, some at a time. Those that have not landed are left in `writing`.
@@ -286,6 +391,25 @@ impl<D: Disk> Inner<D> {
     }
 
     async fn sync_all(&self) -> Result<(), SegmentError> {
+        if !self.few_unsynced.take() {
+            return self.sync_each().await;
+        }
+        self.spares.borrow_mut().clear();
+        self.ahead.borrow_mut().clear();
+        self.dirty.borrow_mut().clear();
+        self.new_files.borrow_mut().clear();
+        let synced = self.disk.sync_below(&self.root).await;
+        synced.map_err(|error| io_error(NOWHERE, "sync", &self.root, error))?;
+        if self.new_dirs.take()
+            && let Some(above) = self.root.parent()
+        {
+            self.sync_dir(NOWHERE, above.to_path_buf()).await?;
+        }
+        Ok(())
+    }
+
+    /// Syncs each file that was written to, and each directory that has a new one.
+    async fn sync_each(&self) -> Result<(), SegmentError> {
         self.spares.borrow_mut().clear();
         self.ahead.borrow_mut().clear();
         let files = self.dirty.take().into_iter().map(|DirtyFile { at, path, file }| async move {

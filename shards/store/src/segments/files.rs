@@ -71,8 +71,10 @@ pub(super) struct Inner<D: Disk> {
     /// Partitions with files that were made and whose directory was not synced, and whether there are such directories.
     pub new_files: RefCell<BTreeSet<PartitionRef>>,
     pub new_dirs: Cell<bool>,
+    /// Whether there are files that were written to, or made, that neither `dirty` nor `new_files` names.
+    pub few_unsynced: Cell<bool>,
     /// Partitions on disk that the index did not know.
-    pub unknown: RefCell<Vec<PartitionRef>>,
+    pub unknown: RefCell<BTreeSet<PartitionRef>>,
     /// Held by whoever removes or replaces files, or looks which there are to do so.
     pub changing: Mutex<()>,
 }
@@ -172,7 +174,7 @@ impl<D: Disk> StreamFiles<D> {
         let unknown = RefCell::new(on_disk.filter(|at| !partitions.contains_key(at)).collect());
         let (partitions, dirty) = (RefCell::new(partitions), RefCell::default());
         let (open, spares, ahead) = (RefCell::default(), RefCell::default(), RefCell::default());
-        let (new_files, new_dirs) = (RefCell::default(), Cell::default());
+        let (new_files, new_dirs, few_unsynced) = (RefCell::default(), Cell::default(), Cell::default());
         let changing = Mutex::default();
         let inner = Inner {
             disk,
@@ -185,6 +187,7 @@ impl<D: Disk> StreamFiles<D> {
             dirty,
             new_files,
             new_dirs,
+            few_unsynced,
             unknown,
             changing,
         };
@@ -400,7 +403,7 @@ impl<D: Disk> Inner<D> {
     pub async fn make_ready(&self, at: PartitionRef) -> Result<(), SegmentError> {
         let next = {
             let mut partitions = self.partitions.borrow_mut();
-            let partition = partitions.entry(at).or_insert_with(|| Partition::new(Offset(0)));
+            let partition = partitions.entry(at).or_insert_with(|| self.new_partition(at, Offset(0)));
             if partition.tail.is_some() {
                 return Ok(());
             }
@@ -423,6 +426,14 @@ impl<D: Disk> Inner<D> {
         Ok(())
     }
 
+    /// A partition that the index did not know. If the disk had nothing of it when it was opened, there is nothing to list.
+    fn new_partition(&self, at: PartitionRef, next: Offset) -> Partition {
+        if self.unknown.borrow().contains(&at) {
+            return Partition::new(next);
+        }
+        Partition { files: Some(Files::new()), tail: Some(0), ..Partition::new(next) }
+    }
+
     /// Looks which files there are now, and removes those that begin at `next` or behind, or are replaced; only for who
     /// holds `changing`.
     async fn list_again(&self, at: PartitionRef, next: Offset) -> Result<Files, SegmentError> {
@@ -433,6 +444,8 @@ impl<D: Disk> Inner<D> {
         }
         self.remove_stale(at).await?;
         if !files.is_empty() || !behind.is_empty() {
+            // A process that was killed may have made the directory, and not come to sync the one above.
+            self.new_dirs.set(true);
             self.remove_files(at, behind).await?;
         }
         Ok(files)
@@ -442,7 +455,7 @@ impl<D: Disk> Inner<D> {
     pub async fn make_ready_to_begin(&self, at: PartitionRef, base: Offset) -> Result<(), SegmentError> {
         let is_ready = {
             let mut partitions = self.partitions.borrow_mut();
-            let partition = partitions.entry(at).or_insert_with(|| Partition::new(base));
+            let partition = partitions.entry(at).or_insert_with(|| self.new_partition(at, base));
             partition.next = partition.next.max(base);
             partition.tail.is_some()
         };

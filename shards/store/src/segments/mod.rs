@@ -29,6 +29,7 @@ mod open;
 mod read;
 mod sorted;
 
+pub use append::FewRecords;
 pub use compact::{Compaction, CompactionError, CompactionStats, GivenUp, Pace};
 pub use error::{SegmentDamage, SegmentError};
 pub use files::{StreamFiles, StreamFilesConfig};

@@ -3,6 +3,7 @@
 use flowmesh_model::compression::Codec;
 use flowmesh_model::job::Backoff;
 use flowmesh_model::settings::{Rate, WhenFull};
+use flowmesh_model::transfer::target_path;
 use flowmesh_model::{
     Assignor, Durability, GroupSettings, Kind, KvSettings, QueueSettings, Reject, ResourceInfo, ResourcePath,
     Settings, StreamSettings,
@@ -107,6 +108,8 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
             dead_retention_ms: changed(changes.dead_retention_ms, base.dead_retention_ms),
             done_retention_ms: changed(changes.done_retention_ms, base.done_retention_ms),
             result_retention_ms: changes.result_retention_ms.unwrap_or(base.result_retention_ms),
+            dead_letters_to: dead_letters_to(changes.dead_letters_to, base.dead_letters_to)?,
+            sandbox: changes.sandbox.unwrap_or(base.sandbox),
             durability: durability(changes.durability, base.durability)?,
         })),
         (Settings::Kv(base), Some(Message::Kv(changes))) => Ok(Settings::Kv(KvSettings {
@@ -137,6 +140,15 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
 /// A setting that may be absent: 0 takes it back.
 fn changed<T: Default + PartialEq>(change: Option<T>, base: Option<T>) -> Option<T> {
     change.map_or(base, |value| Some(value).filter(|value| *value != T::default()))
+}
+
+/// Where dead letters go, by its full path; nothing takes it back.
+fn dead_letters_to(change: Option<String>, base: Option<String>) -> Result<Option<String>, Reject> {
+    match change {
+        None => Ok(base),
+        Some(none) if none.is_empty() => Ok(None),
+        Some(name) => Ok(Some(target_path(&name)?.to_string())),
+    }
 }
 
 fn compression(number: Option<i32>, base: Option<Codec>) -> Result<Option<Codec>, Reject> {
@@ -267,6 +279,8 @@ fn to_message(settings: &Settings) -> v1::Settings {
             dead_retention_ms: queue.dead_retention_ms,
             done_retention_ms: queue.done_retention_ms,
             result_retention_ms: Some(queue.result_retention_ms),
+            dead_letters_to: queue.dead_letters_to.clone(),
+            sandbox: Some(queue.sandbox),
             durability,
         }),
         Settings::Kv(kv) => Message::Kv(v1::KvSettings { default_ttl_ms: kv.default_ttl_ms, durability }),

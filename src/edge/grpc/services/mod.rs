@@ -27,6 +27,7 @@ mod stream;
 mod subscribe;
 mod unpack;
 mod work;
+mod worker;
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -76,6 +77,8 @@ pub fn unary<B: Backend>(
         Method::QueueChange => queue::manage::change(edge, message, responder),
         Method::QueueRedrive => queue::manage::redrive(edge, message, responder),
         Method::QueuePurge => queue::manage::purge(edge, message, responder),
+        Method::QueueReplay => queue::transfer::replay(edge, message, responder),
+        Method::QueueOutbox => queue::transfer::outbox(edge, message, responder),
         Method::QueuePause => queue::manage::pause(edge, true, message, responder),
         Method::QueueResume => queue::manage::pause(edge, false, message, responder),
         Method::QueueGet => queue::look::get(edge, message, responder),
@@ -104,6 +107,7 @@ pub fn unary<B: Backend>(
         Method::ReplayList => replay::list(edge, message, responder),
         Method::ReplayDelete => replay::delete(edge, message, responder),
         Method::ScheduleCreate => schedule::create(edge, message, responder),
+        Method::ScheduleUpdate => schedule::update(edge, message, responder),
         Method::ScheduleList => schedule::list(edge, message, responder),
         Method::ScheduleDescribe => schedule::describe(edge, message, responder),
         Method::SchedulePause => schedule::pause(edge, message, responder),
@@ -111,6 +115,13 @@ pub fn unary<B: Backend>(
         Method::ScheduleNext => schedule::next(edge, message, responder),
         Method::ScheduleRunNow => schedule::run_now(edge, message, responder),
         Method::ScheduleDelete => schedule::delete(edge, message, responder),
+        Method::WorkerRegister => worker::register(edge, message, responder),
+        Method::WorkerHeartbeat => worker::heartbeat(edge, message, responder),
+        Method::WorkerLeave => worker::leave(edge, message, responder),
+        Method::WorkerList => worker::list(edge, message, responder),
+        Method::WorkerDescribe => worker::describe(edge, message, responder),
+        Method::WorkerStop => worker::stop(edge, message, responder),
+        Method::WorkerForget => worker::forget(edge, message, responder),
         Method::AdminCreateResource => admin::create(edge, message, responder),
         Method::AdminUpdateResource => admin::update(edge, message, responder),
         Method::AdminDescribeResource => admin::describe(edge, message, responder),

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use flowmesh_model::group::Name;
 use flowmesh_model::limits::SCHEDULE_LIST_BYTES_MAX;
-use flowmesh_model::schedule::{MissedPolicy, ScheduleSpec, ScheduleState, ScheduleStatus, Timing};
+use flowmesh_model::schedule::{
+    MissedPolicy, ScheduleChanges, ScheduleSpec, ScheduleState, ScheduleStatus, Timing,
+};
 use flowmesh_model::settings::within;
 use flowmesh_model::{
     Command, JobId, Kind, Millis, QueueCommand, Reject, Reply, ResourceInfo, ScheduleCommand, ScheduleReply,
@@ -14,6 +16,7 @@ use flowmesh_model::{
 use flowmesh_proto::v1;
 use flowmesh_proto::v1::create_schedule_request::Timing as NewTiming;
 use flowmesh_proto::v1::schedule_info::Timing as TimingMessage;
+use flowmesh_proto::v1::update_schedule_request::Timing as ChangedTiming;
 use prost::Message;
 
 use super::admin::{PAGE_DEFAULT, PAGE_MAX, page};
@@ -46,11 +49,7 @@ pub fn create<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Respond
 }
 
 fn create_command(request: v1::CreateScheduleRequest) -> Result<ScheduleCommand, Reject> {
-    let missed = match request.missed() {
-        v1::MissedPolicy::Skip => MissedPolicy::Skip,
-        v1::MissedPolicy::Unspecified | v1::MissedPolicy::Once => MissedPolicy::Once,
-        v1::MissedPolicy::All => MissedPolicy::All,
-    };
+    let missed = missed(request.missed()).unwrap_or_default();
     let timing = match request.timing {
         Some(NewTiming::Cron(expression)) => {
             Timing::Cron { expression: expression.into(), time_zone: request.time_zone.into() }
@@ -61,6 +60,43 @@ fn create_command(request: v1::CreateScheduleRequest) -> Result<ScheduleCommand,
     let job = new_job(&request.job.unwrap_or_default())?;
     let spec = ScheduleSpec { timing, end: request.end_ms.map(Millis), missed, job };
     Ok(ScheduleCommand::Create { name: request.name.into(), spec, paused: request.paused })
+}
+
+/// What was said of missed times, if anything was.
+fn missed(policy: v1::MissedPolicy) -> Option<MissedPolicy> {
+    match policy {
+        v1::MissedPolicy::Unspecified => None,
+        v1::MissedPolicy::Skip => Some(MissedPolicy::Skip),
+        v1::MissedPolicy::Once => Some(MissedPolicy::Once),
+        v1::MissedPolicy::All => Some(MissedPolicy::All),
+    }
+}
+
+/// `Schedule.Update`
+pub fn update<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder) -> Option<CallFuture> {
+    let request: v1::UpdateScheduleRequest = attempt!(responder, decode(message));
+    let info = attempt!(responder, existing(edge, &request.queue));
+    let command = attempt!(responder, update_command(request));
+    answer_status(edge, &info, command, responder);
+    None
+}
+
+fn update_command(request: v1::UpdateScheduleRequest) -> Result<ScheduleCommand, Reject> {
+    let missed = missed(request.missed());
+    let (cron, at) = match request.timing {
+        Some(ChangedTiming::Cron(expression)) => (Some(expression.into()), None),
+        Some(ChangedTiming::AtMs(ms)) => (None, Some(Millis(ms))),
+        None => (None, None),
+    };
+    let changes = ScheduleChanges {
+        cron,
+        at,
+        time_zone: Some(request.time_zone).filter(|zone| !zone.is_empty()).map(Name::from),
+        end: request.end_ms.map(|ms| Some(Millis(ms)).filter(|_| ms > 0)),
+        missed,
+        job: request.job.as_ref().map(new_job).transpose()?,
+    };
+    Ok(ScheduleCommand::Update { name: request.name.into(), changes: Box::new(changes) })
 }
 
 /// `Schedule.Describe`
@@ -87,13 +123,23 @@ fn act<B: Backend>(
 ) -> Option<CallFuture> {
     let request: v1::ScheduleRequest = attempt!(responder, decode(message));
     let info = attempt!(responder, existing(edge, &request.queue));
+    answer_status(edge, &info, command(request.name.into()), responder);
+    None
+}
+
+/// Carries a command out and answers with the schedule as it is then.
+fn answer_status<B: Backend>(
+    edge: &Edge<B>,
+    info: &ResourceInfo,
+    command: ScheduleCommand,
+    responder: Responder,
+) {
     let queue = info.path.to_string();
-    ask(edge, &info, command(request.name.into()), responder, move |reply, out| {
+    ask(edge, info, command, responder, move |reply, out| {
         let ScheduleReply::Status(status, _) = reply else { return Err(wrong_reply()) };
         put(out, &schedule_message(queue, *status));
         Ok(())
     });
-    None
 }
 
 /// `Schedule.Delete`
@@ -166,6 +212,8 @@ struct Queues {
     after: Option<Name>,
     /// Where there may be more queues; empty: there are none.
     rest: String,
+    /// Whether it is about all queues: one that is deleted meanwhile is left out.
+    all: bool,
 }
 
 /// The queues from a page's token on: `QUEUE` stands for those after it, `QUEUE NAME` for the rest of it and those after it.
@@ -175,7 +223,8 @@ fn queues<B: Backend>(edge: &Edge<B>, request: &v1::ListSchedulesRequest) -> Res
         None => (request.page_token.as_str(), None),
     };
     if !request.queue.is_empty() {
-        return Ok(Queues { infos: vec![existing(edge, &request.queue)?], after, rest: String::new() });
+        let infos = vec![existing(edge, &request.queue)?];
+        return Ok(Queues { infos, after, rest: String::new(), all: false });
     }
     let page = page(
         edge,
@@ -190,7 +239,12 @@ fn queues<B: Backend>(edge: &Edge<B>, request: &v1::ListSchedulesRequest) -> Res
     let begun = after.as_ref().and_then(|_| find(token));
     let after = after.filter(|_| begun.is_some());
     let queues = page.resources.iter().filter_map(|resource| find(&resource.path));
-    Ok(Queues { infos: begun.into_iter().chain(queues).collect(), after, rest: page.next_page_token })
+    Ok(Queues {
+        infos: begun.into_iter().chain(queues).collect(),
+        after,
+        rest: page.next_page_token,
+        all: true,
+    })
 }
 
 impl Queues {
@@ -207,9 +261,11 @@ impl Queues {
             let schedules_max = u32::try_from(left).unwrap_or(u32::MAX);
             let list = ScheduleCommand::List { after: self.after.take(), schedules_max };
             let command = Command::Queue(info.id, QueueCommand::Schedule(list));
-            let reply = edge.backend.call(queue_shard(edge, info), command).await?;
-            let Reply::Schedule(ScheduleReply::List { schedules, more }) = reply else {
-                return Err(wrong_reply());
+            let (schedules, more) = match edge.backend.call(queue_shard(edge, info), command).await {
+                Ok(Reply::Schedule(ScheduleReply::List { schedules, more })) => (schedules, more),
+                Ok(_) => return Err(wrong_reply()),
+                Err(Reject::ResourceNotFound { .. }) if self.all => continue,
+                Err(reject) => return Err(reject),
             };
             let queue = info.path.to_string();
             let messages = schedules.into_iter().map(|status| schedule_message(queue.clone(), status));
@@ -256,6 +312,7 @@ fn schedule_message(queue: String, status: ScheduleStatus) -> v1::ScheduleInfo {
         skipped_total: status.skipped_total,
         last_job_id: status.last_fired.map(|(job, _)| job.get()),
         last_scheduled_at_ms: status.last_fired.map(|(_, at)| at.get()),
+        held_back: status.held_back,
     }
 }
 

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use bytes::Bytes;
 use flowmesh_model::limits::MESSAGE_BYTES_MAX;
+use flowmesh_model::{Kind, ResourcePath, Settings};
 use flowmesh_proto::{health, rpc, v1};
 use prost::Message;
 
@@ -479,5 +480,27 @@ fn a_cancelled_wait_takes_no_job() {
         assert_eq!((status.ready, status.leased), (1, 0));
         let cancelled = ("flowmesh.v1.Queue/Reserve", "CANCELLED", 1);
         assert!(rig.edge.counters().calls.contains(&cancelled));
+    });
+}
+
+#[test]
+fn a_queue_that_is_deleted_meanwhile_is_left_out_of_a_list_of_schedules() {
+    run(async {
+        let rig = Rig::new().await;
+        for name in ["a", "b"] {
+            rig.fake
+                .create(ResourcePath::parse(Kind::Queue, name).unwrap(), Settings::default_for(Kind::Queue));
+        }
+        rig.fake.set_gone(Kind::Queue, "b");
+        let mut request = v1::ListSchedulesRequest::default();
+        let page: v1::ListSchedulesResponse = rig.call("flowmesh.v1.Schedule/List", &request).await.unwrap();
+        let queues: Vec<_> = page.schedules.iter().map(|schedule| schedule.queue.as_str()).collect();
+        assert_eq!(queues, ["default/default/queue/a", "default/default/queue/q"]);
+        assert_eq!(page.next_page_token, "");
+        // The queue that was asked for is another matter.
+        request.queue = "b".into();
+        let alone: Result<v1::ListSchedulesResponse, _> =
+            rig.call("flowmesh.v1.Schedule/List", &request).await;
+        assert_eq!(alone.unwrap_err().code, 5);
     });
 }

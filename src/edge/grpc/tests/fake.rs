@@ -15,10 +15,12 @@ use flowmesh_model::reject::LeaseLost;
 use flowmesh_model::reply::{
     EnqueuedJob, EntryValue, Extended, LeasedJob, QueueStatus, RecordRun, RecordRuns,
 };
+use flowmesh_model::schedule::{MissedPolicy, ScheduleSpec, ScheduleState, ScheduleStatus, Timing};
 use flowmesh_model::{
     Catalog, CatalogCommand, CatalogVersion, Command, Durability, JobId, Kind, KvCommand, LeaseToken, Lsn,
     Millis, Offset, PartitionRef, ProducerId, QueueCommand, Reject, Reply, ResourceId, ResourceInfo,
-    ResourcePath, Settings, ShardId, StreamCommand, StreamSettings,
+    ResourcePath, ScheduleCommand, ScheduleReply, Settings, ShardId, StreamCommand, StreamSettings,
+    WorkerPath,
 };
 use futures::FutureExt;
 use futures::channel::oneshot;
@@ -59,6 +61,8 @@ struct State {
     serving: Cell<bool>,
     commands: Cell<usize>,
     fail_shard: Cell<Option<ShardId>>,
+    /// A resource that the catalog has and no shard.
+    gone: Cell<Option<ResourceId>>,
 }
 
 impl Fake {
@@ -77,6 +81,7 @@ impl Fake {
             serving: Cell::new(true),
             commands: Cell::new(0),
             fail_shard: Cell::new(None),
+            gone: Cell::new(None),
         }));
         fake.create(ResourcePath::parse(Kind::Kv, "s").unwrap(), Settings::default_for(Kind::Kv));
         fake.create(ResourcePath::parse(Kind::Queue, "q").unwrap(), Settings::default_for(Kind::Queue));
@@ -121,6 +126,11 @@ impl Fake {
         self.0.waiting.borrow().len()
     }
 
+    /// A resource is deleted, and the catalog of this core does not know it yet.
+    pub fn set_gone(&self, kind: Kind, name: &str) {
+        self.0.gone.set(self.find(kind, name).map(|info| info.id));
+    }
+
     pub fn commands(&self) -> usize {
         self.0.commands.get()
     }
@@ -134,7 +144,7 @@ impl Fake {
         self.0.fail_shard.set(Some(ShardId(shard)));
     }
 
-    fn create(&self, path: ResourcePath, settings: Settings) -> Arc<ResourceInfo> {
+    pub fn create(&self, path: ResourcePath, settings: Settings) -> Arc<ResourceInfo> {
         let catalog = self.catalog();
         let id = ResourceId(catalog.len() as u64 + 1);
         let info = Arc::new(ResourceInfo::new(id, path, settings, self.now()));
@@ -162,6 +172,7 @@ impl Fake {
             Command::Group(..) | Command::Replay(..) => {
                 Some(Err(Reject::Internal("there are no groups here")))
             }
+            Command::Worker(_) => Some(Err(Reject::Internal("there are no workers here"))),
             Command::Catalog(command) => Some(self.change(command)),
         }
     }
@@ -218,6 +229,7 @@ impl Fake {
                     high_watermark: next,
                 }))
             }
+            StreamCommand::Receive(_) => Err(Reject::Internal("jobs do not come over an edge")),
             StreamCommand::Status => {
                 let bytes = runs.iter().map(|run| run.records.len() as u64).sum();
                 let (oldest, newest) = (runs.first(), runs.last());
@@ -236,6 +248,10 @@ impl Fake {
     }
 
     fn queue(&self, id: ResourceId, command: &QueueCommand) -> Option<Result<Reply, Reject>> {
+        if self.0.gone.get() == Some(id) {
+            let path = self.0.catalog.borrow().get(id)?.path.clone();
+            return Some(Err(Reject::ResourceNotFound { path: path.to_string() }));
+        }
         let mut queues = self.0.queues.borrow_mut();
         let queue = queues.entry(id).or_default();
         let mut next = || {
@@ -274,6 +290,27 @@ impl Fake {
                     })
                     .collect(),
             ),
+            QueueCommand::Schedule(ScheduleCommand::List { .. }) => {
+                let timing = Timing::Once(self.now());
+                let status = ScheduleStatus {
+                    name: "s".into(),
+                    spec: ScheduleSpec {
+                        timing,
+                        end: None,
+                        missed: MissedPolicy::Once,
+                        job: NewJob::default(),
+                    },
+                    state: ScheduleState::Finished,
+                    next_at: None,
+                    created_at: self.now(),
+                    finished_at: None,
+                    fired_total: 0,
+                    skipped_total: 0,
+                    last_fired: None,
+                    held_back: false,
+                };
+                Reply::Schedule(ScheduleReply::List { schedules: vec![status], more: false })
+            }
             QueueCommand::Schedule(_) => return Some(Err(Reject::Internal("the fake has no schedules"))),
             _ => Reply::QueueStatus(
                 QueueStatus {
@@ -465,6 +502,10 @@ impl Backend for Fake {
 
     fn shard_of_key(&self, info: &ResourceInfo, key: &[u8]) -> ShardId {
         ShardId(info.placement.key_slot(key).get() % self.0.shards)
+    }
+
+    fn shard_of_worker(&self, _path: &WorkerPath) -> ShardId {
+        ShardId(0)
     }
 
     fn shards(&self) -> u16 {

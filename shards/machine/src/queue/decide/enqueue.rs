@@ -1,6 +1,8 @@
 //! How jobs come.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter::Flatten;
+use std::option;
 
 use bytes::Bytes;
 use flowmesh_model::command::NewJob;
@@ -17,16 +19,110 @@ use flowmesh_model::{Batch, Fact, JobId, Millis, Reject, Reply};
 use super::Asked;
 use crate::decision::{Decision, WaitKey};
 use crate::limit::{items, size};
+use crate::queue::Victim;
 use crate::queue::dedup::digest;
+use crate::queue::job::Job;
 
 /// When a full queue is worth another try.
 const RETRY_AFTER_MS: u64 = 1_000;
 
 /// What the queue has too much of.
-struct Over {
+pub(in crate::queue) struct Over {
     what: &'static str,
     waiting: u64,
     max: u64,
+}
+
+/// Jobs for which room is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::queue) struct Wanted {
+    jobs: u64,
+    bytes: u64,
+    /// The lowest priority of them.
+    priority: u8,
+}
+
+impl Wanted {
+    pub fn of<'a>(new: impl Iterator<Item = &'a NewJob>) -> Self {
+        let wanted = Self { jobs: 0, bytes: 0, priority: u8::MAX };
+        new.fold(wanted, |wanted, job| Self {
+            jobs: wanted.jobs + 1,
+            bytes: wanted.bytes + body_bytes(job),
+            priority: wanted.priority.min(job.priority),
+        })
+    }
+}
+
+/// The room that is left in a queue while new jobs take it.
+#[derive(Clone)]
+pub(in crate::queue) struct Room<'a> {
+    asked: &'a Asked<'a>,
+    waiting: u64,
+    bytes: u64,
+    victims: Flatten<option::Iter<'a, BTreeSet<Victim>>>,
+    /// Jobs whose time to live is over are no victims: the same entry may have that they go for that.
+    spares_expired: bool,
+}
+
+impl<'a> Room<'a> {
+    pub fn of(asked: &'a Asked<'a>) -> Self {
+        Self {
+            asked,
+            waiting: asked.queue.waiting(),
+            bytes: asked.queue.waiting_bytes,
+            victims: asked.queue.victims.iter().flatten(),
+            spares_expired: false,
+        }
+    }
+
+    /// The same, where what has expired goes in the same entry.
+    pub fn sparing_expired(self) -> Self {
+        Self { spares_expired: true, ..self }
+    }
+
+    /// Takes room for new jobs. Returns which jobs are dropped for them, or what there is too much of; then nothing has
+    /// changed.
+    pub fn take(&mut self, wanted: Wanted) -> Result<Batch<Fact>, Over> {
+        let settings = self.asked.settings;
+        if wanted.jobs == 0 || (settings.jobs_max.is_none() && settings.bytes_max.is_none()) {
+            return Ok(Batch::new());
+        }
+        let mut left = self.clone();
+        let mut facts = Batch::new();
+        while let Some(over) = left.over(wanted) {
+            let victim = left.next_victim().filter(|(priority, _)| {
+                settings.when_full == WhenFull::DropOldest || *priority < wanted.priority
+            });
+            let Some(victim) = victim.filter(|_| facts.len() < BATCH_ITEMS_MAX) else { return Err(over) };
+            let job = self.asked.queue.victim_id(victim);
+            left.waiting -= 1;
+            left.bytes -= self.asked.queue.jobs.get(job).map_or(0, |job| u64::from(job.body_bytes));
+            let dropped = QueueFact::Removed { job, cause: RemovalCause::Dropped };
+            facts.push(Fact::Queue(self.asked.id, dropped));
+        }
+        left.waiting += wanted.jobs;
+        left.bytes += wanted.bytes;
+        *self = left;
+        Ok(facts)
+    }
+
+    fn over(&self, wanted: Wanted) -> Option<Over> {
+        let settings = self.asked.settings;
+        let jobs = settings.jobs_max.filter(|max| self.waiting + wanted.jobs > *max);
+        let bytes = settings.bytes_max.filter(|max| self.bytes + wanted.bytes > *max);
+        let of_jobs = jobs.map(|max| Over { what: "jobs", waiting: self.waiting, max });
+        of_jobs.or_else(|| bytes.map(|max| Over { what: "bytes", waiting: self.bytes, max }))
+    }
+
+    fn next_victim(&mut self) -> Option<Victim> {
+        let Asked { queue, now, .. } = self.asked;
+        let expired = |victim: &Victim| {
+            let job = queue.jobs.get(queue.victim_id(*victim));
+            job.and_then(Job::expires_at).is_some_and(|at| at <= *now)
+        };
+        let spares_expired = self.spares_expired;
+        self.victims.find(|victim| !(spares_expired && expired(victim))).copied()
+    }
 }
 
 impl Asked<'_> {
@@ -41,7 +137,8 @@ impl Asked<'_> {
         if !plain {
             check_flow(jobs)?;
         }
-        let mut facts = match self.make_room(jobs, &ids) {
+        let new = jobs.iter().zip(&ids).filter(|(_, id)| !id.existing).map(|(job, _)| job);
+        let mut facts = match Room::of(self).take(Wanted::of(new)) {
             Ok(facts) => facts,
             Err(over)
                 if self.settings.when_full == WhenFull::Wait
@@ -64,7 +161,7 @@ impl Asked<'_> {
         Ok(self.change_or_answer(facts, Reply::Enqueued(ids)))
     }
 
-    fn new_numbers(&self, jobs: &[NewJob]) -> Batch<EnqueuedJob> {
+    pub(super) fn new_numbers(&self, jobs: &[NewJob]) -> Batch<EnqueuedJob> {
         let last = self.queue.counters.last_job.0;
         (last + 1..).take(jobs.len()).map(|job| EnqueuedJob { job: JobId(job), existing: false }).collect()
     }
@@ -94,37 +191,6 @@ impl Asked<'_> {
             }
         }
         Ok(ids)
-    }
-
-    /// Room for the new jobs: nothing, or which jobs are dropped for them.
-    fn make_room(&self, jobs: &[NewJob], ids: &[EnqueuedJob]) -> Result<Batch<Fact>, Over> {
-        let (jobs_max, bytes_max) = (self.settings.jobs_max, self.settings.bytes_max);
-        if jobs_max.is_none() && bytes_max.is_none() {
-            return Ok(Batch::new());
-        }
-        let new = || jobs.iter().zip(ids).filter(|(_, id)| !id.existing).map(|(job, _)| job);
-        let (mut waiting, mut bytes) = (self.queue.waiting(), self.queue.waiting_bytes);
-        let (more, more_bytes) = (new().count() as u64, new().map(body_bytes).sum::<u64>());
-        let over = |waiting: u64, bytes: u64| {
-            let jobs = jobs_max.filter(|max| more > 0 && waiting + more > *max);
-            let bytes_over = bytes_max.filter(|max| more > 0 && bytes + more_bytes > *max);
-            let of_jobs = jobs.map(|max| Over { what: "jobs", waiting, max });
-            of_jobs.or_else(|| bytes_over.map(|max| Over { what: "bytes", waiting: bytes, max }))
-        };
-        let mut facts = Batch::new();
-        let mut victims = self.queue.victims.iter().flatten();
-        let lowest = new().map(|job| job.priority).min().unwrap_or(0);
-        while let Some(over) = over(waiting, bytes) {
-            let victim = victims.next().filter(|(priority, _)| {
-                self.settings.when_full == WhenFull::DropOldest || *priority < lowest
-            });
-            let Some(victim) = victim.filter(|_| facts.len() < BATCH_ITEMS_MAX) else { return Err(over) };
-            let job = self.queue.victim_id(*victim);
-            waiting -= 1;
-            bytes -= self.queue.jobs.get(job).map_or(0, |job| u64::from(job.body_bytes));
-            facts.push(Fact::Queue(self.id, QueueFact::Removed { job, cause: RemovalCause::Dropped }));
-        }
-        Ok(facts)
     }
 
     /// The fact of a new job, which is the `place`-th of those with these numbers.
@@ -206,7 +272,7 @@ fn check_awaited(place: usize, new: &Fact, dropped: &BTreeSet<JobId>) -> Result<
     })
 }
 
-fn full(over: &Over) -> Reject {
+pub(in crate::queue) fn full(over: &Over) -> Reject {
     let Over { what, waiting, max } = *over;
     Reject::QueueFull { what, waiting, max, retry_after_ms: RETRY_AFTER_MS }
 }

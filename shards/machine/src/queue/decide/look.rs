@@ -6,6 +6,7 @@ use flowmesh_model::limits::{BATCH_ITEMS_MAX, JOBS_LOOKED_MAX, REPLY_BYTES_MAX};
 use flowmesh_model::record::has_header;
 use flowmesh_model::reply::QueueStatus;
 use flowmesh_model::settings::within;
+use flowmesh_model::worker::{RunningJob, WorkerOnQueue};
 use flowmesh_model::{JobId, Millis, Reject, Reply};
 
 use super::Asked;
@@ -59,7 +60,7 @@ impl Asked<'_> {
     ) -> Result<Decision, Reject> {
         within("jobs_max", u64::from(jobs_max), 1, BATCH_ITEMS_MAX as u64)?;
         filter.check()?;
-        Ok(match self.find(phase, filter, after, jobs_max as usize) {
+        Ok(match self.find(phase, filter, after, jobs_max as usize, &|_| true) {
             Found::Cold(jobs) => Decision::Warm(self.id, jobs),
             Found::Jobs { jobs, next } => self.views(&jobs, next, with_bodies),
         })
@@ -73,13 +74,14 @@ impl Asked<'_> {
         self.answer(Reply::Jobs { jobs: views.collect(), next })
     }
 
-    /// At most so many jobs that match, in order behind a place, as many as fit a reply.
+    /// At most so many jobs that match and are wanted, in order behind a place, as many as fit a reply.
     pub(super) fn find(
         &self,
         phase: Option<JobPhase>,
         filter: &JobFilter,
         after: JobCursor,
         jobs_max: usize,
+        wanted: &dyn Fn(JobId) -> bool,
     ) -> Found {
         let from = (after.moment, JobId(after.job.0 + 1));
         let queue = self.queue;
@@ -95,7 +97,7 @@ impl Asked<'_> {
             }
             last = Some(JobCursor { moment, job: id });
             let Some(job) = queue.jobs.get(id) else { continue };
-            if phase.is_some_and(|phase| phase != job.phase()) || !self.matches(job, filter) {
+            if phase.is_some_and(|phase| phase != job.phase()) || !self.matches(job, filter) || !wanted(id) {
                 continue;
             }
             let size = VIEW_BYTES + job.body_bytes as usize;
@@ -154,10 +156,34 @@ impl Asked<'_> {
         }
     }
 
+    /// What is known of whoever reserves jobs under a name.
+    pub(super) fn worker(&self, name: &Bytes, after: JobCursor, jobs_max: usize) -> Decision {
+        let queue = self.queue;
+        let number = queue.workers.number(name);
+        let running = number.map_or(0, |number| queue.workers.uses(number));
+        let (mut jobs, mut next, mut last) = (Vec::new(), None, after);
+        let from = (after.moment, JobId(after.job.0 + 1));
+        let leases = queue.leases.range(from..).take(if running == 0 { 0 } else { usize::MAX });
+        for (looked, (until, id)) in leases.enumerate() {
+            if looked == JOBS_LOOKED_MAX || jobs.len() == jobs_max {
+                next = Some(last);
+                break;
+            }
+            last = JobCursor { moment: *until, job: *id };
+            let Some(job) = queue.jobs.get(*id).filter(|job| Some(job.worker) == number) else { continue };
+            let (since, attempt) = (job.began_at, u32::from(job.attempts));
+            jobs.push(RunningJob { job: *id, since, attempt, until: *until });
+        }
+        let (paused, counts, running) = (queue.counters.paused, queue.work.counts(name), u64::from(running));
+        self.answer(Reply::WorkerOnQueue(Box::new(WorkerOnQueue { paused, counts, running, jobs, next })))
+    }
+
     pub fn status(&self) -> QueueStatus {
         let queue = self.queue;
         let (ready, held_back) = queue.ready.counts();
         let c = &queue.counters;
+        let outbox = queue.outbox();
+        let sent = outbox.map_or_else(Default::default, |outbox| outbox.totals());
         QueueStatus {
             ready: ready - held_back,
             delayed: queue.delayed.len() as u64,
@@ -173,6 +199,10 @@ impl Asked<'_> {
             cancelled_total: c.cancelled_total,
             dropped_total: c.dropped_total,
             purged_total: c.purged_total,
+            moved_total: sent.moved,
+            copied_total: sent.copied,
+            send_failed_total: sent.failed,
+            outbox: outbox.map_or(0, |outbox| outbox.len() as u64),
             oldest_ready_ms: self.oldest_ready_ms(),
             waiting_bytes: queue.waiting_bytes,
             paused: c.paused,

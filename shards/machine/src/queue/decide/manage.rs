@@ -82,7 +82,7 @@ impl Asked<'_> {
     ) -> Result<Decision, Reject> {
         within("delay_ms", delay_ms, 0, DELAY_MS_MAX)?;
         per_second.map_or(Ok(()), |rate| within("per_second", u64::from(rate), 1, u64::from(u32::MAX)))?;
-        let (jobs, next) = match self.swept(which, JobPhase::Dead)? {
+        let (jobs, next) = match self.swept(which, JobPhase::Dead, usize::MAX)? {
             Found::Cold(jobs) => return Ok(Decision::Warm(self.id, jobs)),
             Found::Jobs { jobs, next } => (jobs, next),
         };
@@ -103,7 +103,7 @@ impl Asked<'_> {
             let reason = format!("is {}; allowed: dead, done (cancel removes what waits)", phase.as_str());
             return Err(Reject::invalid("phase", reason));
         }
-        let (jobs, next) = match self.swept(which, phase)? {
+        let (jobs, next) = match self.swept(which, phase, usize::MAX)? {
             Found::Cold(jobs) => return Ok(Decision::Warm(self.id, jobs)),
             Found::Jobs { jobs, next } => (jobs, next),
         };
@@ -112,12 +112,13 @@ impl Asked<'_> {
         Ok(self.change_or_answer(facts, Reply::Swept { count, next }))
     }
 
-    /// The jobs that are meant, all of them in this phase.
-    fn swept(&self, which: &Which, phase: JobPhase) -> Result<Found, Reject> {
+    /// The jobs that are meant, all of them in this phase; of those that match at most so many. Jobs on their way elsewhere
+    /// match nothing.
+    pub(super) fn swept(&self, which: &Which, phase: JobPhase, jobs_max: usize) -> Result<Found, Reject> {
         match which {
             Which::Matching(filter, after) => {
                 filter.check()?;
-                Ok(self.find(Some(phase), filter, *after, usize::MAX))
+                Ok(self.find(Some(phase), filter, *after, jobs_max, &|id| !self.queue.is_in_transit(id)))
             }
             Which::Jobs(jobs) => {
                 items("jobs", jobs.len())?;
@@ -127,6 +128,9 @@ impl Asked<'_> {
                     let is = self.job(job)?.phase();
                     if is != phase {
                         return Err(Reject::WrongPhase { job, phase: is, wanted: phase.as_str() });
+                    }
+                    if self.queue.is_in_transit(job) {
+                        return Err(Reject::JobInTransit { job });
                     }
                     if !once.has(job) {
                         found.push(job);

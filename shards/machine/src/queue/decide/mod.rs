@@ -1,16 +1,17 @@
 //! What can be asked of a queue.
 //!
 //! [`enqueue`] is how jobs come, [`lease`] how workers get them and give them back, [`manage`] what is done to them from
-//! outside, [`look`] what can be seen.
+//! outside, [`look`] what can be seen, [`transfer`] how they go to other queues and streams.
 
 pub(super) mod enqueue;
 mod lease;
 mod look;
 mod manage;
+pub(crate) mod transfer;
 
 use flowmesh_model::command::LeaseRef;
 use flowmesh_model::job::JobPhase;
-use flowmesh_model::limits::{BATCH_ITEMS_MAX, RESULT_BYTES_MAX, TEXT_BYTES_MAX};
+use flowmesh_model::limits::{BATCH_ITEMS_MAX, RESULT_BYTES_MAX, TEXT_BYTES_MAX, WORKER_JOBS_SHOWN_MAX};
 use flowmesh_model::reject::LeaseLost;
 use flowmesh_model::reply::QueueActivity;
 use flowmesh_model::settings::within;
@@ -69,7 +70,13 @@ impl Asked<'_> {
             QueueCommand::List { phase, filter, after, jobs_max, with_bodies } => {
                 self.list(*phase, filter, *after, *jobs_max, *with_bodies)
             }
+            QueueCommand::Worker { worker, after, jobs_max } => {
+                size("worker", worker, TEXT_BYTES_MAX)?;
+                within("jobs_max", u64::from(*jobs_max), 0, u64::from(WORKER_JOBS_SHOWN_MAX))?;
+                Ok(self.worker(worker, *after, *jobs_max as usize))
+            }
             QueueCommand::Schedule(command) => self.schedule(command),
+            QueueCommand::Transfer(_) => Err(Reject::Internal("a transfer without a catalog")),
             QueueCommand::Status => {
                 let (wait_ms, run_ms) = self.queue.activity.percentiles();
                 let last_minute = self.queue.activity.last_minute(self.now);

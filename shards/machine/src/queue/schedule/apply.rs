@@ -1,14 +1,13 @@
 //! How facts change schedules. Whatever contradicts the state is a bug, or another machine's log.
 
 use bytes::Bytes;
+use flowmesh_model::Millis;
 use flowmesh_model::codec::detached;
 use flowmesh_model::group::Name;
 use flowmesh_model::schedule::ScheduleSpec;
 use flowmesh_model::schedule::fact::ScheduleFact;
-use flowmesh_model::{Millis, Space};
 
-use super::{Schedule, Schedules, index};
-use crate::changes::{Mark, Touch, image};
+use super::{Schedule, Schedules};
 use crate::held::Apply;
 
 impl Schedules {
@@ -17,7 +16,7 @@ impl Schedules {
         let now = cx.at.time;
         match fact {
             ScheduleFact::Created { name, paused, next_at, spec } => {
-                self.created(cx, name, Schedule::new(detach(*spec), paused, next_at, now));
+                self.created(cx, &name, Schedule::new(detach(*spec), paused, next_at, now));
             }
             ScheduleFact::Deleted { name } => self.deleted(cx, &name),
             ScheduleFact::Paused { name } => self.change(cx, &name, Schedule::pause),
@@ -33,70 +32,64 @@ impl Schedules {
                 schedule.skipped_total += count;
                 schedule.go_on(next_at, now);
             }),
+            ScheduleFact::Updated { name, next_at, spec } => {
+                self.change(cx, &name, |schedule| schedule.update(detach(*spec), next_at, now));
+            }
         }
     }
 
-    fn created(&mut self, cx: &Apply<'_>, name: Name, mut schedule: Schedule) {
-        schedule.mark = Mark::new(self.changes.is_back(&name));
-        let touch = cx.seals.touch(&mut schedule.mark);
-        self.put(name.clone(), schedule);
-        if touch != Touch::Known {
-            self.list(name);
-        }
+    fn created(&mut self, cx: &mut Apply<'_>, name: &Name, schedule: Schedule) {
+        assert!(self.by_name.get(name).is_none(), "a schedule was created that there was");
+        self.added(name, &schedule);
+        self.by_name.change(cx.home, cx.seals, name, || Box::new(schedule), |_| ());
     }
 
-    /// Adds a schedule that is not there.
-    pub(super) fn put(&mut self, name: Name, schedule: Schedule) {
-        self.memory_bytes += schedule.memory_bytes(&name);
+    /// Counts a schedule that comes.
+    pub(super) fn added(&mut self, name: &Name, schedule: &Schedule) {
+        self.memory_bytes += schedule.memory_bytes(name);
         self.due.extend(schedule.due().map(|due| (due, name.clone())));
-        let before = self.by_name.insert(name, Box::new(schedule));
-        assert!(before.is_none(), "a schedule was created that there was");
     }
 
     fn deleted(&mut self, cx: &mut Apply<'_>, name: &Name) {
-        let Some((name, mut schedule)) = self.by_name.remove_entry(name) else {
-            panic!("no such schedule: {name}")
-        };
-        if cx.seals.touch(&mut schedule.mark) == Touch::CaptureAndList {
-            cx.seals.capture(image(Space::Jobs, cx.home.schedule_key(&name), index::encode(&schedule)));
-        }
-        self.memory_bytes -= schedule.memory_bytes(&name);
-        if let Some(due) = schedule.due() {
-            self.due.remove(&(due, name.clone()));
-        }
-        if schedule.mark.in_index() {
-            self.changes.list_gone(name);
-        }
+        let schedule = self.by_name.remove(cx.home, cx.seals, name).unwrap_or_else(|| no_such(name));
+        self.memory_bytes -= schedule.memory_bytes(name);
+        self.held_back -= usize::from(schedule.retry_at.is_some());
+        self.is_due(name, schedule.due(), None);
     }
 
     /// Changes a schedule and when it is due.
     fn change(&mut self, cx: &mut Apply<'_>, name: &Name, change: impl FnOnce(&mut Schedule)) {
-        let schedule = self.by_name.get_mut(name).unwrap_or_else(|| panic!("no such schedule: {name}"));
-        let touch = cx.seals.touch(&mut schedule.mark);
-        if touch == Touch::CaptureAndList {
-            cx.seals.capture(image(Space::Jobs, cx.home.schedule_key(name), index::encode(schedule)));
-        }
-        let before = schedule.due();
-        change(schedule);
-        let after = schedule.due();
+        let (before, after) = self.by_name.change(
+            cx.home,
+            cx.seals,
+            name,
+            || no_such(name),
+            |schedule| {
+                let before = (schedule.due(), schedule.memory_bytes(name), schedule.retry_at.take());
+                change(schedule);
+                (before, (schedule.due(), schedule.memory_bytes(name)))
+            },
+        );
+        let (due_before, bytes_before, held_back) = before;
+        let (due_after, bytes_after) = after;
+        self.memory_bytes = self.memory_bytes + bytes_after - bytes_before;
+        self.held_back -= usize::from(held_back.is_some());
+        self.is_due(name, due_before, due_after);
+    }
+
+    /// A schedule is due at another time than before.
+    pub(super) fn is_due(&mut self, name: &Name, before: Option<Millis>, after: Option<Millis>) {
         if before != after {
             if let Some(before) = before {
                 self.due.remove(&(before, name.clone()));
             }
             self.due.extend(after.map(|after| (after, name.clone())));
         }
-        if touch != Touch::Known {
-            self.list(name.clone());
-        }
     }
+}
 
-    /// Lists a change of a schedule that is there: of one that is not, thinning out would forget it.
-    pub(super) fn list(&mut self, name: Name) {
-        self.changes.list(name);
-        if self.changes.is_stale(self.by_name.len()) {
-            self.changes.thin(|name| self.by_name.contains_key(name));
-        }
-    }
+fn no_such<T>(name: &Name) -> T {
+    panic!("no such schedule: {name}")
 }
 
 impl Schedule {
@@ -111,6 +104,16 @@ impl Schedule {
     pub(super) fn resume(&mut self, next_at: Option<Millis>, now: Millis) {
         assert!(self.paused, "only a paused schedule is resumed");
         self.paused = false;
+        self.set_next(next_at, now);
+    }
+
+    /// `Updated`.
+    pub(super) fn update(&mut self, spec: ScheduleSpec, next_at: Option<Millis>, now: Millis) {
+        assert!(!self.paused || next_at.is_none(), "a paused schedule has no next time");
+        self.spec = spec;
+        if next_at.is_some() {
+            self.finished_at = None;
+        }
         self.set_next(next_at, now);
     }
 

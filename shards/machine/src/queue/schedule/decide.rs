@@ -1,5 +1,6 @@
 //! What can be asked of schedules.
 
+use bytes::BytesMut;
 use flowmesh_model::group::Name;
 use flowmesh_model::job::JobOptions;
 use flowmesh_model::limits::{
@@ -7,21 +8,25 @@ use flowmesh_model::limits::{
     SCHEDULE_NEXT_MAX, SCHEDULE_PAYLOAD_BYTES_MAX, SCHEDULES_MAX,
 };
 use flowmesh_model::path::check_scope;
-use flowmesh_model::record::{RecordSlices, split_header};
+use flowmesh_model::record::{RecordSlices, put_header, split_header};
 use flowmesh_model::schedule::fact::ScheduleFact;
 use flowmesh_model::schedule::{
-    SCHEDULE_HEADER, SCHEDULED_AT_HEADER, ScheduleReply, ScheduleSpec, ScheduleState, Timing,
+    SCHEDULE_HEADER, SCHEDULED_AT_HEADER, ScheduleChanges, ScheduleReply, ScheduleSpec, ScheduleState,
+    TRIGGER_HEADER, TRIGGERED_BY_HAND, Timing,
 };
 use flowmesh_model::settings::within;
 use flowmesh_model::{Batch, Fact, JobId, Millis, Reject, Reply, ScheduleCommand};
 
 use super::cron::zone;
-use super::due::job;
+use super::due::{job, wanted};
 use super::{Schedule, Schedules, Times};
 use crate::decision::Decision;
 use crate::limit::size;
 use crate::queue::decide::Asked;
-use crate::queue::decide::enqueue::check_new;
+use crate::queue::decide::enqueue::{Room, check_new, full};
+
+/// Headers that the server sets.
+const OWN_HEADERS: [&str; 3] = [SCHEDULE_HEADER, SCHEDULED_AT_HEADER, TRIGGER_HEADER];
 
 /// The zone of an expression that comes without one.
 const TIME_ZONE: &str = "UTC";
@@ -32,6 +37,7 @@ impl Asked<'_> {
         let schedules = &self.queue.schedules;
         match command {
             ScheduleCommand::Create { name, spec, paused } => self.create(name, spec.clone(), *paused),
+            ScheduleCommand::Update { name, changes } => self.update(name, schedules.find(name)?, changes),
             ScheduleCommand::Delete(name) => {
                 let status = schedules.find(name)?.clone();
                 Ok(self.becomes(name, &status, ScheduleFact::Deleted { name: name.clone() }))
@@ -88,12 +94,36 @@ impl Asked<'_> {
         Ok(self.becomes(name, &schedule, ScheduleFact::Created { name: name.clone(), paused, next_at, spec }))
     }
 
+    fn update(
+        &self,
+        name: &Name,
+        schedule: &Schedule,
+        changes: &ScheduleChanges,
+    ) -> Result<Decision, Reject> {
+        let mut spec = changed(&schedule.spec, changes)?;
+        check_job(&spec, self.now)?;
+        name_zone(&mut spec)?;
+        spec.job.options.take_if(|options| **options == JobOptions::default());
+        if spec == schedule.spec {
+            return Ok(self.stays(name, schedule));
+        }
+        let next_at = next_of_changed(schedule, &spec, self.now)?.filter(|_| !schedule.paused);
+        let mut schedule = schedule.clone();
+        schedule.update(spec.clone(), next_at, self.now);
+        let spec = Box::new(spec);
+        Ok(self.becomes(name, &schedule, ScheduleFact::Updated { name: name.clone(), next_at, spec }))
+    }
+
     fn run_now(&self, name: &Name, schedule: &Schedule) -> Result<Decision, Reject> {
         let id = JobId(self.queue.counters.last_job.0 + 1);
-        let new = job(name, &schedule.spec, self.now);
+        let mut new = job(name, &schedule.spec, self.now);
+        let mut headers = BytesMut::from(&new.headers[..]);
+        put_header(&mut headers, TRIGGER_HEADER.as_bytes(), TRIGGERED_BY_HAND.as_bytes());
+        new.headers = headers.freeze();
+        let mut facts = Room::of(self).take(wanted(&new)).map_err(|over| full(&over))?;
+        facts.push(self.enqueued(0, &new, id, &[])?);
         let (name, scheduled_for, next_at) = (name.clone(), self.now, schedule.next_at);
-        let fired = ScheduleFact::Fired { name, job: id, scheduled_for, next_at };
-        let facts = Batch::from_iter([self.enqueued(0, &new, id, &[])?, Fact::Schedule(self.id, fired)]);
+        facts.push(Fact::Schedule(self.id, ScheduleFact::Fired { name, job: id, scheduled_for, next_at }));
         Ok(Decision::Change { facts, reply: Reply::Schedule(ScheduleReply::Fired(id)) })
     }
 
@@ -114,8 +144,8 @@ impl Asked<'_> {
 impl Schedules {
     fn page(&self, after: Option<&Name>, schedules_max: usize) -> ScheduleReply {
         use std::ops::Bound::{Excluded, Unbounded};
-        let from = after.map_or(Unbounded, |after| Excluded(after.as_ref()));
-        let mut rest = self.by_name.range::<str, _>((from, Unbounded)).peekable();
+        let from = after.map_or(Unbounded, |after| Excluded(after.clone()));
+        let mut rest = self.by_name.range((from, Unbounded)).peekable();
         let (mut schedules, mut bytes) = (Vec::new(), 0);
         while let Some((name, schedule)) = rest.peek() {
             bytes += schedule.memory_bytes(name) as usize;
@@ -154,17 +184,75 @@ fn check_job(spec: &ScheduleSpec, now: Millis) -> Result<(), Reject> {
     let mut headers = 0;
     for header in RecordSlices::new(&spec.job.headers) {
         let name = header.and_then(split_header).map_or(&[][..], |(name, _)| name);
-        if [SCHEDULE_HEADER, SCHEDULED_AT_HEADER].map(str::as_bytes).contains(&name) {
-            let reason = format!("`{SCHEDULE_HEADER}` and `{SCHEDULED_AT_HEADER}` are set by the server");
+        if OWN_HEADERS.map(str::as_bytes).contains(&name) {
+            let reason = format!("`{}` are set by the server", OWN_HEADERS.join("`, `"));
             return Err(Reject::invalid("headers", reason));
         }
         headers += 1;
     }
-    let max = HEADERS_MAX as u64 - 2;
+    let max = (HEADERS_MAX - OWN_HEADERS.len()) as u64;
     if headers > max {
         return Err(Reject::TooLarge { what: "headers of a schedule's job", size: headers, max });
     }
     Ok(())
+}
+
+/// What a schedule is to do once it is changed.
+fn changed(spec: &ScheduleSpec, changes: &ScheduleChanges) -> Result<ScheduleSpec, Reject> {
+    let ScheduleChanges { cron, at, time_zone, end, missed, job } = changes.clone();
+    let not_once = || Reject::invalid("time_zone", "is for a cron expression, and the schedule fires once");
+    let timing = match (cron, at, &spec.timing) {
+        (Some(_), Some(_), _) => return Err(Reject::invalid("at_ms", "goes without cron; give one of them")),
+        (None, Some(_), _) | (None, None, Timing::Once(_)) if time_zone.is_some() => return Err(not_once()),
+        (Some(expression), None, Timing::Cron { time_zone: is, .. }) => {
+            Timing::Cron { expression, time_zone: time_zone.unwrap_or_else(|| is.clone()) }
+        }
+        (Some(expression), None, Timing::Once(_)) => {
+            Timing::Cron { expression, time_zone: time_zone.unwrap_or_else(|| TIME_ZONE.into()) }
+        }
+        (None, Some(at), _) => Timing::Once(at),
+        (None, None, Timing::Once(at)) => Timing::Once(*at),
+        (None, None, Timing::Cron { expression, time_zone: is }) => Timing::Cron {
+            expression: expression.clone(),
+            time_zone: time_zone.unwrap_or_else(|| is.clone()),
+        },
+    };
+    Ok(ScheduleSpec {
+        timing,
+        end: end.unwrap_or(spec.end),
+        missed: missed.unwrap_or(spec.missed),
+        job: job.unwrap_or_else(|| spec.job.clone()),
+    })
+}
+
+/// When a schedule fires next that does something else from now on: as before, unless when it fires changes. A time that
+/// has passed never counts: it may have fired.
+fn next_of_changed(schedule: &Schedule, spec: &ScheduleSpec, now: Millis) -> Result<Option<Millis>, Reject> {
+    let same_timing = schedule.spec.timing == spec.timing;
+    if same_timing && schedule.spec.end == spec.end {
+        return Ok(schedule.next_at);
+    }
+    within_reach("end_ms", spec.end, now)?;
+    if let Some(next_at) = schedule.next_at.filter(|_| same_timing) {
+        return ends_after(spec, next_at).map(Some);
+    }
+    match spec.timing {
+        Timing::Once(_) if same_timing => Ok(Times::of(spec, now)?.after(now)),
+        Timing::Once(at) if at <= now => {
+            Err(Reject::ScheduleInPast { at, late_ms: now.since(at), allowed_ms: 0 })
+        }
+        _ => first_time(spec, now),
+    }
+}
+
+/// Refuses an end before the next time.
+fn ends_after(spec: &ScheduleSpec, next: Millis) -> Result<Millis, Reject> {
+    match spec.end {
+        Some(end) if end < next => {
+            Err(Reject::invalid("end_ms", format!("is {end}; allowed: from the first time on, {next}")))
+        }
+        _ => Ok(next),
+    }
 }
 
 /// Puts the zone's own name in place of the one given.
@@ -200,15 +288,12 @@ fn first_time(spec: &ScheduleSpec, now: Millis) -> Result<Option<Millis>, Reject
         }
         Timing::Cron { .. } => Times::of(&ScheduleSpec { end: None, ..spec.clone() }, now)?.after(now),
     };
-    match (first, spec.end) {
-        (None, _) => Err(Reject::IllegalCron {
+    match first {
+        None => Err(Reject::IllegalCron {
             part: "expression",
             at: 0,
             problem: "never comes: there is no such day; allowed: one that comes within 50 years".to_owned(),
         }),
-        (Some(first), Some(end)) if end < first => {
-            Err(Reject::invalid("end_ms", format!("is {end}; allowed: from the first time on, {first}")))
-        }
-        (first, _) => Ok(first),
+        Some(first) => ends_after(spec, first).map(Some),
     }
 }

@@ -8,11 +8,18 @@
 //! | `skip` | those fire that were not missed |
 //! | `once` | the last fires |
 //! | `all` | the last [`SCHEDULE_CATCH_UP_MAX`] fire |
+//!
+//! A firing obeys the queue's limits as who enqueues does: it drops what the queue says is to be dropped, and where the queue
+//! refuses it, nothing becomes of the schedule: it is **held back**, stays due, and is looked at again after
+//! [`SCHEDULE_RETRY_MS`]. Whether its times were missed counts once there is room.
 
 use bytes::{Bytes, BytesMut};
 use flowmesh_model::command::NewJob;
 use flowmesh_model::group::Name;
-use flowmesh_model::limits::{SCHEDULE_CATCH_UP_MAX, SCHEDULE_MISSED_AFTER_MS, SCHEDULE_SKIPPED_COUNTED_MAX};
+use flowmesh_model::limits::{
+    BATCH_ITEMS_MAX, SCHEDULE_CATCH_UP_MAX, SCHEDULE_MISSED_AFTER_MS, SCHEDULE_RETRY_MS,
+    SCHEDULE_SKIPPED_COUNTED_MAX,
+};
 use flowmesh_model::record::put_header;
 use flowmesh_model::schedule::fact::ScheduleFact;
 use flowmesh_model::schedule::{MissedPolicy, SCHEDULE_HEADER, SCHEDULED_AT_HEADER, ScheduleSpec};
@@ -20,6 +27,7 @@ use flowmesh_model::{Fact, JobId, Millis};
 
 use super::{Schedule, Schedules, Times};
 use crate::queue::decide::Asked;
+use crate::queue::decide::enqueue::{Room, Wanted};
 
 /// Schedules that one tick looks at: computing the times of one takes some 20 µs, or 1 ms where many were missed.
 const SCHEDULES_PER_TICK: usize = 64;
@@ -38,41 +46,76 @@ impl Schedules {
     }
 }
 
+impl Schedules {
+    /// The queue has no room for the jobs of these: another look follows later.
+    pub fn hold_back(&mut self, names: Vec<Name>, now: Millis) {
+        for name in names {
+            let Some(schedule) = self.by_name.get_mut(&name) else { continue };
+            self.held_back += usize::from(schedule.retry_at.is_none());
+            let before = schedule.due();
+            schedule.retry_at = Some(now.plus(SCHEDULE_RETRY_MS));
+            let after = schedule.due();
+            self.is_due(&name, before, after);
+        }
+    }
+}
+
 impl Asked<'_> {
-    /// Appends what becomes of schedules that are due, at most `facts_max` facts. With less than two facts nothing fires.
-    pub fn tick_schedules(&self, facts_max: usize, facts: &mut Vec<Fact>) {
+    /// Appends what becomes of schedules that are due, at most `facts_max` facts, and what a firing drops comes on top.
+    /// With less than two facts nothing fires. Returns those that are held back.
+    pub fn tick_schedules(&self, facts_max: usize, facts: &mut Vec<Fact>) -> Vec<Name> {
         let (schedules, last_job) = (&self.queue.schedules, self.queue.counters.last_job);
-        let facts_max = facts.len() + facts_max;
-        let mut firing = Firing { asked: self, last_job, job_bytes: 0, left_out: 0, facts_max, facts };
         let due = schedules.due.iter().take_while(|(due, _)| *due <= self.now).take(SCHEDULES_PER_TICK);
-        for (_, name) in due {
-            let Some(schedule) = schedules.by_name.get(name) else { continue };
+        let mut due: Vec<_> =
+            due.filter_map(|(_, name)| Some((name, schedules.by_name.get(name)?))).collect();
+        if due.is_empty() {
+            return Vec::new();
+        }
+        // Who has been held back for longer comes first.
+        due.sort_by_key(|(_, schedule)| schedule.next_at);
+        let mut firing = Firing {
+            asked: self,
+            room: Room::of(self).sparing_expired(),
+            last_job,
+            job_bytes: 0,
+            left_out: 0,
+            dropped: 0,
+            facts_max: facts.len() + facts_max,
+            facts,
+            held_back: Vec::new(),
+        };
+        for (name, schedule) in due {
             if !firing.has_room() {
-                return;
+                break;
             }
             match schedule.next_at {
                 Some(next_at) => firing.come(name, schedule, next_at),
                 None => firing.add(ScheduleFact::Deleted { name: name.clone() }),
             }
         }
+        firing.held_back
     }
 }
 
 /// A tick.
 struct Firing<'a> {
     asked: &'a Asked<'a>,
+    room: Room<'a>,
     last_job: JobId,
     job_bytes: usize,
     left_out: u64,
+    dropped: usize,
     facts_max: usize,
     facts: &'a mut Vec<Fact>,
+    held_back: Vec<Name>,
 }
 
 impl Firing<'_> {
     fn has_room(&self) -> bool {
-        self.facts.len() + FACTS_PER_FIRING <= self.facts_max
+        self.facts.len() - self.dropped + FACTS_PER_FIRING <= self.facts_max
             && self.job_bytes < JOB_BYTES_PER_TICK
             && self.left_out < SCHEDULE_SKIPPED_COUNTED_MAX
+            && self.dropped < BATCH_ITEMS_MAX
     }
 
     fn add(&mut self, fact: ScheduleFact) {
@@ -81,6 +124,14 @@ impl Firing<'_> {
 
     /// The schedule's next time has come.
     fn come(&mut self, name: &Name, schedule: &Schedule, next_at: Millis) {
+        // Whatever time it is for, the job is as large.
+        if self.room.clone().take(wanted(&job(name, &schedule.spec, next_at))).is_err() {
+            // What has fired in this tick may be dropped by the next.
+            if self.last_job == self.asked.queue.counters.last_job {
+                self.held_back.push(name.clone());
+            }
+            return;
+        }
         // Without times any more, because this version does not know its time zone, it is finished.
         let times = Times::of(&schedule.spec, next_at).ok();
         let mut next =
@@ -95,18 +146,36 @@ impl Firing<'_> {
             (&times, next.filter(|at| *at <= self.asked.now && self.has_room()))
         {
             next = times.after(at);
-            self.fire(name, &schedule.spec, at, next);
+            if !self.fire(name, &schedule.spec, at, next) {
+                return;
+            }
         }
     }
 
-    fn fire(&mut self, name: &Name, spec: &ScheduleSpec, scheduled_for: Millis, next_at: Option<Millis>) {
-        self.last_job = JobId(self.last_job.0 + 1);
+    /// Fires, if there is room.
+    fn fire(
+        &mut self,
+        name: &Name,
+        spec: &ScheduleSpec,
+        scheduled_for: Millis,
+        next_at: Option<Millis>,
+    ) -> bool {
         let new = job(name, spec, scheduled_for);
+        let Ok(dropped) = self.room.take(wanted(&new)) else { return false };
+        self.dropped += dropped.len();
+        self.facts.extend(dropped);
+        self.last_job = JobId(self.last_job.0 + 1);
         self.job_bytes += new.headers.len() + new.payload.len();
         // Refused are only jobs that wait for others, which none of a schedule does.
         self.facts.extend(self.asked.enqueued(0, &new, self.last_job, &[]));
         self.add(ScheduleFact::Fired { name: name.clone(), job: self.last_job, scheduled_for, next_at });
+        true
     }
+}
+
+/// The room that one job wants.
+pub(super) fn wanted(job: &NewJob) -> Wanted {
+    Wanted::of(std::iter::once(job))
 }
 
 /// The job of a firing.

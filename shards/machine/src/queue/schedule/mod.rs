@@ -11,7 +11,7 @@ mod decide;
 mod due;
 mod index;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use flowmesh_model::group::Name;
 use flowmesh_model::job::JobOptions;
@@ -19,7 +19,7 @@ use flowmesh_model::limits::SCHEDULE_FINISHED_KEPT_MS;
 use flowmesh_model::schedule::{ScheduleSpec, ScheduleState, ScheduleStatus, Timing};
 use flowmesh_model::{JobId, Millis, Reject};
 
-use crate::changes::{Changes, Mark};
+use crate::items::Items;
 use cron::Cron;
 
 /// What a schedule takes in memory besides its name, its texts and its job: itself, and its places in maps.
@@ -28,11 +28,12 @@ const SCHEDULE_BYTES: u64 = (size_of::<Schedule>() + 160) as u64;
 /// All schedules of a queue.
 #[derive(Debug, Default)]
 pub(crate) struct Schedules {
-    by_name: BTreeMap<Name, Box<Schedule>>,
+    by_name: Items<Name, Box<Schedule>>,
     /// By when they fire next, or are forgotten once they are finished.
     due: BTreeSet<(Millis, Name)>,
-    changes: Changes<Name>,
     memory_bytes: u64,
+    /// How many are held back. Not part of the state.
+    held_back: usize,
     /// Whether the queue's settings are known, which jobs are enqueued with: until then nothing fires. Not part of the
     /// state.
     awake: bool,
@@ -50,7 +51,8 @@ struct Schedule {
     fired_total: u64,
     skipped_total: u64,
     last_fired: Option<(JobId, Millis)>,
-    mark: Mark,
+    /// Its time has come and the queue has no room: when to look again. Not part of the state.
+    retry_at: Option<Millis>,
 }
 
 impl Schedules {
@@ -62,6 +64,16 @@ impl Schedules {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.by_name.len()
+    }
+
+    /// How many have a time that has come and no room in the queue.
+    pub fn held_back(&self) -> usize {
+        self.held_back
+    }
+
+    /// Whether that is the next time of a schedule.
+    pub fn is_time_of(&self, name: &Name, at: Millis) -> bool {
+        self.by_name.get(name).is_some_and(|schedule| schedule.next_at == Some(at))
     }
 
     /// The queue's settings are known.
@@ -86,7 +98,7 @@ impl Schedule {
             fired_total: 0,
             skipped_total: 0,
             last_fired: None,
-            mark: Mark::NEW,
+            retry_at: None,
         }
     }
 
@@ -98,9 +110,10 @@ impl Schedule {
         }
     }
 
-    /// When it fires next, or is forgotten.
+    /// When it is looked at: it fires, or is forgotten.
     fn due(&self) -> Option<Millis> {
-        self.next_at.or(self.finished_at.map(|at| at.plus(SCHEDULE_FINISHED_KEPT_MS)))
+        let next_at = self.next_at.map(|at| at.max(self.retry_at.unwrap_or(at)));
+        next_at.or(self.finished_at.map(|at| at.plus(SCHEDULE_FINISHED_KEPT_MS)))
     }
 
     /// It fires then, or is finished.
@@ -132,6 +145,7 @@ impl Schedule {
             fired_total: self.fired_total,
             skipped_total: self.skipped_total,
             last_fired: self.last_fired,
+            held_back: self.retry_at.is_some(),
         }
     }
 }

@@ -13,6 +13,8 @@ use crate::items::{Item, Key};
 use crate::keys::{self, Home};
 
 impl Key for Place {
+    type Home = Home;
+
     const SPACE: Space = Space::Meta;
 
     fn in_index(&self, home: &Home) -> Bytes {
@@ -21,6 +23,8 @@ impl Key for Place {
 }
 
 impl Key for Bytes {
+    type Home = Home;
+
     const SPACE: Space = Space::Meta;
 
     fn in_index(&self, home: &Home) -> Bytes {

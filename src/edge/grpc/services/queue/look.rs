@@ -166,6 +166,10 @@ pub fn status<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Respond
             rates: Some(rates(activity.last_minute)),
             wait_ms: Some(percentiles(activity.wait_ms)),
             run_ms: Some(percentiles(activity.run_ms)),
+            moved_total: status.moved_total,
+            copied_total: status.copied_total,
+            send_failed_total: status.send_failed_total,
+            outbox: status.outbox,
         };
         put(out, &response);
         Ok(())

@@ -5,11 +5,11 @@ use std::rc::Rc;
 use bytes::{Bytes, BytesMut};
 use flowmesh_model::job::{JobCursor, JobFilter, JobPhase, Which};
 use flowmesh_model::reply::Cancelled;
-use flowmesh_model::{Batch, JobId, Millis, QueueCommand, Reject, Reply};
+use flowmesh_model::{Batch, JobId, Millis, QueueCommand, Reject, Reply, TransferCommand};
 use flowmesh_proto::v1;
 
 use super::super::{attempt, check_items, decode, put};
-use super::{ask, lease_ref, put_nothing, to_priority};
+use super::{ask, existing, lease_ref, put_nothing, to_priority};
 use crate::edge::backend::Backend;
 use crate::edge::grpc::Edge;
 use crate::edge::grpc::respond::{Responder, wrong_reply};
@@ -53,7 +53,13 @@ pub fn redrive<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Respon
     let request: v1::RedriveRequest = attempt!(responder, decode(message));
     let which = attempt!(responder, which(&request.job_ids, request.filter, request.after));
     let per_second = Some(request.per_second).filter(|rate| *rate > 0);
-    let command = QueueCommand::Redrive { which, per_second, delay_ms: request.delay_ms };
+    let delay_ms = request.delay_ms;
+    let command = if request.to_queue.is_empty() {
+        QueueCommand::Redrive { which, per_second, delay_ms }
+    } else {
+        let to = attempt!(responder, existing(edge, &request.to_queue)).id;
+        QueueCommand::Transfer(TransferCommand::Move { which, to, per_second, delay_ms })
+    };
     ask(edge, &request.queue, command, responder, put_swept)
 }
 
@@ -77,7 +83,7 @@ pub fn pause<B: Backend>(
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "what answers are made of is passed by value")]
-fn put_swept(reply: Reply, out: &mut BytesMut) -> Result<(), Reject> {
+pub(super) fn put_swept(reply: Reply, out: &mut BytesMut) -> Result<(), Reject> {
     let Reply::Swept { count, next } = reply else { return Err(wrong_reply()) };
     put(out, &v1::SweepResponse { jobs: count, next: next.map(cursor_message) });
     Ok(())
@@ -88,7 +94,7 @@ fn jobs(numbers: &[u64]) -> Result<Batch<JobId>, Reject> {
     Ok(numbers.iter().copied().map(JobId).collect())
 }
 
-fn which(
+pub(super) fn which(
     numbers: &[u64],
     filter: Option<v1::JobFilter>,
     after: Option<v1::JobCursor>,

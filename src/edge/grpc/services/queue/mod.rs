@@ -1,8 +1,10 @@
 //! `flowmesh.v1.Queue`, the unary calls: here those of callers and workers, in [`manage`] what is done to jobs from outside,
-//! in [`look`] what can be seen.
+//! in [`look`] what can be seen, in [`transfer`] how they go to other queues; [`trace`] is the trace context of jobs.
 
 pub mod look;
 pub mod manage;
+mod trace;
+pub mod transfer;
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -91,7 +93,7 @@ fn read_enqueue(message: &Bytes) -> Result<Enqueue<'_>, Reject> {
 fn read_job(message: &Bytes, fields: &Fields<'_>, range: Range<usize>) -> Result<NewJob, Reject> {
     let whole = fields.slice(range.clone());
     let mut fields = fields.nested(range);
-    let (mut job, mut has_options) = (NewJob::default(), false);
+    let (mut job, mut has_options, mut has_trace) = (NewJob::default(), false, false);
     let mut headers = RawRepeated::default();
     loop {
         let start = fields.position();
@@ -109,10 +111,14 @@ fn read_job(message: &Bytes, fields: &Fields<'_>, range: Range<usize>) -> Result
             (5, _) => return Err(wrong_type("max_attempts")),
             // Most jobs have none of the rest: those that do are read once more, by the generated code.
             (6..=14, _) => has_options = true,
+            (15 | 16, _) => has_trace = true,
             _ => {}
         }
     }
     job.headers = headers.finish(message);
+    if has_trace {
+        job.headers = trace::with_context(&job.headers, &decode(whole.clone())?)?;
+    }
     if has_options {
         job.options = Some(Box::new(options(decode(whole)?)?));
     }

@@ -5,6 +5,9 @@
 //! idle ── credit ─► reading ── records ─► full ── credit, its turn ─► pushed; idle again once nothing is left
 //! ```
 //!
+//! With a filter only what matches is pushed, and now and then how far the search is, so that the consumer can commit past
+//! what it never got.
+//!
 //! Of a replay session, what is read is first cut at the session's end, filtered and marked, and records have their turn
 //! only once they are due. A session that is not active gives no turns and starts no reads.
 
@@ -17,7 +20,7 @@ use bytes::{Bytes, BytesMut};
 use flowmesh_model::command::ReadFrom;
 use flowmesh_model::compression::{Codecs, plain};
 use flowmesh_model::filter::RecordFilter;
-use flowmesh_model::limits::BATCH_ITEMS_MAX;
+use flowmesh_model::limits::{BATCH_ITEMS_MAX, FILTER_PROGRESS_MS, FILTER_PROGRESS_RECORDS};
 use flowmesh_model::record::prefix_len;
 use flowmesh_model::replay::{Pace, Speed};
 use flowmesh_model::reply::{RecordRun, RecordRuns};
@@ -66,6 +69,9 @@ struct Flow {
     ready: VecDeque<PickedRun>,
     reading: Option<AbortHandle>,
     paused: bool,
+    /// With a filter: up to where the consumer was told that there is nothing else for it, and when.
+    told: Offset,
+    told_at: Millis,
 }
 
 impl Flow {
@@ -75,7 +81,7 @@ impl Flow {
     }
 
     /// Takes in what a read brought.
-    fn take(&mut self, records: RecordRuns, replay: Option<&Replay>) {
+    fn take(&mut self, records: RecordRuns, replay: Option<&Replay>, filter: Option<&RecordFilter>) {
         let until = self.until.unwrap_or(Offset(u64::MAX));
         self.next = records.next.min(until);
         self.end = records.high_watermark;
@@ -83,10 +89,30 @@ impl Flow {
             let left = u32::try_from(until.get() - run.base.get()).unwrap_or(u32::MAX);
             if run.count > left { split(whole(run), left).0 } else { whole(run) }
         });
-        match replay {
-            None => self.ready.extend(runs),
-            Some(replay) => self.ready.extend(runs.filter_map(|run| replay.shape(run))),
+        match (replay, filter) {
+            (Some(replay), _) => self.ready.extend(runs.filter_map(|run| replay.shape(run))),
+            (None, Some(filter)) => {
+                self.ready.extend(runs.map(|run| matching(filter, run)).filter(|run| run.count > 0));
+            }
+            (None, None) => self.ready.extend(runs),
         }
+    }
+
+    /// Takes note that the consumer knows how far it is.
+    fn told(&mut self, next: Offset, now: Millis) {
+        (self.told, self.told_at) = (next, now);
+    }
+
+    /// Whether there is nothing to push, and more was passed over than the consumer was told.
+    fn has_passed(&self) -> bool {
+        self.ready.is_empty() && self.next > self.told
+    }
+
+    /// Whether the consumer is to be told by now.
+    fn owes_progress(&self, now: Millis) -> bool {
+        self.has_passed()
+            && (self.next.get() - self.told.get() >= FILTER_PROGRESS_RECORDS
+                || now.since(self.told_at) >= FILTER_PROGRESS_MS)
     }
 }
 
@@ -106,12 +132,7 @@ pub struct Replay {
 impl Replay {
     /// What is wanted of a run, marked.
     fn shape(&self, run: PickedRun) -> Option<PickedRun> {
-        let picked = if self.filter.is_empty() {
-            run
-        } else {
-            let PickedRun { base, count, appended_at, records, .. } = run;
-            pick(&self.filter, &RecordRun { base, count, appended_at, records }, &mut Room::UNBOUNDED.clone())
-        };
+        let picked = if self.filter.is_empty() { run } else { matching(&self.filter, run) };
         let records = self.mark.mark(&picked.records, picked.count);
         (picked.count > 0).then_some(PickedRun { records, ..picked })
     }
@@ -132,6 +153,10 @@ pub struct Flows<B: Backend> {
     reads: FuturesUnordered<Abortable<LocalBoxFuture<'static, ReadOutcome>>>,
     /// What makes them those of a replay session.
     replay: Option<Replay>,
+    /// Which records the consumer wants; `None`: all.
+    filter: Option<RecordFilter>,
+    /// Partitions of which the consumer is to be told how far they are.
+    owed: Vec<PartitionRef>,
     /// When the first records are due that were not yet.
     due: Option<Millis>,
     /// What was pushed last of partitions of a replay session: up to where.
@@ -167,9 +192,18 @@ impl<B: Backend> Flows<B> {
             full: VecDeque::new(),
             reads: FuturesUnordered::new(),
             replay: None,
+            filter: None,
+            owed: Vec::new(),
             due: None,
             pushed: Vec::new(),
         }
+    }
+
+    /// Only records that match.
+    #[must_use]
+    pub fn with_filter(mut self, filter: RecordFilter) -> Self {
+        self.filter = Some(filter);
+        self
     }
 
     /// Makes them those of a replay session, or changes what that is.
@@ -225,7 +259,8 @@ impl<B: Backend> Flows<B> {
         let paused = self.all.get(&at).is_some_and(|flow| flow.paused);
         self.stop(at);
         let ready = VecDeque::new();
-        let flow = Flow { stream, info, next: offset, end, until, ready, reading: None, paused };
+        let (reading, told, told_at) = (None, offset, self.edge.backend.now());
+        let flow = Flow { stream, info, next: offset, end, until, ready, reading, paused, told, told_at };
         self.all.insert(at, flow);
         self.idle.insert(at);
     }
@@ -263,9 +298,12 @@ impl<B: Backend> Flows<B> {
             flow.reading = None;
             let readable = |records| readable(records, self.accepts, self.batch_bytes as usize);
             let records = outcome.and_then(readable).map_err(|reject| ReadError { at, reject })?;
-            flow.take(records, self.replay.as_ref());
+            flow.take(records, self.replay.as_ref(), self.filter.as_ref());
             if flow.ready.is_empty() {
                 self.idle.insert(at);
+                if self.filter.is_some() && flow.owes_progress(self.edge.backend.now()) {
+                    self.owed.push(at);
+                }
             } else if !flow.paused {
                 self.full.push_back(at);
             }
@@ -287,7 +325,7 @@ impl<B: Backend> Flows<B> {
         }
         let share = (READS_BYTES_MAX / self.all.len().max(1)).max(READ_BYTES_MIN) as u32;
         let bytes_max = self.batch_bytes.min(share);
-        let wait_until = Some(next_round(self.edge.backend.now()));
+        let round = next_round(self.edge.backend.now());
         let mut paused = BTreeSet::new();
         for at in std::mem::take(&mut self.idle) {
             let Some(flow) = self.all.get_mut(&at) else { continue };
@@ -298,12 +336,18 @@ impl<B: Backend> Flows<B> {
                 paused.insert(at);
                 continue;
             }
+            // Not beyond the time at which the consumer is to be told how far it is.
+            let wait_until = if self.filter.is_some() && flow.has_passed() {
+                round.min(flow.told_at.plus(FILTER_PROGRESS_MS))
+            } else {
+                round
+            };
             let read = StreamCommand::Read {
                 from: ReadFrom::Offset(flow.next),
                 records_max: BATCH_ITEMS_MAX as u32,
                 bytes_max,
                 bytes_min: 0,
-                wait_until,
+                wait_until: Some(wait_until),
             };
             let to = self.edge.backend.shard_of_partition(&flow.info, at.partition);
             let reply = self.edge.backend.call(to, Command::Stream(at, read));
@@ -336,11 +380,25 @@ impl<B: Backend> Flows<B> {
         while *credit > 0 && out.len() < MESSAGE_BYTES {
             let Some((stream, at, run)) = self.next_run(*credit) else { break };
             *credit -= run.count;
-            let next = self.replay.is_some().then_some(run.next);
-            self.pushed.extend(next.map(|next| (at, next)));
+            let next = (self.replay.is_some() || self.filter.is_some()).then_some(run.next);
+            if self.replay.is_some() {
+                self.pushed.push((at, run.next));
+            }
             put_run(&mut out, &stream, at.partition, &run, next);
         }
+        self.put_progress(&mut out);
         (!out.is_empty()).then(|| out.freeze())
+    }
+
+    /// Writes how far partitions are of which the consumer is to be told, unless there is something to push by now.
+    fn put_progress(&mut self, out: &mut BytesMut) {
+        let now = if self.owed.is_empty() { return } else { self.edge.backend.now() };
+        for at in std::mem::take(&mut self.owed) {
+            if let Some(flow) = self.all.get_mut(&at).filter(|flow| flow.has_passed()) {
+                flow.told(flow.next, now);
+                put_run(out, &flow.stream, at.partition, &nothing_before(flow.next), Some(flow.next));
+            }
+        }
     }
 
     /// What comes next, of at most so many records.
@@ -361,6 +419,9 @@ impl<B: Backend> Flows<B> {
             let (now, later) = if run.count > records_max { split(run, records_max) } else { (run, None) };
             if let Some(later) = later {
                 flow.ready.push_front(later);
+            }
+            if self.filter.is_some() {
+                flow.told(now.next, self.edge.backend.now());
             }
             if flow.ready.is_empty() {
                 self.idle.insert(at);
@@ -400,6 +461,18 @@ impl<B: Backend> Drop for Flows<B> {
 fn whole(run: RecordRun) -> PickedRun {
     let RecordRun { base, count, appended_at, records } = run;
     PickedRun { base, count, appended_at, records, deltas: Vec::new(), next: base.plus(u64::from(count)) }
+}
+
+/// What is wanted of a run.
+fn matching(filter: &RecordFilter, run: PickedRun) -> PickedRun {
+    let PickedRun { base, count, appended_at, records, .. } = run;
+    pick(filter, &RecordRun { base, count, appended_at, records }, &mut Room::UNBOUNDED.clone())
+}
+
+/// No records, and that there are none for the consumer before `next`.
+fn nothing_before(next: Offset) -> PickedRun {
+    let (records, deltas) = (Bytes::new(), Vec::new());
+    PickedRun { base: next, count: 0, appended_at: Millis(0), records, deltas, next }
 }
 
 /// The first records of a run that has more, and the rest.
@@ -472,6 +545,11 @@ mod tests {
 
     #[test]
     fn a_client_reads_what_was_written_by_hand() {
+        let mut out = BytesMut::new();
+        put_run(&mut out, "logs", 3, &nothing_before(Offset(40)), Some(Offset(40)));
+        let read = v1::ConsumeResponse::decode(out.split_off(PREFIX_BYTES).freeze()).unwrap();
+        let batch = read.batches[0].batch.as_ref().unwrap();
+        assert_eq!((batch.count, batch.partition, batch.next_offset), (0, 3, Some(40)));
         for next in [None, Some(Offset(30))] {
             let mut out = BytesMut::new();
             put_run(&mut out, "logs", 3, &whole(run(9, 2)), next);

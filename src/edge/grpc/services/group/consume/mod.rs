@@ -29,6 +29,7 @@ use crate::edge::backend::Backend;
 use crate::edge::grpc::Edge;
 use crate::edge::grpc::message::malformed;
 use crate::edge::grpc::outbound::Gone;
+use crate::edge::grpc::services::filter::read_filter;
 use crate::edge::grpc::services::replay;
 use crate::edge::grpc::services::stream::or_default;
 use crate::edge::grpc::services::unpack::read_codecs;
@@ -46,9 +47,13 @@ const TURN_MAX: usize = 64;
 
 /// Serves one consumer.
 pub async fn consume<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) -> Result<(), Ended> {
-    let (hello, first) = hello(call).await?;
+    let (mut hello, first) = hello(call).await?;
     check_not_empty("streams", hello.streams.len())?;
-    let flows = Flows::new(edge, batch_bytes(&hello)?, read_codecs(&hello.accept_compression)?);
+    let codecs = read_codecs(&hello.accept_compression)?;
+    let flows = match read_filter(hello.filter.take())? {
+        None => Flows::new(edge, batch_bytes(&hello)?, codecs),
+        Some(filter) => Flows::new(edge, batch_bytes(&hello)?, Codecs::default()).with_filter(filter),
+    };
     let group = edge.backend.resolve(Kind::Group, &hello.group, true).await?;
     let session = Session::new(edge, group, &hello, flows)?;
     serve(session, first, call).await
@@ -59,6 +64,9 @@ pub async fn consume_replay<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCal
     let (hello, first) = hello(call).await?;
     if !hello.streams.is_empty() {
         return Err(Reject::invalid("streams", "are those of the session: leave them out").into());
+    }
+    if hello.filter.is_some() {
+        return Err(Reject::invalid("filter", "is that of the session: leave it out").into());
     }
     // Every record gets a header more, so none is sent as it rests.
     let flows = Flows::new(edge, batch_bytes(&hello)?, Codecs::default());
