@@ -1,6 +1,7 @@
 //! Jobs from enqueued to acknowledged: one a call, and in batches.
 
 use std::cell::RefCell;
+use std::time::Duration;
 
 use super::fill;
 use super::lab::Lab;
@@ -63,7 +64,9 @@ pub fn deep_queue(lab: &Lab) -> anyhow::Result<Vec<Row>> {
     let mut run = |name: &str| {
         let work = Work::Jobs { batch: 1, value_bytes: 100 };
         let group = Lab::group(work, server.grpc, "deep", SHAPE);
-        let load = lab.spec(name, vec![group], Some(server.pid())).run()?;
+        // Long enough for checkpoints to take part.
+        let spec = lab.spec(name, vec![group], Some(server.pid()));
+        let load = LoadSpec { duration: lab.duration.max(Duration::from_secs(12)), ..spec }.run()?;
         let rate = load.items_per_s;
         loads.push(load);
         anyhow::Ok(rate)

@@ -86,7 +86,7 @@ const LEAD: Duration = Duration::from_secs(90);
 pub fn delayed(lab: &Lab) -> anyhow::Result<Vec<Row>> {
     let window = lab.duration.max(Duration::from_secs(10));
     let due = WAITING * window.as_secs() / SPAN.as_secs();
-    let few = due_in(lab, due, window, Duration::from_secs(5), window)?;
+    let few = due_in(lab, due, window, LEAD / 3, window)?;
     let many = due_in(lab, WAITING, SPAN, LEAD, window)?;
     let late = vec![Round { bare: None, measured: delivery(&many)?.p99_us }];
     let cost = |load: &LoadResult| load.server.as_ref().map_or(0.0, |server| server.us_per_item);

@@ -3,12 +3,11 @@
 //!
 //! A command that must first be told which record it means is decided on again once files have said so.
 
+use bytes::Bytes;
 use flowmesh_machine::{ColdFind, ColdRead};
 use flowmesh_model::command::ReadFrom;
 use flowmesh_model::reply::RecordRuns;
-use flowmesh_model::{
-    Command, JobId, Lsn, Offset, PartitionRef, Reject, Reply, ResourceId, Space, StreamCommand,
-};
+use flowmesh_model::{Command, JobId, Lsn, Offset, PartitionRef, Reject, Reply, ResourceId, StreamCommand};
 use flowmesh_store::disk::Disk;
 use flowmesh_store::segments::FoundRecords;
 use futures::StreamExt;
@@ -16,7 +15,7 @@ use futures::stream::FuturesUnordered;
 
 use crate::pump::Effects;
 use crate::release::{Need, Outgoing};
-use crate::shard::Shard;
+use crate::shard::{Shard, State};
 use crate::timer::Timer;
 
 /// Reads of the disk at the same time: enough to keep an NVMe queue busy, few enough to bound their buffers.
@@ -40,6 +39,14 @@ pub(crate) enum Wanted {
     Bodies(ResourceId, Vec<JobId>, Command),
 }
 
+/// What there is to be read.
+enum Work {
+    /// For a command.
+    Fetch(Fetch),
+    /// What jobs are about that a queue gives out next, before anybody asks.
+    Ahead(ResourceId),
+}
+
 /// What a look for a record came to.
 enum Found {
     /// The answer.
@@ -54,9 +61,9 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         let mut running = FuturesUnordered::new();
         loop {
             while running.len() < CONCURRENT {
-                let next = self.inner.state.borrow_mut().fetches.pop_front();
+                let next = self.inner.state.borrow_mut().next_work();
                 match next {
-                    Some(fetch) => running.push(self.fetch(fetch)),
+                    Some(work) => running.push(self.work(work)),
                     None => break,
                 }
             }
@@ -65,6 +72,19 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             } else {
                 let woken = std::pin::pin!(self.inner.signals.fetch.wait());
                 futures::future::select(running.next(), woken).await;
+            }
+        }
+    }
+
+    async fn work(&self, work: Work) {
+        match work {
+            Work::Fetch(fetch) => self.fetch(fetch).await,
+            Work::Ahead(queue) => {
+                // If it fails, the command that needs one of them is told.
+                if let Err(error) = self.read_ahead(queue).await {
+                    tracing::debug!(%queue, %error, "payloads were not fetched ahead");
+                }
+                self.inner.state.borrow_mut().looking_ahead -= 1;
             }
         }
     }
@@ -166,13 +186,24 @@ impl<D: Disk, T: Timer> Shard<D, T> {
     /// Brings into memory what jobs are about that only the index has. One call after the other: those who come together
     /// mostly want the same jobs, which the first one fetches for all.
     async fn read_bodies(&self, queue: ResourceId, jobs: Vec<JobId>) -> Result<(), Reject> {
-        let Some(durable) = &self.inner.durable else { return Err(NO_DISK) };
         let _alone = self.inner.warming.lock().await;
         let keys = self.inner.state.borrow().machine.cold_bodies(queue, &jobs);
+        self.read_keys(queue, keys).await
+    }
+
+    /// Brings into memory what jobs are about that a queue gives out next.
+    async fn read_ahead(&self, queue: ResourceId) -> Result<(), Reject> {
+        let _alone = self.inner.warming.lock().await;
+        let keys = self.inner.state.borrow_mut().machine.bodies_ahead(queue);
+        self.read_keys(queue, keys).await
+    }
+
+    async fn read_keys(&self, queue: ResourceId, keys: Vec<(JobId, Bytes)>) -> Result<(), Reject> {
+        let Some(durable) = &self.inner.durable else { return Err(NO_DISK) };
         if keys.is_empty() {
             return Ok(());
         }
-        let found = durable.index.get_many(Space::Bodies, keys.iter().map(|(_, key)| key.clone()).collect());
+        let found = durable.index.bodies(keys.iter().map(|(_, key)| key.clone()).collect());
         let found = found.await.map_err(|error| Reject::Damaged { place: error.to_string() })?;
         let machine = &mut self.inner.state.borrow_mut().machine;
         for ((job, _), value) in keys.into_iter().zip(found) {
@@ -219,6 +250,18 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             earliest: read.earliest,
             high_watermark: read.high_watermark,
         })))
+    }
+}
+
+impl<D: Disk> State<D> {
+    /// Commands first: they wait.
+    fn next_work(&mut self) -> Option<Work> {
+        if let Some(fetch) = self.fetches.pop_front() {
+            return Some(Work::Fetch(fetch));
+        }
+        let queue = self.machine.take_ahead()?;
+        self.looking_ahead += 1;
+        Some(Work::Ahead(queue))
     }
 }
 

@@ -333,6 +333,10 @@ pub struct ShardStats {
     pub checkpoint_ns: Histogram,
     /// Checkpoints that failed.
     pub checkpoint_failures: u64,
+    /// Commands that waited for what jobs are about, which memory had no longer.
+    pub body_waits: u64,
+    /// Looks ahead for such that are not through.
+    pub body_looks: u64,
     /// What compactions have done.
     pub compaction: CompactionCounters,
     /// Facts applied by recovery.

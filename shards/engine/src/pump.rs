@@ -207,6 +207,7 @@ impl<D: Disk> State<D> {
                 return None;
             }
             Ok(Decision::Warm(queue, jobs)) => {
+                self.stats.body_waits += 1;
                 self.fetches.push_back(Fetch { wanted: Wanted::Bodies(queue, jobs, command), outgoing });
                 effects.fetch = true;
                 return None;
@@ -338,6 +339,7 @@ impl<D: Disk> State<D> {
         for fact in facts {
             self.machine.apply(EntryContext { lsn, time }, fact);
         }
+        effects.fetch |= self.machine.looks_ahead();
         if self.memory_only {
             self.parked.advance(lsn);
         }

@@ -106,6 +106,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             waiting: crate::waiting::Waiting::default(),
             stalled: crate::stalled::Stalled::default(),
             fetches: VecDeque::new(),
+            looking_ahead: 0,
             stats,
             resources: Resources::new(config.metric_resources_max),
             default_durability: config.durability,

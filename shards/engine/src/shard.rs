@@ -97,6 +97,8 @@ pub(crate) struct State<D: Disk> {
     pub waiting: Waiting,
     pub stalled: Stalled,
     pub fetches: VecDeque<Fetch>,
+    /// Queues whose next jobs are being brought into memory.
+    pub looking_ahead: u64,
     pub stats: ShardStats,
     pub resources: Resources,
     pub default_durability: Durability,
@@ -162,6 +164,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         let (log_bytes, memory_bytes) = (state.log.log_bytes(), state.machine.memory_bytes());
         let (parked, waiting, synced) = (state.parked.len(), state.waiting.len(), state.parked.synced());
         let fenced = u64::from(state.fenced.is_some());
+        let body_looks = state.looking_ahead + u64::from(state.machine.looks_ahead());
         let (held, stalled) = (state.machine.stats(), state.stalled.len());
         let stats = &mut state.stats;
         stats.state = held;
@@ -172,6 +175,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         stats.parked_replies = parked as u64;
         stats.waiting_commands = waiting as u64;
         stats.fenced = fenced;
+        stats.body_looks = body_looks;
         stats.stalled_writes = stalled as u64;
         stats.clone()
     }

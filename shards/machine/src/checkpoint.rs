@@ -383,6 +383,16 @@ impl Machine {
         cold.map(|job| (job, Queue::body_key(&held.home, job))).collect()
     }
 
+    /// The jobs of a queue that are wanted next and whose bodies are only in the index, with their keys in
+    /// [`Space::Bodies`].
+    pub fn bodies_ahead(&mut self, queue: ResourceId) -> Vec<(JobId, Bytes)> {
+        let now = self.clock;
+        let Some(held) = self.held.get_mut(&queue) else { return Vec::new() };
+        let Parts::Queue(queue) = &mut held.parts else { return Vec::new() };
+        let cold = queue.look_ahead(now).into_iter();
+        cold.map(|job| (job, Queue::body_key(&held.home, job))).collect()
+    }
+
     /// Whether the shard has the job and only the index has what it is about.
     pub fn is_cold(&self, queue: ResourceId, job: JobId) -> bool {
         match self.held.get(&queue).map(|held| &held.parts) {

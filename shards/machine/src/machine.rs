@@ -643,6 +643,17 @@ impl Machine {
         self.woken.forget();
     }
 
+    /// Whether jobs of a queue are wanted soon that only the index knows all of.
+    #[inline]
+    pub fn looks_ahead(&self) -> bool {
+        self.woken.looks_ahead()
+    }
+
+    /// Takes a queue whose next jobs are to be brought into memory; see [`Machine::bodies_ahead`].
+    pub fn take_ahead(&mut self) -> Option<ResourceId> {
+        self.woken.pop_ahead()
+    }
+
     /// An estimate of the memory the state takes.
     #[inline]
     pub fn memory_bytes(&self) -> u64 {

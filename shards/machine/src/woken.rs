@@ -2,8 +2,12 @@
 //!
 //! A queue or partition remembers the round in which it was last listed, so that it is listed once however much
 //! arrives, and forgetting the whole list is one addition.
+//!
+//! Beside it, queues whose next jobs should come into memory.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+
+use flowmesh_model::ResourceId;
 
 use crate::decision::WaitKey;
 
@@ -12,11 +16,12 @@ use crate::decision::WaitKey;
 pub(crate) struct Woken {
     keys: VecDeque<WaitKey>,
     round: u64,
+    ahead: BTreeSet<ResourceId>,
 }
 
 impl Default for Woken {
     fn default() -> Self {
-        Self { keys: VecDeque::new(), round: 1 }
+        Self { keys: VecDeque::new(), round: 1, ahead: BTreeSet::new() }
     }
 }
 
@@ -28,6 +33,22 @@ impl Woken {
             *listed = self.round;
             self.keys.push_back(key);
         }
+    }
+
+    /// Lists a queue of which the next jobs should come into memory.
+    pub fn look_ahead(&mut self, queue: ResourceId) {
+        self.ahead.insert(queue);
+    }
+
+    /// Whether there is such a queue.
+    #[inline]
+    pub fn looks_ahead(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
+    /// Takes such a queue off the list.
+    pub fn pop_ahead(&mut self) -> Option<ResourceId> {
+        self.ahead.pop_first()
     }
 
     /// The first key of the list; its owner must forget that it was listed.

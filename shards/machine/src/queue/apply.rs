@@ -110,6 +110,9 @@ impl Queue {
         }
         let group = self.jobs.get(id).map_or(0, |job| job.group);
         self.ready.served(group, now);
+        if self.note_lease() {
+            cx.woken.look_ahead(cx.home.id);
+        }
     }
 
     /// `LeaseExtended`.

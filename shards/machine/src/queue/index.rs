@@ -13,6 +13,21 @@ use crate::keys::{Home, QueueKey};
 const AHEAD_JOBS: usize = 4096;
 const AHEAD_BYTES: usize = 2 * 1024 * 1024;
 
+/// Jobs that wait for their time are looked at so long before it.
+const AHEAD_MS: u64 = 1_000;
+
+/// So many leases are given out, at least, from one look ahead to the next.
+const LOOK_EVERY_MIN: usize = 64;
+
+/// When a queue is to be looked at for jobs that should come into memory. Not part of the state.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    /// Leases since the last look.
+    leases: usize,
+    /// Jobs that the last look went over.
+    looked: usize,
+}
+
 impl Queue {
     /// Appends the queue's counters in their form in the index.
     ///
@@ -233,17 +248,52 @@ impl Queue {
         if cold.is_empty() {
             return cold;
         }
-        let (mut ahead, mut bytes) = (0, 0);
-        self.ready.each(now, |id| {
-            ahead += 1;
+        self.add_ahead(now, &mut cold);
+        cold
+    }
+
+    /// Adds jobs that are wanted next and whose bodies are only in the index; returns how many jobs it went over.
+    fn add_ahead(&self, now: Millis, cold: &mut Vec<JobId>) -> usize {
+        let (mut looked, mut bytes) = (0, 0);
+        let mut look = |id| {
+            looked += 1;
             if self.is_cold(id) {
                 bytes += self.jobs.get(id).map_or(0, |job| job.body_bytes as usize);
                 cold.push(id);
             }
-            ahead < AHEAD_JOBS && bytes < AHEAD_BYTES
+            looked < AHEAD_JOBS && bytes < AHEAD_BYTES
+        };
+        let mut more = true;
+        self.ready.each(now, |id| {
+            more = look(id);
+            more
         });
+        let soon = (now.plus(AHEAD_MS), JobId(u64::MAX));
+        for (_, id) in self.delayed.range(..=soon) {
+            more = more && look(*id);
+            if !more {
+                break;
+            }
+        }
         cold.sort_unstable();
         cold.dedup();
+        looked
+    }
+
+    /// Notes a lease; whether the queue is to be looked at for what comes next.
+    pub(super) fn note_lease(&mut self) -> bool {
+        self.ahead.leases += 1;
+        if self.ahead.leases < LOOK_EVERY_MIN.max(self.ahead.looked / 4) {
+            return false;
+        }
+        self.ahead.leases = 0;
+        self.jobs.has_cold()
+    }
+
+    /// Jobs that are wanted next and whose bodies are only in the index.
+    pub fn look_ahead(&mut self, now: Millis) -> Vec<JobId> {
+        let mut cold = Vec::new();
+        self.ahead.looked = self.add_ahead(now, &mut cold);
         cold
     }
 }

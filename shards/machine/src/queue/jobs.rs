@@ -170,6 +170,8 @@ pub(crate) struct Jobs {
     /// Pages with a body in memory.
     hot: BTreeSet<u64>,
     len: u64,
+    /// Bodies in memory.
+    hot_len: u64,
     memory_bytes: u64,
     /// Of it, bodies.
     hot_bytes: u64,
@@ -180,6 +182,11 @@ pub(crate) struct Jobs {
 impl Jobs {
     pub fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Whether there is a job whose body is only in the index.
+    pub fn has_cold(&self) -> bool {
+        self.hot_len < self.len
     }
 
     /// An estimate of what it takes in memory.
@@ -257,6 +264,7 @@ impl Jobs {
             return;
         }
         self.hot_bytes += BODY_BYTES + body.len() as u64;
+        self.hot_len += 1;
         page.insert_body(bit, body);
         self.hot.insert(number);
     }
@@ -272,6 +280,7 @@ impl Jobs {
         let Some(page) = self.pages.get_mut(&number) else { return };
         if let Some(body) = page.take_body(bit) {
             self.hot_bytes -= BODY_BYTES + body.len() as u64;
+            self.hot_len -= 1;
         }
         if page.hot == 0 {
             self.hot.remove(&number);
@@ -322,6 +331,7 @@ impl Jobs {
                     && let Some(body) = page.take_body(bit)
                 {
                     self.hot_bytes -= BODY_BYTES + body.len() as u64;
+                    self.hot_len -= 1;
                 }
             }
             if page.hot == 0 {
@@ -355,18 +365,20 @@ impl Jobs {
 
     /// Checks every invariant.
     pub fn check(&self) {
-        let (mut len, mut memory_bytes, mut hot_bytes) = (0, 0, 0);
+        let (mut len, mut hot_len, mut memory_bytes, mut hot_bytes) = (0, 0, 0, 0);
         for (number, page) in &self.pages {
             assert!(page.live != 0 && page.hot & !page.live == 0);
             assert_eq!(page.live.count_ones() as usize, page.jobs.len());
             assert_eq!(page.hot.count_ones() as usize, page.bodies.len());
             assert_eq!(self.hot.contains(number), page.hot != 0);
             len += page.jobs.len() as u64;
+            hot_len += page.bodies.len() as u64;
             memory_bytes += PAGE_BYTES;
             memory_bytes +=
                 page.jobs.iter().map(|job| size_of::<Job>() as u64 + job.extra_bytes()).sum::<u64>();
             hot_bytes += page.bodies.iter().map(|body| BODY_BYTES + body.len() as u64).sum::<u64>();
         }
+        assert_eq!((self.len, self.hot_len), (len, hot_len));
         assert_eq!((self.len, self.memory_bytes, self.hot_bytes), (len, memory_bytes, hot_bytes));
     }
 }

@@ -88,6 +88,7 @@ pub(crate) struct Queue {
     /// The last tick's time: a bucket that has a token since then needs no other.
     looked_at: Millis,
     activity: Activity,
+    ahead: index::Ahead,
     changes: Changes<JobId>,
     /// When it was last put on the list of what woke, for reservers and for those who wait for room (see
     /// [`crate::woken`]).

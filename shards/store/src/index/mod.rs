@@ -3,7 +3,7 @@
 //! One fjall database per shard, owned by one storage thread, because its writes can block for 100 ms. This file is the
 //! core's side: each call goes over a channel, its future completes on the core's executor. [`worker`] is the thread,
 //! [`store`] what it does to fjall, and the keys and values it keeps there, [`stage`] where a large checkpoint waits,
-//! [`space`] whether the disk is full.
+//! [`shelf`] the files of bodies beside it, [`space`] whether the disk is full.
 //!
 //! ```text
 //!   core                                 storage thread
@@ -15,6 +15,7 @@
 //! The index is never the authority: it can be thrown away if the log still reaches back to LSN 1, and what it says it
 //! holds (`applied`) is compared with the log at every start.
 
+mod shelf;
 mod space;
 mod stage;
 mod store;
@@ -31,7 +32,7 @@ use flowmesh_model::{IndexWrite, Lsn, ShardId, Space};
 use futures::channel::oneshot;
 use thiserror::Error;
 
-use worker::Op;
+use worker::{Op, OpenBodies, ReadBodies};
 
 /// Settings of one shard's index.
 #[derive(Clone)]
@@ -184,6 +185,7 @@ const SCAN_BYTES: usize = 1024 * 1024;
 #[derive(Clone)]
 pub struct Index {
     ops: mpsc::Sender<Op>,
+    reads: mpsc::Sender<ReadBodies>,
     checkpoints: Arc<AtomicU64>,
     shard: ShardId,
     dir: Arc<Path>,
@@ -195,13 +197,20 @@ impl Index {
     pub async fn open(config: IndexConfig) -> Result<(Self, Lsn), IndexError> {
         let (shard, dir) = (config.shard, Arc::from(config.dir.as_path()));
         let (ops, inbox) = mpsc::channel();
+        let (reads, reads_inbox) = mpsc::channel();
         let (opened, outcome) = oneshot::channel();
-        let name = format!("index-{shard}");
+        let bodies = OpenBodies::default();
+        let (reader, ops_of_reads, open_bodies) = (config.clone(), ops.clone(), Arc::clone(&bodies));
+        let thread = |name: &str| std::thread::Builder::new().name(format!("{name}-{shard}"));
         let started =
-            std::thread::Builder::new().name(name).spawn(move || worker::run(config, &inbox, opened));
-        let index = Self { ops, checkpoints: Arc::default(), shard, dir };
+            thread("index").spawn(move || worker::run(config, &inbox, bodies, opened)).and_then(|_| {
+                thread("bodies").spawn(move || {
+                    worker::run_reads(&reader, &reads_inbox, &open_bodies, &ops_of_reads);
+                })
+            });
+        let index = Self { ops, reads, checkpoints: Arc::default(), shard, dir };
         if let Err(error) = started {
-            return Err(index.failed("start the thread of", error.into()));
+            return Err(index.failed("start a thread of", error.into()));
         }
         let applied = outcome.await.unwrap_or_else(|_| Err(index.closed()))?;
         Ok((index, applied))
@@ -228,9 +237,12 @@ impl Index {
         self.ask(|reply| Op::Get { space, key, reply }).await
     }
 
-    /// The values of keys, in their order.
-    pub async fn get_many(&self, space: Space, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, IndexError> {
-        self.ask(|reply| Op::GetMany { space, keys, reply }).await
+    /// The bodies of jobs ([`Space::Bodies`]) as the last checkpoint has them, in the order of the keys. Waits for no
+    /// checkpoint.
+    pub async fn bodies(&self, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, IndexError> {
+        let (reply, answer) = oneshot::channel();
+        drop(self.reads.send(ReadBodies { keys, reply }));
+        answer.await.unwrap_or_else(|_| Err(self.closed()))
     }
 
     /// All entries of a space in key order, a chunk at a time.
@@ -322,7 +334,8 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Adds changes, in order: the last one of a key counts. Send a few MiB at a time and wait: memory is bounded by
+    /// Adds changes, in order: the last one of a key counts; but a body of a job is set by one checkpoint at most, once, and
+    /// removed by a later one. Send a few MiB at a time and wait: memory is bounded by
     /// that and `batch_bytes_max`.
     pub async fn add(&self, writes: Vec<IndexWrite>) -> Result<(), IndexError> {
         self.index.ask(|reply| Op::Add { number: self.number, writes, reply }).await

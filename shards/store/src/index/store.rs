@@ -7,6 +7,7 @@
 //! | | `shard` | u16 LE |
 //! | | `applied` | u64 LE: everything up to this LSN is in the index |
 //! | | `staged` | a committed checkpoint that is not wholly in its place: number u64 LE, bytes on the stage u64 LE, applied u64 LE |
+//! | `shelf` | see below | which files of bodies there are, and what of them |
 //!
 //! **A small checkpoint** (up to `batch_bytes_max`) is one fjall batch with `applied`, synced.
 //!
@@ -15,7 +16,10 @@
 //! place in small batches, and `applied` is set and `staged` removed, synced. After a crash in between, the move is done
 //! again from the start when the index is opened; changes are absolute, so that is the same.
 //!
-//! **Version 1** had the stage in a keyspace `stage`: key checkpoint number u64 BE, change u64 BE; value space u8, 1 = set
+//! **Bodies** (see [`Space::Bodies`]) mostly go to files of their own, which [`shelf`](super::shelf) describes; what they
+//! change in the database is in the batch that makes the checkpoint happen.
+//!
+//! **Version 1** had all bodies in their keyspace, and the stage in a keyspace `stage`: key checkpoint number u64 BE, change u64 BE; value space u8, 1 = set
 //! or 0 = remove u8, key bytes u16 LE, key, value; `staged` had the number of changes where bytes are now. An index of that
 //! version is brought to this one when it is opened.
 
@@ -25,6 +29,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
 use flowmesh_model::{IndexWrite, Lsn, ShardId, Space};
 
+use super::shelf::{Reader, Shelf};
 use super::stage::{Stage, Staged, StagedChange, read_change};
 use super::worker::failed;
 use super::{Chunk, IndexConfig, IndexError};
@@ -33,7 +38,7 @@ use crate::pages::Fields;
 /// The format this server writes, and the newest it reads. Grows with every change an older server would misread.
 const VERSION: u32 = 2;
 
-/// The last version with a keyspace for a stage.
+/// The last version with a keyspace for a stage, and without files of bodies; what it has of those is read as it is.
 const VERSION_STAGE_KEYSPACE: u32 = 1;
 
 /// Bytes moved from the stage in one batch.
@@ -50,6 +55,7 @@ pub(super) struct Store {
     spaces: [Keyspace; 5],
     state: Keyspace,
     stage: Stage,
+    shelf: Shelf,
     batch_bytes_max: usize,
     pending: Pending,
 }
@@ -85,7 +91,9 @@ impl Store {
         let options = || KeyspaceCreateOptions::default().max_memtable_size(config.memtable_bytes);
         let [meta, jobs, keys, groups, bodies] =
             Space::ALL.map(|space| database.keyspace(space.as_str(), options));
+        let shelf = Shelf::open(&config.dir, config.shard, database.keyspace("shelf", options)?)?;
         Ok(Self {
+            shelf,
             spaces: [meta?, jobs?, keys?, groups?, bodies?],
             state: database.keyspace("state", options)?,
             stage: Stage::new(config.dir.with_extension("stage")),
@@ -98,7 +106,7 @@ impl Store {
     fn check_identity(&self, config: &IndexConfig) -> Result<(), IndexError> {
         let failed = |source| failed(config, "read", source);
         let Some(format) = self.state.get(FORMAT_KEY).map_err(failed)? else {
-            return self.mark_new(config.shard).map_err(failed);
+            return self.mark(VERSION, config.shard).map_err(failed);
         };
         let version = Fields(&format).u32();
         if version > VERSION {
@@ -140,9 +148,9 @@ impl Store {
         self.database.delete_keyspace(stage)
     }
 
-    fn mark_new(&self, shard: ShardId) -> fjall::Result<()> {
+    fn mark(&self, version: u32, shard: ShardId) -> fjall::Result<()> {
         let mut batch = self.durable_batch();
-        batch.insert(&self.state, FORMAT_KEY, VERSION.to_le_bytes());
+        batch.insert(&self.state, FORMAT_KEY, version.to_le_bytes());
         batch.insert(&self.state, SHARD_KEY, shard.0.to_le_bytes());
         batch.commit()
     }
@@ -159,9 +167,16 @@ impl Store {
         Ok(Lsn(self.state.get(APPLIED_KEY)?.map_or(0, |applied| Fields(&applied).u64())))
     }
 
-    pub fn get(&self, space: Space, key: &[u8]) -> fjall::Result<Option<Bytes>> {
-        // Copied: a slice of fjall's keeps its whole block alive.
-        Ok(self.space(space).get(key)?.map(|value| Bytes::copy_from_slice(&value)))
+    pub fn get_many(&self, space: Space, keys: &[Bytes]) -> fjall::Result<Vec<Option<Bytes>>> {
+        if space == Space::Bodies {
+            return self.bodies().get_many(keys);
+        }
+        keys.iter().map(|key| get(self.space(space), key)).collect()
+    }
+
+    /// Reads bodies from any thread.
+    pub fn bodies(&self) -> Bodies {
+        Bodies { files: self.shelf.reader(), few: self.space(Space::Bodies).clone() }
     }
 
     pub fn scan(&self, space: Space, after: Option<&[u8]>, bytes_max: usize) -> fjall::Result<Chunk> {
@@ -183,40 +198,60 @@ impl Store {
     }
 
     /// Forgets a checkpoint that was not committed.
-    pub fn begin(&mut self) {
+    pub fn begin(&mut self) -> fjall::Result<()> {
         self.pending = Pending::default();
         self.stage.abandon();
+        Ok(self.shelf.begin()?)
     }
 
     pub fn add(&mut self, writes: Vec<IndexWrite>) -> fjall::Result<()> {
-        let value_len = |write: &IndexWrite| write.value.as_ref().map_or(0, Bytes::len);
-        self.pending.bytes += writes.iter().map(|write| write.key.len() + value_len(write)).sum::<usize>();
-        self.pending.writes.extend(writes);
+        for write in writes {
+            let shelved = match &write.value {
+                _ if write.space != Space::Bodies => false,
+                Some(body) => self.shelf.add(&write.key, body)?,
+                None => self.shelf.remove(&write.key),
+            };
+            if !shelved {
+                self.push(write);
+            }
+        }
         if self.pending.bytes > self.batch_bytes_max { self.spill() } else { Ok(()) }
     }
 
+    fn push(&mut self, write: IndexWrite) {
+        self.pending.bytes += write.key.len() + write.value.as_ref().map_or(0, Bytes::len);
+        self.pending.writes.push(write);
+    }
+
     pub fn commit(&mut self, applied: Lsn) -> fjall::Result<()> {
+        for write in self.shelf.finish()? {
+            self.push(write);
+        }
         if self.stage.is_used() {
             self.spill()?;
             let staged = self.stage.finish()?;
             self.mark_staged(staged, applied)?;
+            self.shelf.committed()?;
             return self.move_staged(staged, applied);
         }
         let mut batch = self.durable_batch();
         for write in std::mem::take(&mut self.pending).writes {
             put(&mut batch, self.space(write.space), &write.key, write.value.as_deref());
         }
+        self.shelf.put(&mut batch);
         batch.insert(&self.state, APPLIED_KEY, applied.0.to_le_bytes());
-        batch.commit()
+        batch.commit()?;
+        Ok(self.shelf.committed()?)
     }
 
     /// The moment a large checkpoint happens.
-    fn mark_staged(&self, staged: Staged, applied: Lsn) -> fjall::Result<()> {
+    fn mark_staged(&mut self, staged: Staged, applied: Lsn) -> fjall::Result<()> {
         let mut marker = Vec::with_capacity(24);
         marker.put_u64_le(staged.number);
         marker.put_u64_le(staged.bytes);
         marker.put_u64_le(applied.0);
         let mut batch = self.durable_batch();
+        self.shelf.put(&mut batch);
         batch.insert(&self.state, STAGED_KEY, marker);
         batch.commit()
     }
@@ -249,6 +284,30 @@ impl Store {
     fn durable_batch(&self) -> OwnedWriteBatch {
         self.database.batch().durability(Some(PersistMode::SyncAll))
     }
+}
+
+/// Reads bodies from any thread, beside a checkpoint: what is asked for was there at the last one, and is not changed.
+#[derive(Clone)]
+pub(super) struct Bodies {
+    files: Reader,
+    few: Keyspace,
+}
+
+impl Bodies {
+    pub fn get_many(&self, keys: &[Bytes]) -> fjall::Result<Vec<Option<Bytes>>> {
+        let mut found = self.files.get_many(keys)?;
+        for (found, key) in found.iter_mut().zip(keys) {
+            if found.is_none() {
+                *found = get(&self.few, key)?;
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn get(space: &Keyspace, key: &[u8]) -> fjall::Result<Option<Bytes>> {
+    // Copied: a slice of fjall's keeps its whole block alive.
+    Ok(space.get(key)?.map(|value| Bytes::copy_from_slice(&value)))
 }
 
 fn put(batch: &mut OwnedWriteBatch, space: &Keyspace, key: &[u8], value: Option<&[u8]>) {
@@ -338,6 +397,90 @@ mod tests {
         drop(store);
         let Opened { store, applied } = Store::open(&config).unwrap();
         assert_eq!((applied, entries(&store)), (Lsn(6), 900));
+    }
+
+    fn job_key(job: u64) -> Bytes {
+        [&[0; 10][..], &job.to_be_bytes()].concat().into()
+    }
+
+    fn bodies(jobs: std::ops::Range<u64>) -> Vec<IndexWrite> {
+        let body = |job: u64| Some(Bytes::from(vec![job as u8; 400]));
+        jobs.map(|job| IndexWrite { space: Space::Bodies, key: job_key(job), value: body(job) }).collect()
+    }
+
+    /// How many of some bodies are there, all of them as they were written.
+    fn there(store: &Store, jobs: std::ops::Range<u64>) -> usize {
+        let keys: Vec<Bytes> = jobs.clone().map(job_key).collect();
+        let found = store.get_many(Space::Bodies, &keys).unwrap();
+        let whole =
+            |(job, body): (u64, Option<Bytes>)| body.map(|body| assert_eq!(body, vec![job as u8; 400]));
+        jobs.zip(found).filter_map(whole).count()
+    }
+
+    #[test]
+    fn bodies_come_and_go_at_the_moment_a_large_checkpoint_happens() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = IndexConfig {
+            batch_bytes_max: 10_000,
+            ..IndexConfig::new(&dir.path().join("index"), ShardId(0))
+        };
+        let Opened { mut store, .. } = Store::open(&config).unwrap();
+        store.add(changes(1000)).unwrap();
+        store.add(bodies(1..2000)).unwrap();
+        store.commit(Lsn(1)).unwrap();
+        let gone =
+            || (1..1500).map(|job| IndexWrite { space: Space::Bodies, key: job_key(job), value: None });
+        // Not committed: as if it had not been.
+        for crash in [false, true] {
+            store.add(changes(1000)).unwrap();
+            store.add(bodies(2000..4000)).unwrap();
+            store.add(gone().collect()).unwrap();
+            assert_eq!(there(&store, 1..4000), 1999);
+            if crash {
+                drop(store);
+                store = Store::open(&config).unwrap().store;
+            } else {
+                store.begin().unwrap();
+            }
+            assert_eq!(there(&store, 1..4000), 1999);
+        }
+        // Committed, and cut off before it was moved.
+        store.add(changes(1000)).unwrap();
+        store.add(bodies(2000..4000)).unwrap();
+        store.add(gone().collect()).unwrap();
+        assert!(store.shelf.finish().unwrap().is_empty());
+        let staged = store.stage.finish().unwrap();
+        store.mark_staged(staged, Lsn(2)).unwrap();
+        drop(store);
+        for _ in 0..2 {
+            let Opened { store, applied } = Store::open(&config).unwrap();
+            assert_eq!((applied, there(&store, 1..1500), there(&store, 1500..4000)), (Lsn(2), 0, 2500));
+        }
+    }
+
+    #[test]
+    fn bodies_of_an_index_without_files_are_read_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = IndexConfig::new(&dir.path().join("index"), ShardId(0));
+        let Opened { mut store, .. } = Store::open(&config).unwrap();
+        // As the version before wrote it.
+        bodies(1..2000).into_iter().for_each(|write| store.push(write));
+        store.commit(Lsn(1)).unwrap();
+        store.mark(VERSION_STAGE_KEYSPACE, ShardId(0)).unwrap();
+        drop(store);
+        let Opened { mut store, .. } = Store::open(&config).unwrap();
+        assert_eq!(there(&store, 1..2000), 1999);
+        let gone = (1..1000).map(|job| IndexWrite { space: Space::Bodies, key: job_key(job), value: None });
+        store.add(gone.collect()).unwrap();
+        store.add(bodies(2000..4000)).unwrap();
+        store.commit(Lsn(2)).unwrap();
+        assert_eq!(there(&store, 1..4000), 3000);
+        // It says what it is now.
+        assert_eq!(Fields(&store.state.get(FORMAT_KEY).unwrap().unwrap()).u32(), VERSION);
+        store.mark(VERSION + 1, ShardId(0)).unwrap();
+        drop(store);
+        let newer = Store::open(&config).map(|_| ()).unwrap_err();
+        assert!(matches!(newer, IndexError::NewerFormat { .. }), "{newer}");
     }
 
     #[test]

@@ -1,12 +1,13 @@
-//! The storage thread: one operation after the other, so that nobody sees half a checkpoint.
+//! The storage thread: one operation after the other, so that nobody sees half a checkpoint. And a thread that reads bodies
+//! of jobs meanwhile: workers wait for those, and a checkpoint can take seconds.
 
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use bytes::Bytes;
 use flowmesh_model::{IndexWrite, Lsn, Space};
 use futures::channel::oneshot;
 
-use super::store::{Opened, Store};
+use super::store::{Bodies, Opened, Store};
 use super::{Chunk, IndexConfig, IndexError, space};
 
 type Reply<T> = oneshot::Sender<Result<T, IndexError>>;
@@ -22,15 +23,55 @@ pub(super) enum Op {
     Shutdown { reply: Reply<()> },
 }
 
+/// What is asked of the thread that reads bodies.
+pub(super) struct ReadBodies {
+    pub keys: Vec<Bytes>,
+    pub reply: Reply<Vec<Option<Bytes>>>,
+}
+
+/// How bodies are read, while the database is open.
+pub(super) type OpenBodies = Arc<Mutex<Option<Bodies>>>;
+
+fn lock(bodies: &OpenBodies) -> MutexGuard<'_, Option<Bodies>> {
+    bodies.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The main function of the thread that reads bodies. What it cannot answer goes to the storage thread.
+pub(super) fn run_reads(
+    config: &IndexConfig,
+    reads: &mpsc::Receiver<ReadBodies>,
+    bodies: &OpenBodies,
+    ops: &mpsc::Sender<Op>,
+) {
+    if let Some(on_start) = &config.on_thread_start {
+        on_start();
+    }
+    for ReadBodies { keys, reply } in reads {
+        // Not cloned: nothing may keep a database open that is being opened again.
+        let found = lock(bodies).as_ref().and_then(|bodies| bodies.get_many(&keys).ok());
+        match found {
+            Some(found) => drop(reply.send(Ok(found))),
+            None => drop(ops.send(Op::GetMany { space: Space::Bodies, keys, reply })),
+        }
+    }
+}
+
 /// The thread's main function.
-pub(super) fn run(config: IndexConfig, ops: &mpsc::Receiver<Op>, opened: Reply<Lsn>) {
+pub(super) fn run(config: IndexConfig, ops: &mpsc::Receiver<Op>, bodies: OpenBodies, opened: Reply<Lsn>) {
     if let Some(on_start) = &config.on_thread_start {
         on_start();
     }
     let store = match Store::open(&config) {
         Ok(Opened { store, applied }) => {
+            *lock(&bodies) = Some(store.bodies());
             drop(opened.send(Ok(applied)));
-            Worker { config, committed: applied, checkpoint: None, database: Database::Open(store) }
+            Worker {
+                config,
+                committed: applied,
+                checkpoint: None,
+                database: Database::Open(Box::new(store)),
+                bodies,
+            }
         }
         Err(error) => {
             drop(opened.send(Err(error)));
@@ -42,7 +83,7 @@ pub(super) fn run(config: IndexConfig, ops: &mpsc::Receiver<Op>, opened: Reply<L
 
 /// Whether the database can be used.
 enum Database {
-    Open(Store),
+    Open(Box<Store>),
     /// Closed after a failure that may pass; the next checkpoint opens it again.
     Reopen,
     /// Closed after a failure that nothing is known about.
@@ -56,6 +97,13 @@ struct Worker {
     /// The checkpoint in progress.
     checkpoint: Option<u64>,
     database: Database,
+    bodies: OpenBodies,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        *lock(&self.bodies) = None;
+    }
 }
 
 impl Worker {
@@ -63,12 +111,11 @@ impl Worker {
         for op in ops {
             match op {
                 Op::Get { space, key, reply } => {
-                    let outcome = self.read(|store| store.get(space, &key), "read");
-                    drop(reply.send(outcome));
+                    let get = |store: &Store| Ok(store.get_many(space, &[key])?.pop().flatten());
+                    drop(reply.send(self.read(get, "read")));
                 }
                 Op::GetMany { space, keys, reply } => {
-                    let get = |store: &Store| keys.iter().map(|key| store.get(space, key)).collect();
-                    drop(reply.send(self.read(get, "read")));
+                    drop(reply.send(self.read(|store| store.get_many(space, &keys), "read")));
                 }
                 Op::Scan { space, after, bytes_max, reply } => {
                     let outcome = self.read(|store| store.scan(space, after.as_deref(), bytes_max), "scan");
@@ -76,8 +123,12 @@ impl Worker {
                 }
                 Op::Begin { number } => {
                     self.checkpoint = Some(number);
-                    if let Database::Open(store) = &mut self.database {
-                        store.begin();
+                    if let Database::Open(store) = &mut self.database
+                        && let Err(source) = store.begin()
+                    {
+                        let error = failed(&self.config, "write to", source);
+                        tracing::error!(%error, "a checkpoint that was given up left a file");
+                        self.close(Database::Reopen);
                     }
                 }
                 Op::Add { number, writes, reply } => {
@@ -141,8 +192,13 @@ impl Worker {
             IndexError::Database { source, .. } => matches!(source, fjall::Error::Poisoned),
             _ => false,
         };
-        self.database = if passing { Database::Reopen } else { Database::Closed };
+        self.close(if passing { Database::Reopen } else { Database::Closed });
         Err(error)
+    }
+
+    fn close(&mut self, database: Database) {
+        *lock(&self.bodies) = None;
+        self.database = database;
     }
 
     fn reopen(&mut self) -> Result<(), IndexError> {
@@ -159,7 +215,8 @@ impl Worker {
                 found: applied,
             });
         }
-        self.database = Database::Open(store);
+        *lock(&self.bodies) = Some(store.bodies());
+        self.database = Database::Open(Box::new(store));
         Ok(())
     }
 }
@@ -193,7 +250,14 @@ mod tests {
     fn worker(dir: &std::path::Path) -> Worker {
         let config = IndexConfig::new(dir, ShardId(0));
         let Opened { store, applied } = Store::open(&config).unwrap();
-        Worker { config, committed: applied, checkpoint: None, database: Database::Open(store) }
+        let bodies = OpenBodies::default();
+        Worker {
+            config,
+            committed: applied,
+            checkpoint: None,
+            database: Database::Open(Box::new(store)),
+            bodies,
+        }
     }
 
     /// A checkpoint of one key, all of it.
@@ -208,7 +272,7 @@ mod tests {
     }
 
     fn has(worker: &mut Worker, key: &'static str) -> bool {
-        worker.read(|store| store.get(Space::Keys, key.as_bytes()), "read").unwrap().is_some()
+        worker.read(|store| store.get_many(Space::Keys, &[key.into()]), "read").unwrap() != [None]
     }
 
     fn full() -> fjall::Error {
