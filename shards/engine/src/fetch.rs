@@ -42,7 +42,7 @@ pub(crate) enum Wanted {
 /// What there is to be read.
 enum Work {
     /// For a command.
-    Fetch(Fetch),
+    Fetch(Box<Fetch>),
     /// What jobs are about that a queue gives out next, before anybody asks.
     Ahead(ResourceId),
 }
@@ -78,7 +78,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
 
     async fn work(&self, work: Work) {
         match work {
-            Work::Fetch(fetch) => self.fetch(fetch).await,
+            Work::Fetch(fetch) => self.fetch(*fetch).await,
             Work::Ahead(queue) => {
                 // If it fails, the command that needs one of them is told.
                 if let Err(error) = self.read_ahead(queue).await {
@@ -257,7 +257,7 @@ impl<D: Disk> State<D> {
     /// Commands first: they wait.
     fn next_work(&mut self) -> Option<Work> {
         if let Some(fetch) = self.fetches.pop_front() {
-            return Some(Work::Fetch(fetch));
+            return Some(Work::Fetch(Box::new(fetch)));
         }
         let queue = self.machine.take_ahead()?;
         self.looking_ahead += 1;

@@ -133,7 +133,9 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         let (mut lanes, mut running) = (Lanes::default(), FuturesUnordered::new());
         loop {
             let begun = self.inner.state.borrow_mut().machine.take_outgoing();
-            begun.into_iter().for_each(|lane| lanes.begun(lane));
+            for lane in begun {
+                lanes.begun(lane);
+            }
             lanes.wake(self.inner.timer.monotonic_ns());
             while running.len() < CONCURRENT
                 && let Some(lane) = lanes.take()
@@ -285,7 +287,9 @@ mod tests {
     #[test]
     fn lanes_take_turns_and_one_that_got_more_while_it_was_sent_has_another() {
         let mut lanes = Lanes::default();
-        [1, 2].into_iter().for_each(|queue| lanes.begun(lane(queue)));
+        for queue in [1, 2] {
+            lanes.begun(lane(queue));
+        }
         assert_eq!((lanes.take(), lanes.take(), lanes.take()), (Some(lane(1)), Some(lane(2)), None));
         lanes.begun(lane(2));
         lanes.tried(lane(1), &Tried::Gone, 0);

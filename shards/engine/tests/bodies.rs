@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -78,24 +78,24 @@ fn jobs_of_a_deep_queue_come_with_their_payloads_whatever_goes_meanwhile() {
     let queue = rig.create(Kind::Queue, "deep");
     let mut other = Some(rig.create(Kind::Queue, "other"));
     let mut random = Random::new(11);
-    let mut waiting: BTreeMap<u64, ()> = BTreeMap::new();
+    let mut waiting: BTreeSet<u64> = BTreeSet::new();
     let mut last = 0;
     for round in 0..6 {
         fill(&mut rig, queue, last + 1, last + 6_000);
         if let Some(other) = other {
             fill(&mut rig, other, round * 3_000 + 1, (round + 1) * 3_000);
         }
-        waiting.extend((last + 1..=last + 6_000).map(|job| (job, ())));
+        waiting.extend(last + 1..=last + 6_000);
         last += 6_000;
         checkpoint(&mut rig);
         let mut leased = Vec::new();
         for _ in 0..40 {
             for job in reserve(&mut rig, queue, 1 + random.below(90) as u32) {
-                assert_eq!(waiting.pop_first().map(|(first, ())| first), Some(job.job.get()));
+                assert_eq!(waiting.pop_first(), Some(job.job.get()));
                 leased.push(job);
             }
             // Jobs that are wanted next go while they may be on their way into memory: cancelled, or with all of a queue.
-            let next: Vec<u64> = waiting.keys().copied().skip(random.below(3000) as usize).take(20).collect();
+            let next: Vec<u64> = waiting.iter().copied().skip(random.below(3000) as usize).take(20).collect();
             let cancel = QueueCommand::Cancel { jobs: next.iter().map(|job| JobId(*job)).collect() };
             let cancelled = rig.submit(Command::Queue(queue, cancel));
             if random.below(2) == 0 {
@@ -111,7 +111,7 @@ fn jobs_of_a_deep_queue_come_with_their_payloads_whatever_goes_meanwhile() {
                 "{:?}",
                 cancelled.borrow()
             );
-            next.iter().for_each(|job| drop(waiting.remove(job)));
+            waiting.retain(|job| !next.contains(job));
         }
         if round == 3
             && let Some(other) = other.take()
@@ -130,7 +130,7 @@ fn jobs_of_a_deep_queue_come_with_their_payloads_whatever_goes_meanwhile() {
     checkpoint(&mut rig);
     while !waiting.is_empty() {
         for job in reserve(&mut rig, queue, 500) {
-            assert_eq!(waiting.pop_first().map(|(first, ())| first), Some(job.job.get()));
+            assert_eq!(waiting.pop_first(), Some(job.job.get()));
         }
     }
     assert!(reserve(&mut rig, queue, 1).is_empty());

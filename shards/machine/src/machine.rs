@@ -343,8 +343,8 @@ impl Machine {
         self.entry_time = self.entry_time.max(at.time);
         self.clock = self.clock.max(at.time);
         match fact {
-            Fact::ResourceCreated { id, path, settings } => self.catalog.created(at, id, path, settings),
-            Fact::ResourceUpdated { id, settings } => self.catalog.updated(at, id, settings),
+            Fact::ResourceCreated { id, path, settings } => self.catalog.created(at, id, path, *settings),
+            Fact::ResourceUpdated { id, settings } => self.catalog.updated(at, id, *settings),
             Fact::ResourceDeleted { id } => self.catalog.deleted(at, id),
             Fact::ResourceHeld { id, path } => self.hold(id, path),
             Fact::ResourceDropped { id } => self.drop_resource(id),

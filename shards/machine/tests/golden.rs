@@ -91,10 +91,10 @@ impl Script {
 
     /// A queue's name, or a stream's with a partition.
     fn target(&self, word: &str) -> PartitionRef {
-        match word.contains('/') {
-            true => self.partition(word),
-            false => PartitionRef { resource: self.id(Kind::Queue, word), partition: 0 },
+        if word.contains('/') {
+            return self.partition(word);
         }
+        PartitionRef { resource: self.id(Kind::Queue, word), partition: 0 }
     }
 
     /// Sends what is next to a target; what the target says of it is not told to the source.

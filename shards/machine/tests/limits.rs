@@ -180,11 +180,11 @@ fn resources() {
     };
     for number in 1..RESOURCES_MAX {
         let (id, path, settings) = (ResourceId(number as u64), path(number), settings.clone());
-        machine.apply(at, Fact::ResourceCreated { id, path, settings });
+        machine.apply(at, Fact::ResourceCreated { id, path, settings: Box::new(settings) });
     }
     assert!(machine.decide(Millis(1), Lsn(2), &create(RESOURCES_MAX)).is_ok());
     let (id, path) = (ResourceId(RESOURCES_MAX as u64), path(RESOURCES_MAX));
-    machine.apply(at, Fact::ResourceCreated { id, path, settings: settings.clone() });
+    machine.apply(at, Fact::ResourceCreated { id, path, settings: Box::new(settings.clone()) });
     let refused = machine.decide(Millis(1), Lsn(2), &create(RESOURCES_MAX + 1)).unwrap_err();
     assert!(refused.to_string().contains("catalog"), "{refused}");
 }

@@ -80,7 +80,7 @@ struct Test {
     next_payload: u64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Step {
     Enqueue(u8),
     /// Reserves so many and ends them: dead, done or back.
@@ -374,14 +374,18 @@ impl Test {
             };
             match self.target.world.run(&Command::Stream(place, read)) {
                 Outcome::Answered(Reply::Records(records), _) => {
-                    values(&records.runs).iter().for_each(|value| count(value));
+                    for value in values(&records.runs) {
+                        count(&value);
+                    }
                 }
                 Outcome::Cold(_) => {
                     let runs = self.target.world.files.get(&place).cloned().unwrap_or_default();
                     let end = runs
                         .last()
                         .map_or(flowmesh_model::Offset(0), |run| run.base.plus(u64::from(run.count)));
-                    values(&runs).iter().for_each(|value| count(value));
+                    for value in values(&runs) {
+                        count(&value);
+                    }
                     let read = StreamCommand::Read {
                         from: ReadFrom::Offset(end),
                         records_max: 10_000,
@@ -392,7 +396,9 @@ impl Test {
                     if let Outcome::Answered(Reply::Records(records), _) =
                         self.target.world.run(&Command::Stream(place, read))
                     {
-                        values(&records.runs).iter().for_each(|value| count(value));
+                        for value in values(&records.runs) {
+                            count(&value);
+                        }
                     }
                 }
                 _ => {}
@@ -485,7 +491,7 @@ fn an_outbox_takes_what_it_has_room_for_and_says_where_to_go_on() {
     let queue = test.source.world.create_with("plain", plain);
     test.target.world.machine.set_catalog(test.source.world.machine.catalog_snapshot());
     test.mail = queue;
-    for _ in 0..OUTBOX_JOBS_MAX / 100 + 1 {
+    for _ in 0..=OUTBOX_JOBS_MAX / 100 {
         for _ in 0..25 {
             test.step(Step::Enqueue(4));
         }

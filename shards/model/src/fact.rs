@@ -63,14 +63,14 @@ pub enum Fact {
         /// Its path.
         path: ResourcePath,
         /// Its settings.
-        settings: Settings,
+        settings: Box<Settings>,
     },
     /// Shard 0: the resource has these settings.
     ResourceUpdated {
         /// Which.
         id: ResourceId,
         /// All its settings.
-        settings: Settings,
+        settings: Box<Settings>,
     },
     /// Shard 0: the resource is gone from the catalog.
     ResourceDeleted {
@@ -515,9 +515,9 @@ impl Fact {
         Ok(match tag {
             RESOURCE_CREATED => {
                 let path = read_path(&reader.text()?)?;
-                Self::ResourceCreated { id, path, settings: read_settings(reader)? }
+                Self::ResourceCreated { id, path, settings: Box::new(read_settings(reader)?) }
             }
-            RESOURCE_UPDATED => Self::ResourceUpdated { id, settings: read_settings(reader)? },
+            RESOURCE_UPDATED => Self::ResourceUpdated { id, settings: Box::new(read_settings(reader)?) },
             RESOURCE_DELETED => Self::ResourceDeleted { id },
             RESOURCE_DROPPED => Self::ResourceDropped { id },
             RESOURCE_HELD => Self::ResourceHeld { id, path: read_path(&reader.text()?)? },
@@ -703,11 +703,11 @@ mod tests {
             any::<u64>().prop_map(|id| Fact::ResourceCreated {
                 id: ResourceId(id),
                 path: ResourcePath::new("a", "b", Kind::Queue, "mail{7}").unwrap(),
-                settings: Settings::default_for(Kind::Queue),
+                settings: Box::new(Settings::default_for(Kind::Queue)),
             }),
             any::<u64>().prop_map(|id| Fact::ResourceUpdated {
                 id: ResourceId(id),
-                settings: Settings::default_for(Kind::Stream)
+                settings: Box::new(Settings::default_for(Kind::Stream))
             }),
             any::<u64>().prop_map(|id| Fact::ResourceDeleted { id: ResourceId(id) }),
             any::<u64>().prop_map(|id| Fact::ResourceDropped { id: ResourceId(id) }),

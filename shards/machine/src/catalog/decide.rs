@@ -57,10 +57,10 @@ impl CatalogState {
         self.check_target(path, settings)?;
         let id = ResourceId(self.catalog.last_id().0 + 1);
         let info = ResourceInfo::new(id, path.clone(), settings.clone(), now);
-        let fact = Fact::ResourceCreated { id, path: path.clone(), settings: settings.clone() };
+        let fact = Fact::ResourceCreated { id, path: path.clone(), settings: Box::new(settings.clone()) };
         let sandbox = sandbox.map(|(path, settings)| {
             let id = ResourceId(id.0 + 1);
-            Fact::ResourceCreated { id, path, settings: Settings::Group(settings) }
+            Fact::ResourceCreated { id, path, settings: Box::new(Settings::Group(settings)) }
         });
         Ok(self.change([fact].into_iter().chain(sandbox), Arc::new(info)))
     }
@@ -115,7 +115,7 @@ impl CatalogState {
                 "of a replay session are fixed; it has calls of its own",
             ));
         }
-        let fact = Fact::ResourceUpdated { id: info.id, settings: settings.clone() };
+        let fact = Fact::ResourceUpdated { id: info.id, settings: Box::new(settings.clone()) };
         let info = ResourceInfo { settings: settings.clone(), ..ResourceInfo::clone(info) };
         Ok(self.change([fact], Arc::new(info)))
     }

@@ -49,8 +49,8 @@ impl CatalogState {
 
     /// Refuses to delete where dead letters go.
     pub(super) fn check_no_target(&self, path: &ResourcePath) -> Result<(), Reject> {
-        let sources = self.targets.get(path.as_str()).into_iter().flatten();
-        match sources.filter_map(|id| self.catalog.get(*id)).next() {
+        let mut sources = self.targets.get(path.as_str()).into_iter().flatten();
+        match sources.find_map(|id| self.catalog.get(*id)) {
             Some(of) => Err(Reject::DeadLetterTarget { path: path.to_string(), of: of.path.to_string() }),
             None => Ok(()),
         }
@@ -83,6 +83,6 @@ impl CatalogState {
                 assert!(path.is_ok_and(|path| self.catalog.find_path(&path).is_some()), "{target} is gone");
             }
         }
-        assert_eq!(self.targets.values().map(|sources| sources.len()).sum::<usize>(), named);
+        assert_eq!(self.targets.values().map(std::collections::BTreeSet::len).sum::<usize>(), named);
     }
 }

@@ -8,20 +8,23 @@ use flowmesh_model::{Fact, Lsn, Reject};
 
 use super::decide::Asked;
 use crate::decision::Decision;
-use crate::queue::decide::transfer::{news, received};
+use crate::queue::decide::transfer::{news, nothing_new, received};
 
 impl Asked<'_> {
     /// Appends what is new of what arrives, and notes in the same entry that it is here.
     pub fn receive(&self, arrival: &Arrival, known: (u64, Lsn)) -> Result<Decision, Reject> {
-        let new = match news(arrival, known) {
-            Ok(new) => new,
-            Err(answer) => return Ok(answer),
-        };
+        let (upto, seen) = known;
+        let new = news(arrival, upto);
+        if new.is_empty() {
+            return Ok(nothing_new(arrival, seen));
+        }
         if new.iter().any(|job| job.mode != TransferMode::DeadLetter) {
             return Err(Reject::invalid("to_queue", "is a stream; only dead letters go to streams"));
         }
         let mut packer = RecordPacker::default();
-        new.iter().for_each(|job| pack(&mut packer, job));
+        for job in new {
+            pack(&mut packer, job);
+        }
         let sequence = new.last().map_or(0, |job| job.sequence);
         match self.append(&PackedRecords::of_jobs(packer), None, None)? {
             Decision::Change { mut facts, .. } => {

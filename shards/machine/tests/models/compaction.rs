@@ -81,7 +81,8 @@ impl Driver {
         };
         // Segments as small as these could not be asked for.
         let resource = world.create(Kind::Stream, "s");
-        world.commit([Fact::ResourceUpdated { id: resource, settings: Settings::Stream(settings) }]);
+        world
+            .commit([Fact::ResourceUpdated { id: resource, settings: Box::new(Settings::Stream(settings)) }]);
         world.machine.set_catalog(world.machine.catalog_snapshot());
         let at = PartitionRef { resource, partition: 0 };
         Self { world, at, all: Vec::new(), left: BTreeSet::new(), earliest: 0 }

@@ -183,7 +183,7 @@ impl Driver {
     fn set(&mut self, settings: StreamSettings) {
         self.settings = settings.clone();
         let id = self.resource;
-        self.world.commit([Fact::ResourceUpdated { id, settings: Settings::Stream(settings) }]);
+        self.world.commit([Fact::ResourceUpdated { id, settings: Box::new(Settings::Stream(settings)) }]);
         self.world.machine.set_catalog(self.world.machine.catalog_snapshot());
     }
 

@@ -190,7 +190,7 @@ fn what_is_left_of_a_file_is_written_again() {
     let second = bench.files();
     assert!(second.len() == 1 && second != first);
     let keys: Vec<Bytes> = (1..=12_000).map(|job| key(5, job)).collect();
-    let there = |job: u64| (job % 64 == 0 && job != 64) || job > 8000;
+    let there = |job: u64| (job.is_multiple_of(64) && job != 64) || job > 8000;
     let model = (1..=12_000).filter(|job| there(*job)).map(|job| (key(5, job), body(job, 100))).collect();
     bench.check(&model, &keys);
     bench.open().unwrap();

@@ -464,7 +464,9 @@ mod tests {
         let config = IndexConfig::new(&dir.path().join("index"), ShardId(0));
         let Opened { mut store, .. } = Store::open(&config).unwrap();
         // As the version before wrote it.
-        bodies(1..2000).into_iter().for_each(|write| store.push(write));
+        for write in bodies(1..2000) {
+            store.push(write);
+        }
         store.commit(Lsn(1)).unwrap();
         store.mark(VERSION_STAGE_KEYSPACE, ShardId(0)).unwrap();
         drop(store);

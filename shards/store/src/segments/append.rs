@@ -95,7 +95,9 @@ impl<D: Disk> StreamFiles<D> {
         stream::iter(places).buffer_unordered(SYNCS_AT_ONCE).try_collect::<()>().await?;
         let appended = self.inner.write_few(appends).await;
         if appended.is_err() {
-            firsts.iter().for_each(|&(at, first, _)| self.inner.go_back(at, first));
+            for (at, first, _) in firsts {
+                self.inner.go_back(at, first);
+            }
         }
         appended
     }

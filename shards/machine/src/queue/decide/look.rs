@@ -13,6 +13,7 @@ use super::Asked;
 use crate::decision::{Decision, WaitKey};
 use crate::queue::job::{Job, JobState};
 use crate::queue::jobs::Body;
+use crate::queue::outbox::Outbox;
 
 /// What stands around a job in a reply, about.
 const VIEW_BYTES: usize = 256;
@@ -183,7 +184,7 @@ impl Asked<'_> {
         let (ready, held_back) = queue.ready.counts();
         let c = &queue.counters;
         let outbox = queue.outbox();
-        let sent = outbox.map_or_else(Default::default, |outbox| outbox.totals());
+        let sent = outbox.map_or_else(Default::default, Outbox::totals);
         QueueStatus {
             ready: ready - held_back,
             delayed: queue.delayed.len() as u64,

@@ -28,7 +28,7 @@ use crate::decision::Decision;
 use crate::limit::{items, size};
 use crate::queue::job::Job;
 use crate::queue::jobs::Body;
-use crate::queue::outbox::Outgoing;
+use crate::queue::outbox::{Outbox, Outgoing};
 
 /// When a full outbox is worth another try.
 const RETRY_AFTER_MS: u64 = 100;
@@ -61,16 +61,15 @@ pub(crate) fn check_source(catalog: Option<&Catalog>, arrival: &Arrival) -> Resu
     find(catalog, arrival.source).map(|_| ())
 }
 
-/// What is new of jobs that arrive; `Err`: the answer, if nothing is.
-pub(crate) fn news<'a>(arrival: &'a Arrival, known: (u64, Lsn)) -> Result<&'a [Incoming], Decision> {
-    let (upto, seen) = known;
+/// What is new of jobs that arrive, if all up to a number is here.
+pub(crate) fn news(arrival: &Arrival, upto: u64) -> &[Incoming] {
     let new = arrival.jobs.partition_point(|job| job.sequence <= upto);
-    match arrival.jobs.get(new..) {
-        Some(new) if !new.is_empty() => Ok(new),
-        _ => {
-            Err(Decision::Answer { reply: received(arrival.jobs.last().map_or(0, |job| job.sequence)), seen })
-        }
-    }
+    arrival.jobs.get(new..).unwrap_or_default()
+}
+
+/// The answer to jobs of which nothing is new; `seen`: the entry that brought the last.
+pub(crate) fn nothing_new(arrival: &Arrival, seen: Lsn) -> Decision {
+    Decision::Answer { reply: received(arrival.jobs.last().map_or(0, |job| job.sequence)), seen }
 }
 
 /// The answer to jobs that arrived.
@@ -97,7 +96,7 @@ impl Asked<'_> {
             }
             TransferCommand::Outbox => {
                 let outbox = self.queue.outbox();
-                let lanes = outbox.map_or_else(Vec::new, |outbox| outbox.lanes());
+                let lanes = outbox.map_or_else(Vec::new, Outbox::lanes);
                 let failed = outbox.and_then(|outbox| outbox.totals().last_failed);
                 Ok(self.answer(Reply::Transfer(TransferReply::Outbox { lanes, failed })))
             }
@@ -172,7 +171,7 @@ impl Asked<'_> {
         ready_at: impl Fn(u64) -> Millis,
     ) -> Result<Decision, Reject> {
         let outbox = self.queue.outbox();
-        let room = outbox.map_or(OUTBOX_JOBS_MAX, |outbox| outbox.room());
+        let room = outbox.map_or(OUTBOX_JOBS_MAX, Outbox::room);
         let no_room = Reject::Overloaded { what: "outbox", retry_after_ms: RETRY_AFTER_MS };
         if room == 0 {
             return Err(no_room);
@@ -185,7 +184,7 @@ impl Asked<'_> {
             return Err(no_room);
         }
         let count = jobs.len() as u64;
-        let last = outbox.map_or(0, |outbox| outbox.last_sequence());
+        let last = outbox.map_or(0, Outbox::last_sequence);
         // A queue is its own partition 0.
         let to = PartitionRef { resource: to, partition: 0 };
         let sending = |(place, job): (u64, JobId)| {
@@ -277,11 +276,12 @@ impl Asked<'_> {
     /// Takes in what arrives of another queue, as many as there is room for.
     fn receive(&self, around: &Around<'_>, arrival: &Arrival) -> Result<Decision, Reject> {
         check_source(around.catalog, arrival)?;
-        let known = self.queue.received.as_ref().map_or((0, Lsn(0)), |known| known.upto(0, arrival.source));
-        let new = match news(arrival, known) {
-            Ok(new) => new,
-            Err(answer) => return Ok(answer),
-        };
+        let known = self.queue.received.as_ref();
+        let (upto, seen) = known.map_or((0, Lsn(0)), |known| known.upto(0, arrival.source));
+        let new = news(arrival, upto);
+        if new.is_empty() {
+            return Ok(nothing_new(arrival, seen));
+        }
         let path = || around.info.path.to_string();
         match new.iter().find(|job| (job.mode == TransferMode::Replay) != self.settings.sandbox) {
             Some(_) if self.settings.sandbox => return Err(Reject::SandboxQueue { path: path() }),
