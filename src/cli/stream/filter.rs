@@ -112,8 +112,8 @@ pub fn offsets(batch: &v1::RecordBatch) -> impl Iterator<Item = u64> {
 
 /// Where to go on behind a batch.
 pub fn next_offset(batch: &v1::RecordBatch) -> u64 {
-    let behind = Offset(batch.base_offset).plus(batch.count.into()).get();
-    batch.next_offset.unwrap_or(behind)
+    let count = batch.offset_deltas.last().map_or(u64::from(batch.count), |last| last.saturating_add(1));
+    batch.next_offset.unwrap_or(Offset(batch.base_offset).plus(count).get())
 }
 
 #[cfg(test)]

@@ -200,6 +200,6 @@ mod tests {
             panic!()
         };
         assert!(list.service.iter().any(|service| service.name == "flowmesh.v1.Queue"));
-        assert_eq!(list.service.len(), 9);
+        assert_eq!(list.service.len(), 10);
     }
 }
