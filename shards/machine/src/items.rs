@@ -26,6 +26,25 @@ pub(crate) trait Item {
     fn encode(&self) -> Bytes;
 }
 
+/// What a checkpoint does with items, whatever they are.
+pub(crate) trait Indexed<H> {
+    /// Takes the changes into the sealed state.
+    fn seal(&mut self);
+
+    /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
+    fn collect(&mut self, home: &H, seals: &Seals, items_max: usize, out: &mut Vec<IndexWrite>) -> usize;
+
+    /// The sealed state is in the index.
+    fn sealed_written(&mut self);
+
+    /// The sealed state did not get into the index.
+    fn unseal(&mut self, seals: &Seals);
+
+    /// Takes at most `items_max` items of a dropped resource out of memory and appends the keys the index has of them to
+    /// `gone`. Returns how many it took: fewer means that is all.
+    fn bury(&mut self, home: &H, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize;
+}
+
 #[derive(Debug)]
 struct Entry<V> {
     item: V,
@@ -122,13 +141,22 @@ impl<K: Key, V: Item> Items<K, V> {
         self.map.insert(key, Entry { item, mark: Mark::IN_INDEX }).is_none()
     }
 
-    /// Takes the changes into the sealed state.
-    pub fn seal(&mut self) {
+    /// Checks that exactly what changed is listed.
+    pub fn check(&self, seals: &Seals) {
+        if seals.are_made() {
+            for (key, entry) in &self.map {
+                assert_eq!(seals.is_listed(entry.mark), self.changes.has_listed(key));
+            }
+        }
+    }
+}
+
+impl<K: Key, V: Item> Indexed<K::Home> for Items<K, V> {
+    fn seal(&mut self) {
         self.changes.seal();
     }
 
-    /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
-    pub fn collect(
+    fn collect(
         &mut self,
         home: &K::Home,
         seals: &Seals,
@@ -150,13 +178,11 @@ impl<K: Key, V: Item> Items<K, V> {
         items_max
     }
 
-    /// The sealed state is in the index.
-    pub fn sealed_written(&mut self) {
+    fn sealed_written(&mut self) {
         self.changes.sealed_written();
     }
 
-    /// The sealed state did not get into the index.
-    pub fn unseal(&mut self, seals: &Seals) {
+    fn unseal(&mut self, seals: &Seals) {
         let (changed, gone) = self.changes.unseal();
         for key in changed {
             if let Some(entry) = self.map.get_mut(&key)
@@ -173,9 +199,7 @@ impl<K: Key, V: Item> Items<K, V> {
         }
     }
 
-    /// Takes at most `items_max` items of a dropped stream out of memory and appends the keys the index has of them to
-    /// `gone`. Returns how many it took: fewer means that is all.
-    pub fn bury(&mut self, home: &K::Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
+    fn bury(&mut self, home: &K::Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
         for count in 0..items_max {
             let key = if let Some((key, entry)) = self.map.pop_first() {
                 Some(key).filter(|_| entry.mark.in_index())
@@ -187,14 +211,5 @@ impl<K: Key, V: Item> Items<K, V> {
             gone.extend(key.map(|key| (K::SPACE, key.in_index(home))));
         }
         items_max
-    }
-
-    /// Checks that exactly what changed is listed.
-    pub fn check(&self, seals: &Seals) {
-        if seals.are_made() {
-            for (key, entry) in &self.map {
-                assert_eq!(seals.is_listed(entry.mark), self.changes.has_listed(key));
-            }
-        }
     }
 }

@@ -6,11 +6,11 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, put_varint};
-use flowmesh_model::{IndexWrite, Lsn, ResourceId, Space};
+use flowmesh_model::{Lsn, ResourceId, Space};
 
 use crate::changes::Seals;
 use crate::held::Apply;
-use crate::items::{Item, Items, Key, item_bytes};
+use crate::items::{Indexed, Item, Items, Key, item_bytes};
 use crate::keys::{self, Home};
 
 /// A partition, and a queue whose jobs it got; a queue is its own partition 0.
@@ -101,35 +101,9 @@ impl Received {
         }
     }
 
-    /// Takes the changes into the sealed state.
-    pub fn seal(&mut self) {
-        self.known.seal();
-    }
-
-    /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
-    pub fn collect(
-        &mut self,
-        home: &Home,
-        seals: &Seals,
-        items_max: usize,
-        out: &mut Vec<IndexWrite>,
-    ) -> usize {
-        self.known.collect(home, seals, items_max, out)
-    }
-
-    /// The sealed state is in the index.
-    pub fn sealed_written(&mut self) {
-        self.known.sealed_written();
-    }
-
-    /// The sealed state did not get into the index.
-    pub fn unseal(&mut self, seals: &Seals) {
-        self.known.unseal(seals);
-    }
-
-    /// As [`Items::bury`].
-    pub fn bury(&mut self, home: &Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
-        self.known.bury(home, items_max, gone)
+    /// What checkpoints take of it.
+    pub fn indexed(&mut self) -> &mut dyn Indexed<Home> {
+        &mut self.known
     }
 
     /// Checks every invariant.

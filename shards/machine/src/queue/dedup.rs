@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, put_varint};
-use flowmesh_model::{IndexWrite, JobId, Millis, Space};
+use flowmesh_model::{JobId, Millis, Space};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::changes::Seals;
 use crate::held::Apply;
-use crate::items::{Item, Items, Key, item_bytes};
+use crate::items::{Indexed, Item, Items, Key, item_bytes};
 use crate::keys::{self, Home};
 
 /// What a key takes in memory beside its bytes: it is there again by its time.
@@ -127,36 +127,9 @@ impl Keys {
         Ok(())
     }
 
-    /// Takes the changes into the sealed state.
-    pub fn seal(&mut self) {
-        self.known.seal();
-    }
-
-    /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
-    pub fn collect(
-        &mut self,
-        home: &Home,
-        seals: &Seals,
-        items_max: usize,
-        out: &mut Vec<IndexWrite>,
-    ) -> usize {
-        self.known.collect(home, seals, items_max, out)
-    }
-
-    /// The sealed state is in the index.
-    pub fn sealed_written(&mut self) {
-        self.known.sealed_written();
-    }
-
-    /// The sealed state did not get into the index.
-    pub fn unseal(&mut self, seals: &Seals) {
-        self.known.unseal(seals);
-    }
-
-    /// Takes at most `items_max` keys of a dropped queue out of memory and appends the keys the index has of them to
-    /// `gone`. Returns how many it took: fewer means that is all.
-    pub fn bury(&mut self, home: &Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
-        self.known.bury(home, items_max, gone)
+    /// What checkpoints take of it.
+    pub fn indexed(&mut self) -> &mut dyn Indexed<Home> {
+        &mut self.known
     }
 
     /// Checks every invariant.

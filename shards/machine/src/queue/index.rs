@@ -7,6 +7,7 @@ use flowmesh_model::{IndexWrite, JobId, LeaseToken, Lsn, Millis, Space};
 use super::job::{self, JobState, ReadJob};
 use super::{Facets, Queue};
 use crate::changes::{Change, Seals, Touch, image, removal};
+use crate::items::Indexed;
 use crate::keys::{Home, QueueKey};
 
 /// Jobs that are looked at ahead of those that are asked for, and about how many bytes of them are fetched.
@@ -119,14 +120,20 @@ impl Queue {
         }
     }
 
+    /// What checkpoints take of it besides jobs.
+    fn indexed(&mut self) -> impl Iterator<Item = &mut dyn Indexed<Home>> {
+        let outbox = self.outbox.as_mut().into_iter().flat_map(|outbox| outbox.indexed());
+        let received = self.received.as_mut().map(|received| received.indexed());
+        let every = [self.keys.indexed(), self.schedules.indexed(), self.work.indexed()];
+        every.into_iter().chain(outbox).chain(received)
+    }
+
     /// Takes the changes into the sealed state.
     pub fn seal(&mut self) {
         self.changes.seal();
-        self.keys.seal();
-        self.schedules.seal();
-        self.work.seal();
-        self.outbox.as_mut().into_iter().for_each(|outbox| outbox.seal());
-        self.received.as_mut().into_iter().for_each(|received| received.seal());
+        for items in self.indexed() {
+            items.seal();
+        }
     }
 
     /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
@@ -140,15 +147,9 @@ impl Queue {
         for count in 0..items_max {
             match self.changes.next() {
                 None => {
-                    let mut count = count + self.keys.collect(home, seals, items_max - count, out);
-                    count += self.schedules.collect(home, seals, items_max - count, out);
-                    if let Some(outbox) = &mut self.outbox {
-                        count += outbox.collect(home, seals, items_max - count, out);
-                    }
-                    if let Some(received) = &mut self.received {
-                        count += received.collect(home, seals, items_max - count, out);
-                    }
-                    return count + self.work.collect(home, seals, items_max - count, out);
+                    return self.indexed().fold(count, |count, items| {
+                        count + items.collect(home, seals, items_max - count, out)
+                    });
                 }
                 Some(Change::Gone(id)) => {
                     out.extend([Space::Jobs, Space::Bodies].map(|space| removal(space, home.job_key(id))));
@@ -174,11 +175,9 @@ impl Queue {
     pub fn sealed_written(&mut self, seals: &Seals) {
         self.jobs.stored(seals.sealed_epoch());
         self.changes.sealed_written();
-        self.keys.sealed_written();
-        self.schedules.sealed_written();
-        self.work.sealed_written();
-        self.outbox.as_mut().into_iter().for_each(|outbox| outbox.sealed_written());
-        self.received.as_mut().into_iter().for_each(|received| received.sealed_written());
+        for items in self.indexed() {
+            items.sealed_written();
+        }
     }
 
     /// The sealed state did not get into the index.
@@ -195,11 +194,9 @@ impl Queue {
         for id in gone {
             self.changes.list_gone(id);
         }
-        self.keys.unseal(seals);
-        self.schedules.unseal(seals);
-        self.work.unseal(seals);
-        self.outbox.as_mut().into_iter().for_each(|outbox| outbox.unseal(seals));
-        self.received.as_mut().into_iter().for_each(|received| received.unseal(seals));
+        for items in self.indexed() {
+            items.unseal(seals);
+        }
     }
 
     /// Takes at most `items_max` jobs of a dropped queue out of memory and appends the keys the index has of them to
@@ -215,15 +212,9 @@ impl Queue {
                     Some(Change::Gone(id)) => id,
                     Some(Change::Listed(_)) => continue,
                     None => {
-                        let mut count = count + self.keys.bury(home, items_max - count, gone);
-                        count += self.schedules.bury(home, items_max - count, gone);
-                        if let Some(outbox) = &mut self.outbox {
-                            count += outbox.bury(home, items_max - count, gone);
-                        }
-                        if let Some(received) = &mut self.received {
-                            count += received.bury(home, items_max - count, gone);
-                        }
-                        return count + self.work.bury(home, items_max - count, gone);
+                        return self
+                            .indexed()
+                            .fold(count, |count, items| count + items.bury(home, items_max - count, gone));
                     }
                 },
             };

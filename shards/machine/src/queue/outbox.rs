@@ -18,15 +18,13 @@ use flowmesh_model::limits::OUTBOX_JOBS_MAX;
 use flowmesh_model::placement::key_partition;
 use flowmesh_model::transfer::fact::TransferFact;
 use flowmesh_model::transfer::{FailedTransfer, Lane, TransferMode};
-use flowmesh_model::{
-    Catalog, Fact, IndexWrite, JobId, Millis, PartitionRef, ResourceId, ResourceInfo, Settings, Space,
-};
+use flowmesh_model::{Catalog, Fact, JobId, Millis, PartitionRef, ResourceId, ResourceInfo, Settings, Space};
 
 use super::Queue;
 use super::apply::End;
 use crate::changes::Seals;
 use crate::held::Apply;
-use crate::items::{Item, Items, Key, item_bytes};
+use crate::items::{Indexed, Item, Items, Key, item_bytes};
 use crate::keys::{self, Home};
 
 /// A place in the order of dead jobs, or of those that are done.
@@ -279,35 +277,9 @@ impl Outbox {
         if new { Ok(()) } else { Err(Malformed("the counts of an outbox twice")) }
     }
 
-    pub fn seal(&mut self) {
-        self.entries.seal();
-        self.totals.seal();
-    }
-
-    pub fn collect(
-        &mut self,
-        home: &Home,
-        seals: &Seals,
-        items_max: usize,
-        out: &mut Vec<IndexWrite>,
-    ) -> usize {
-        let looked = self.entries.collect(home, seals, items_max, out);
-        looked + self.totals.collect(home, seals, items_max - looked, out)
-    }
-
-    pub fn sealed_written(&mut self) {
-        self.entries.sealed_written();
-        self.totals.sealed_written();
-    }
-
-    pub fn unseal(&mut self, seals: &Seals) {
-        self.entries.unseal(seals);
-        self.totals.unseal(seals);
-    }
-
-    pub fn bury(&mut self, home: &Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
-        let taken = self.entries.bury(home, items_max, gone);
-        taken + self.totals.bury(home, items_max - taken, gone)
+    /// What checkpoints take of it.
+    pub fn indexed(&mut self) -> [&mut dyn Indexed<Home>; 2] {
+        [&mut self.entries, &mut self.totals]
     }
 }
 

@@ -5,12 +5,12 @@ use flowmesh_model::codec::{Malformed, put_varint};
 use flowmesh_model::job::AttemptEnd;
 use flowmesh_model::limits::QUEUE_WORKERS_MAX;
 use flowmesh_model::worker::WorkCounts;
-use flowmesh_model::{IndexWrite, Millis, Space};
+use flowmesh_model::{Millis, Space};
 
 use super::names::Names;
 use crate::changes::Seals;
 use crate::held::Apply;
-use crate::items::{Item, Items, Key, item_bytes};
+use crate::items::{Indexed, Item, Items, Key, item_bytes};
 use crate::keys::{self, Home};
 
 /// What a name takes in memory beside its bytes.
@@ -121,35 +121,9 @@ impl Work {
         if new { Ok(()) } else { Err(Malformed("the same worker twice")) }
     }
 
-    /// Takes the changes into the sealed state.
-    pub fn seal(&mut self) {
-        self.by_name.seal();
-    }
-
-    /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
-    pub fn collect(
-        &mut self,
-        home: &Home,
-        seals: &Seals,
-        items_max: usize,
-        out: &mut Vec<IndexWrite>,
-    ) -> usize {
-        self.by_name.collect(home, seals, items_max, out)
-    }
-
-    /// The sealed state is in the index.
-    pub fn sealed_written(&mut self) {
-        self.by_name.sealed_written();
-    }
-
-    /// The sealed state did not get into the index.
-    pub fn unseal(&mut self, seals: &Seals) {
-        self.by_name.unseal(seals);
-    }
-
-    /// Takes at most `items_max` names of a dropped queue out of memory; see [`Items::bury`].
-    pub fn bury(&mut self, home: &Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
-        self.by_name.bury(home, items_max, gone)
+    /// What checkpoints take of it.
+    pub fn indexed(&mut self) -> &mut dyn Indexed<Home> {
+        &mut self.by_name
     }
 
     /// All names, in order.

@@ -10,6 +10,7 @@ use super::segments::SEGMENT_BYTES;
 use super::{Partition, Stream};
 use crate::changes::{Mark, Seals, Touch, image};
 use crate::decision::FlushRange;
+use crate::items::Indexed;
 use crate::keys::{self, Home};
 
 /// A partition in the index.
@@ -75,11 +76,8 @@ impl Stream {
 
     /// The part of the seal that is left to do for a dropped stream.
     pub fn seal_producers(&mut self) {
-        if let Some(producers) = &mut self.producers {
-            producers.seal();
-        }
-        if let Some(received) = &mut self.received {
-            received.seal();
+        for items in self.indexed() {
+            items.seal();
         }
     }
 
@@ -91,20 +89,20 @@ impl Stream {
         items_max: usize,
         out: &mut Vec<IndexWrite>,
     ) -> usize {
-        let looked =
-            self.producers.as_mut().map_or(0, |producers| producers.collect(home, seals, items_max, out));
-        let left = items_max - looked;
-        looked + self.received.as_mut().map_or(0, |received| received.collect(home, seals, left, out))
+        self.indexed().fold(0, |looked, items| looked + items.collect(home, seals, items_max - looked, out))
+    }
+
+    /// What checkpoints take of it besides partitions.
+    fn indexed(&mut self) -> impl Iterator<Item = &mut dyn Indexed<Home>> {
+        let producers = self.producers.as_mut().into_iter().flat_map(|producers| producers.indexed());
+        producers.chain(self.received.as_mut().map(|received| received.indexed()))
     }
 
     /// Index and segment files have the sealed state. Appends to `trimmed` from where on partitions have files now, if
     /// that has moved.
     pub fn sealed_written(&mut self, id: ResourceId, trimmed: &mut Vec<(PartitionRef, Offset)>) {
-        if let Some(producers) = &mut self.producers {
-            producers.sealed_written();
-        }
-        if let Some(received) = &mut self.received {
-            received.sealed_written();
+        for items in self.indexed() {
+            items.sealed_written();
         }
         for number in std::mem::take(&mut self.sealed) {
             if let Some(Some(partition)) = self.partitions.get_mut(number as usize) {
@@ -121,11 +119,8 @@ impl Stream {
 
     /// The sealed state did not get into the index.
     pub fn unseal(&mut self, seals: &Seals) {
-        if let Some(producers) = &mut self.producers {
-            producers.unseal(seals);
-        }
-        if let Some(received) = &mut self.received {
-            received.unseal(seals);
+        for items in self.indexed() {
+            items.unseal(seals);
         }
         for number in std::mem::take(&mut self.sealed) {
             let Some(Some(partition)) = self.partitions.get_mut(number as usize) else { continue };
@@ -193,9 +188,7 @@ impl Stream {
     /// Takes at most `items_max` items of a dropped stream apart and appends the keys the index has of it to `gone`.
     /// Returns how many it took: fewer means that is all.
     pub fn bury(&mut self, home: &Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
-        let mut taken = self.producers.as_mut().map_or(0, |producers| producers.bury(home, items_max, gone));
-        let left = items_max - taken;
-        taken += self.received.as_mut().map_or(0, |received| received.bury(home, left, gone));
+        let taken = self.indexed().fold(0, |taken, items| taken + items.bury(home, items_max - taken, gone));
         if taken < items_max {
             for (number, partition) in self.partitions() {
                 if partition.mark.in_index() {

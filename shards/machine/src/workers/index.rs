@@ -10,7 +10,7 @@ use flowmesh_model::{IndexWrite, Lsn, Millis, Space, WorkerPath};
 
 use super::{Worker, Workers};
 use crate::changes::Seals;
-use crate::items::{Item, Key};
+use crate::items::{Indexed, Item, Key};
 use crate::keys;
 
 impl Key for WorkerPath {

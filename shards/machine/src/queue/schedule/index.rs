@@ -5,11 +5,10 @@ use flowmesh_model::codec::{Malformed, put_varint};
 use flowmesh_model::group::Name;
 use flowmesh_model::replay::fact::{put_time, time};
 use flowmesh_model::schedule::ScheduleSpec;
-use flowmesh_model::{IndexWrite, JobId, Millis, Space};
+use flowmesh_model::{JobId, Millis, Space};
 
 use super::{Schedule, Schedules};
-use crate::changes::Seals;
-use crate::items::{Item, Key};
+use crate::items::{Indexed, Item, Key};
 use crate::keys::{self, Home};
 
 impl Key for Name {
@@ -34,36 +33,9 @@ impl Schedules {
         Ok(())
     }
 
-    /// Takes the changes into the sealed state.
-    pub fn seal(&mut self) {
-        self.by_name.seal();
-    }
-
-    /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
-    pub fn collect(
-        &mut self,
-        home: &Home,
-        seals: &Seals,
-        items_max: usize,
-        out: &mut Vec<IndexWrite>,
-    ) -> usize {
-        self.by_name.collect(home, seals, items_max, out)
-    }
-
-    /// The sealed state is in the index.
-    pub fn sealed_written(&mut self) {
-        self.by_name.sealed_written();
-    }
-
-    /// The sealed state did not get into the index.
-    pub fn unseal(&mut self, seals: &Seals) {
-        self.by_name.unseal(seals);
-    }
-
-    /// Takes at most `items_max` schedules of a dropped queue out of memory and appends the keys the index has of them
-    /// to `gone`. Returns how many it took: fewer means that is all.
-    pub fn bury(&mut self, home: &Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
-        self.by_name.bury(home, items_max, gone)
+    /// What checkpoints take of it.
+    pub fn indexed(&mut self) -> &mut dyn Indexed<Home> {
+        &mut self.by_name
     }
 }
 

@@ -5,11 +5,10 @@ use std::collections::VecDeque;
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, put_varint};
 use flowmesh_model::limits::PRODUCER_BATCHES_MAX;
-use flowmesh_model::{IndexWrite, Lsn, Millis, Offset, ProducerId, Space};
+use flowmesh_model::{Lsn, Millis, Offset, ProducerId, Space};
 
 use super::{NAME_BYTES, Named, Place, Producer, Producers, Sent};
-use crate::changes::Seals;
-use crate::items::{Item, Key};
+use crate::items::{Indexed, Item, Key};
 use crate::keys::{self, Home};
 
 impl Key for Place {
@@ -96,41 +95,9 @@ impl Item for Named {
 }
 
 impl Producers {
-    /// Takes the changes into the sealed state.
-    pub fn seal(&mut self) {
-        self.known.seal();
-        self.names.seal();
-    }
-
-    /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
-    pub fn collect(
-        &mut self,
-        home: &Home,
-        seals: &Seals,
-        items_max: usize,
-        out: &mut Vec<IndexWrite>,
-    ) -> usize {
-        let looked = self.known.collect(home, seals, items_max, out);
-        looked + self.names.collect(home, seals, items_max - looked, out)
-    }
-
-    /// The sealed state is in the index.
-    pub fn sealed_written(&mut self) {
-        self.known.sealed_written();
-        self.names.sealed_written();
-    }
-
-    /// The sealed state did not get into the index.
-    pub fn unseal(&mut self, seals: &Seals) {
-        self.known.unseal(seals);
-        self.names.unseal(seals);
-    }
-
-    /// Takes at most `items_max` items of a dropped stream out of memory and appends the keys the index has of them to
-    /// `gone`. Returns how many it took: fewer means that is all.
-    pub fn bury(&mut self, home: &Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
-        let taken = self.known.bury(home, items_max, gone);
-        taken + self.names.bury(home, items_max - taken, gone)
+    /// What checkpoints take of it.
+    pub fn indexed(&mut self) -> [&mut dyn Indexed<Home>; 2] {
+        [&mut self.known, &mut self.names]
     }
 
     /// Takes a producer out of the index.
