@@ -47,6 +47,8 @@ pub enum Operation {
     KvExists,
     /// Keys scanned.
     KvScan,
+    /// Operations on what keys hold.
+    KvRun,
     /// Heartbeats of group members, and members that left or were removed.
     GroupMember,
     /// Offsets committed or forgotten.
@@ -69,7 +71,7 @@ pub enum Operation {
 
 impl Operation {
     /// All operations, in the order of their counters.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::StreamAppend,
         Self::StreamRead,
         Self::StreamTrim,
@@ -86,6 +88,7 @@ impl Operation {
         Self::KvDelete,
         Self::KvExists,
         Self::KvScan,
+        Self::KvRun,
         Self::GroupMember,
         Self::GroupCommit,
         Self::GroupFetch,
@@ -116,6 +119,7 @@ impl Operation {
             Self::KvDelete => "kv_delete",
             Self::KvExists => "kv_exists",
             Self::KvScan => "kv_scan",
+            Self::KvRun => "kv_run",
             Self::GroupMember => "group_member",
             Self::GroupCommit => "group_commit",
             Self::GroupFetch => "group_fetch",
@@ -165,7 +169,10 @@ impl Operation {
             Command::Kv(_, KvCommand::Get { keys }) => (Self::KvGet, keys.len() as u64),
             Command::Kv(_, KvCommand::Delete { keys, .. }) => (Self::KvDelete, keys.len() as u64),
             Command::Kv(_, KvCommand::Exists { keys }) => (Self::KvExists, keys.len() as u64),
-            Command::Kv(_, KvCommand::Scan { .. }) => (Self::KvScan, 0),
+            Command::Kv(_, KvCommand::Scan { .. } | KvCommand::Random { .. }) => (Self::KvScan, 0),
+            Command::Kv(_, KvCommand::Run { ops, .. }) => (Self::KvRun, ops.len() as u64),
+            Command::Kv(_, KvCommand::Clear { .. }) => (Self::KvDelete, 0),
+            Command::Kv(_, KvCommand::Status) => (Self::Status, 1),
             Command::Group(_, command) => Self::of_group(command),
             Command::Catalog(_) => (Self::Catalog, 1),
             Command::Worker(_) => (Self::Worker, 1),

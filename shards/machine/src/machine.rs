@@ -423,6 +423,7 @@ impl Machine {
             Fact::KeyDeleted { store, key } | Fact::KeyExpired { store, key } => {
                 self.change_store(at, store, |cx, store| store.removed(cx, &key));
             }
+            Fact::Kv(id, fact) => self.change_store(at, id, |cx, store| store.apply(cx, &fact)),
             Fact::Group(id, fact) => self.change(at, id, |cx, parts| {
                 let Parts::Group(group) = parts else { wrong_kind(cx) };
                 if group.apply(cx, fact) {

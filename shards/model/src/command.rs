@@ -9,6 +9,7 @@ use crate::Batch;
 use crate::group::GroupCommand;
 use crate::ids::{JobId, LeaseToken, Lsn, Millis, Offset, PartitionRef, ProducerId, ResourceId};
 use crate::job::{JobCursor, JobFilter, JobOptions, JobPhase, NackKind, Which};
+use crate::kv::KvOp;
 use crate::path::ResourcePath;
 use crate::record::PackedRecords;
 use crate::replay::{ReplayCommand, ReplayRef};
@@ -308,8 +309,8 @@ impl QueueCommand {
     }
 }
 
-/// What must hold for a key to be set.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What must hold of a key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum SetIf {
     /// Nothing.
     #[default]
@@ -320,6 +321,8 @@ pub enum SetIf {
     Present,
     /// The key has this version.
     Version(Lsn),
+    /// The key holds these bytes, or a counter whose text they are.
+    Value(Bytes),
 }
 
 /// How long a new value lives.
@@ -330,6 +333,8 @@ pub enum SetTtl {
     Default,
     /// For so many milliseconds.
     Millis(u64),
+    /// Until then; if that has passed, it is as if the key was deleted.
+    At(Millis),
     /// As long as the value before it.
     Keep,
 }
@@ -383,6 +388,45 @@ pub enum KvCommand {
         /// Whether values come along.
         with_values: bool,
     },
+    /// Operations one after the other, each of which sees what those before it did. → [`crate::Reply::Kv`], one outcome an
+    /// operation
+    Run {
+        /// At least one.
+        ops: Batch<KvOp>,
+        /// All or none: if one is refused, none is done, and `BATCH_REFUSED` says which. Then all keys must be on one
+        /// partition.
+        atomic: bool,
+        /// What chance is drawn from. Different for each command.
+        seed: u64,
+    },
+    /// A key by chance. → [`crate::Reply::Scanned`], with one key or none
+    Random {
+        /// What chance is drawn from.
+        seed: u64,
+    },
+    /// How many keys there are, and what they take. → [`crate::Reply::KvStatus`]
+    Status,
+    /// Deletes keys, whichever. → [`crate::Reply::KvCleared`]
+    Clear {
+        /// At most so many, at least 1.
+        keys_max: u32,
+    },
+}
+
+impl KvCommand {
+    /// Whether it can change anything.
+    #[must_use]
+    pub fn is_write(&self) -> bool {
+        match self {
+            Self::Set { .. } | Self::Delete { .. } | Self::Clear { .. } => true,
+            Self::Run { ops, .. } => ops.iter().any(|op| op.action.is_write()),
+            Self::Get { .. }
+            | Self::Exists { .. }
+            | Self::Scan { .. }
+            | Self::Random { .. }
+            | Self::Status => false,
+        }
+    }
 }
 
 /// On the catalog.
@@ -432,7 +476,7 @@ impl Command {
                     | StreamCommand::Receive(_)
             ),
             Self::Queue(_, command) => command.is_write(),
-            Self::Kv(_, command) => matches!(command, KvCommand::Set { .. } | KvCommand::Delete { .. }),
+            Self::Kv(_, command) => command.is_write(),
             Self::Group(_, command) => !matches!(
                 command,
                 GroupCommand::FetchOffsets { .. } | GroupCommand::Status | GroupCommand::Describe

@@ -35,6 +35,7 @@
 //! | 104–119 | `Queue` | queue, then as [`crate::job::fact`] says |
 //! | 120–127 | `Worker` | epoch, then as [`crate::worker::fact`] says |
 //! | 128–135 | `Transfer` | queue or stream, then as [`crate::transfer::fact`] says |
+//! | 136–159 | `Kv` | store, then as [`crate::kv::fact`] says |
 //!
 //! The time of a fact and its LSN are its entry's.
 
@@ -46,6 +47,7 @@ use crate::group::fact::{self as group, GroupFact};
 use crate::ids::{JobId, LeaseToken, Lsn, Millis, Offset, PartitionRef, ProducerId, ResourceId};
 use crate::job::AttemptEnd;
 use crate::job::fact::{self as job, EnqueuedOptions, QueueFact};
+use crate::kv::fact::{self as kv, KvFact};
 use crate::path::{Kind, ResourcePath};
 use crate::replay::fact::{self as replay, ReplayFact};
 use crate::schedule::fact::{self as schedule, ScheduleFact};
@@ -280,6 +282,8 @@ pub enum Fact {
     Worker(WorkerFact),
     /// Something became true of jobs on their way from this queue, or to this queue or stream.
     Transfer(ResourceId, TransferFact),
+    /// Something else became true of a key-value store.
+    Kv(ResourceId, KvFact),
 }
 
 const RESOURCE_CREATED: u8 = 1;
@@ -457,6 +461,10 @@ impl Fact {
                 put_head(out, fact.tag(), *id);
                 fact.encode(out);
             }
+            Self::Kv(id, fact) => {
+                put_head(out, fact.tag(), *id);
+                fact.encode(out);
+            }
         }
     }
 
@@ -494,6 +502,7 @@ impl Fact {
                 Self::Schedule(_, fact) => fact.encoded_len_max(),
                 Self::Worker(fact) => fact.encoded_len_max(),
                 Self::Transfer(_, fact) => fact.encoded_len_max(),
+                Self::Kv(_, fact) => fact.encoded_len_max(),
                 Self::ResourceDeleted { .. }
                 | Self::ResourceDropped { .. }
                 | Self::ProducerForgotten { .. }
@@ -621,6 +630,7 @@ impl Fact {
             tag if schedule::TAGS.contains(&tag) => Self::Schedule(id, ScheduleFact::decode(tag, reader)?),
             tag if worker::TAGS.contains(&tag) => Self::Worker(WorkerFact::decode(tag, Lsn(id.0), reader)?),
             tag if transfer::TAGS.contains(&tag) => Self::Transfer(id, TransferFact::decode(tag, reader)?),
+            tag if kv::TAGS.contains(&tag) => Self::Kv(id, KvFact::decode(tag, reader)?),
             _ => return Err(Malformed("unknown fact; a newer version wrote it")),
         })
     }

@@ -3,7 +3,7 @@
 //! Read in this order: [`ids`] (numbers that must not be mixed), [`path`] (what a resource is called),
 //! [`placement`] (which shard owns it), [`settings`] (what can be set for it), [`record`] (how stream records
 //! are packed), [`filter`] (which of them a reader wants), [`job`] and [`worker`] (what is told about them), [`trace`] (of
-//! which trace a job is a part), [`transfer`] (how jobs go elsewhere), [`command`] → [`fact`] → [`reply`]
+//! which trace a job is a part), [`transfer`] (how jobs go elsewhere), [`kv`] (what keys hold), [`command`] → [`fact`] → [`reply`]
 //! (what is asked, what became true, what is answered), [`compaction`] (what is kept of each key), [`reject`] (why not)
 //! and [`limits`] (how much).
 
@@ -18,6 +18,7 @@ pub mod group;
 pub mod ids;
 pub mod index;
 pub mod job;
+pub mod kv;
 pub mod limits;
 mod names;
 pub mod path;

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::ids::{CatalogVersion, GroupEpoch, JobId, Lsn, Millis, Offset, ProducerId};
 use crate::job::JobPhase;
+use crate::kv::KvType;
 use crate::path::Kind;
 use crate::replay::{ReplayAction, ReplayState};
 use crate::worker::WorkerState;
@@ -380,6 +381,59 @@ pub enum Reject {
         /// The key's version, `None` if there is no such key.
         actual: Option<Lsn>,
     },
+    /// The key holds something else than the operation is for.
+    #[error("the key holds a {}; this operation is for a {}", .actual.as_str(), .expected.as_str())]
+    WrongType {
+        /// What the operation is for.
+        expected: KvType,
+        /// What the key holds.
+        actual: KvType,
+    },
+    /// What is to be counted is no number.
+    #[error("{what} is no {wanted}")]
+    NotANumber {
+        /// What.
+        what: &'static str,
+        /// `64-bit integer` or `finite decimal`.
+        wanted: &'static str,
+    },
+    /// A counter, or the score of a member, would leave its range.
+    #[error("{what} would leave the range of a {range}; it stays as it is")]
+    CounterOverflow {
+        /// What.
+        what: &'static str,
+        /// `64-bit integer` or `finite decimal`.
+        range: &'static str,
+    },
+    /// There is no such key.
+    #[error("there is no such key")]
+    NoSuchKey,
+    /// The list has no such index.
+    #[error("index {index} is outside of the list, which has {len} values")]
+    IndexOutOfRange {
+        /// The index asked for.
+        index: i64,
+        /// How many values there are.
+        len: u64,
+    },
+    /// Keys that must be on one partition are on several.
+    #[error(
+        "keys {first} and {other}, counted from 0, are on different partitions; keys that share a {{tag}} are on one"
+    )]
+    KeysApart {
+        /// The place of one of them among the keys of the call.
+        first: u32,
+        /// The place of the other.
+        other: u32,
+    },
+    /// An operation of an atomic batch was refused, so that nothing of the batch was done.
+    #[error("operation {index} of the batch, counted from 0, was refused, and nothing was done: {cause}")]
+    BatchRefused {
+        /// Which.
+        index: u32,
+        /// Why.
+        cause: Box<Reject>,
+    },
     /// The group has no such member: it never joined, left, was removed, or its session is over.
     #[error("no such member: {member}; it must let go of its partitions and join anew")]
     UnknownMember {
@@ -533,6 +587,7 @@ impl Reject {
             | Self::IllegalTrace { .. }
             | Self::UnknownTimeZone { .. }
             | Self::FlowCycle { .. }
+            | Self::KeysApart { .. }
             | Self::WrongKind { .. }
             | Self::NoSuchPartition { .. } => Code::InvalidArgument,
             Self::ResourceNotFound { .. }
@@ -540,12 +595,14 @@ impl Reject {
             | Self::ScheduleNotFound { .. }
             | Self::FlowMissing { .. }
             | Self::WorkerNotFound { .. }
+            | Self::NoSuchKey
             | Self::UnknownMember { .. } => Code::NotFound,
             Self::ResourceExists { .. }
             | Self::ScheduleExists { .. }
             | Self::DuplicateSequence { .. }
             | Self::KeyConflict { .. } => Code::AlreadyExists,
-            Self::OffsetOutOfRange { .. } => Code::OutOfRange,
+            Self::OffsetOutOfRange { .. } | Self::IndexOutOfRange { .. } => Code::OutOfRange,
+            Self::BatchRefused { cause, .. } => cause.code(),
             Self::LeaseLost { .. }
             | Self::WrongPhase { .. }
             | Self::StaleMemberEpoch { .. }
@@ -555,6 +612,9 @@ impl Reject {
             | Self::GroupNotEmpty { .. }
             | Self::OffsetNotCommitted { .. }
             | Self::ConditionFailed { .. }
+            | Self::WrongType { .. }
+            | Self::NotANumber { .. }
+            | Self::CounterOverflow { .. }
             | Self::OffsetMismatch { .. }
             | Self::SequenceGap { .. }
             | Self::ProducerFenced { .. }
@@ -631,6 +691,13 @@ impl Reject {
             Self::WorkerPresent { .. } => "WORKER_PRESENT",
             Self::TooManyWorkers { .. } => "TOO_MANY_WORKERS",
             Self::ConditionFailed { .. } => "CONDITION_FAILED",
+            Self::WrongType { .. } => "WRONG_TYPE",
+            Self::NotANumber { .. } => "NOT_A_NUMBER",
+            Self::CounterOverflow { .. } => "COUNTER_OVERFLOW",
+            Self::NoSuchKey => "NO_SUCH_KEY",
+            Self::IndexOutOfRange { .. } => "INDEX_OUT_OF_RANGE",
+            Self::KeysApart { .. } => "KEYS_APART",
+            Self::BatchRefused { .. } => "BATCH_REFUSED",
             Self::UnknownMember { .. } => "UNKNOWN_MEMBER",
             Self::StaleMemberEpoch { .. } => "STALE_MEMBER_EPOCH",
             Self::FencedInstance { .. } => "FENCED_INSTANCE",
@@ -679,6 +746,16 @@ impl Reject {
             Self::OffsetOutOfRange { requested, earliest, next } => {
                 vec![("requested", requested.0), ("earliest", earliest.0), ("next", next.0)]
             }
+            Self::ConditionFailed { actual } => vec![("version", actual.map_or(0, Lsn::get))],
+            Self::IndexOutOfRange { len, .. } => vec![("len", *len)],
+            Self::KeysApart { first, other } => {
+                vec![("first", u64::from(*first)), ("other", u64::from(*other))]
+            }
+            Self::BatchRefused { index, cause } => {
+                let mut details = vec![("operation", u64::from(*index))];
+                details.extend(cause.details());
+                details
+            }
             _ => Vec::new(),
         }
     }
@@ -692,6 +769,7 @@ impl Reject {
             }
             Self::DiskFull | Self::TooManyWorkers { .. } => Some(1_000),
             Self::CatalogBehind { .. } => Some(1),
+            Self::BatchRefused { cause, .. } => cause.retry_after_ms(),
             _ => None,
         }
     }

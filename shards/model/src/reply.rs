@@ -9,6 +9,7 @@ use crate::compression;
 use crate::group::GroupReply;
 use crate::ids::{CatalogVersion, JobId, LeaseToken, Lsn, Millis, Offset, ProducerId};
 use crate::job::{Awaited, JobCursor, JobView};
+use crate::kv::{KvOutcome, KvType};
 use crate::reject::Reject;
 use crate::replay::ReplayStatus;
 use crate::schedule::ScheduleReply;
@@ -202,15 +203,28 @@ pub enum Cancelled {
     Requested,
 }
 
-/// A key's value.
+/// What a key holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntryValue {
-    /// The value; empty where only keys were asked for.
+    /// Of which type it is.
+    pub holds: KvType,
+    /// The value; empty of a collection, and where only keys were asked for.
     pub value: Bytes,
     /// The entry that set it. Only grows.
     pub version: Lsn,
     /// When it ends, if it does.
     pub expires_at: Option<Millis>,
+}
+
+/// What a shard has of a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KvStatus {
+    /// Keys, those included whose time is up and that are not removed yet.
+    pub keys: u64,
+    /// Those of them that end.
+    pub expiring: u64,
+    /// An estimate of what they take in memory.
+    pub memory_bytes: u64,
 }
 
 /// What a shard answers.
@@ -308,6 +322,17 @@ pub enum Reply {
         /// Keys and what they hold.
         entries: Vec<(Bytes, EntryValue)>,
         /// Whether there may be more after the last.
+        more: bool,
+    },
+    /// What came of each operation, or why not, in order.
+    Kv(Batch<Result<KvOutcome, Reject>>),
+    /// How many keys there are.
+    KvStatus(KvStatus),
+    /// Keys were deleted.
+    KvCleared {
+        /// How many.
+        count: u64,
+        /// Whether there are more.
         more: bool,
     },
     /// A consumer group's answer.

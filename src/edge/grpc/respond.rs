@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use flowmesh_engine::ReplySink;
+use flowmesh_model::kv::KvOutcome;
 use flowmesh_model::{Millis, Reject, Reply};
 use h2::server::SendResponse;
 use http::header::CONTENT_TYPE;
@@ -208,6 +209,10 @@ fn reply_bytes(reply: &Reply) -> usize {
             Reply::Scanned { entries, .. } => {
                 entries.iter().map(|(key, value)| key.len() + value.value.len() + 40).sum()
             }
+            Reply::Kv(outcomes) => {
+                let bytes = |outcome: &KvOutcome| outcome.result.bytes();
+                outcomes.iter().map(|outcome| outcome.as_ref().map_or(SMALL, bytes) + SMALL).sum()
+            }
             Reply::Enqueued(jobs) => jobs.len() * 10,
             Reply::Cancelled(outcomes) => outcomes.len() * 4,
             Reply::Job(job) => job.payload.len() + job.headers.len() + 4 * SMALL,
@@ -223,6 +228,8 @@ fn reply_bytes(reply: &Reply) -> usize {
             | Reply::StreamStatus { .. }
             | Reply::OffsetFound { .. }
             | Reply::Trimmed { .. }
+            | Reply::KvStatus(_)
+            | Reply::KvCleared { .. }
             | Reply::Group(_)
             | Reply::Replay(_)
             | Reply::Schedule(_)

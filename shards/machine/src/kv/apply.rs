@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use flowmesh_model::codec::detached;
+use flowmesh_model::kv::fact::KvFact;
 use flowmesh_model::{Millis, Space};
 
 use super::{Entry, Key, Store, index};
@@ -35,6 +36,11 @@ impl Store {
             let key = Arc::clone(&entry.key);
             self.list(key);
         }
+    }
+
+    /// The facts that only some stores have.
+    pub fn apply(&mut self, _: &mut Apply<'_>, fact: &KvFact) {
+        panic!("not decided by any shard: {fact:?}");
     }
 
     fn insert(&mut self, cx: &Apply<'_>, hash: u64, key: &[u8], value: Bytes, expires_at: Millis) {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use flowmesh_model::command::{SetEntry, SetIf, SetTtl};
+use flowmesh_model::kv::KvType;
 use flowmesh_model::limits::{DELAY_MS_MAX, KEY_BYTES_MAX, REPLY_BYTES_MAX, VALUE_BYTES_MAX};
 use flowmesh_model::reply::EntryValue;
 use flowmesh_model::settings::within;
@@ -38,6 +39,10 @@ impl<'a> Asked<'a> {
             KvCommand::Scan { prefix, after, keys_max, with_values } => {
                 self.scan(prefix, after.as_deref(), *keys_max, *with_values)
             }
+            KvCommand::Run { .. }
+            | KvCommand::Random { .. }
+            | KvCommand::Status
+            | KvCommand::Clear { .. } => Err(Reject::UnknownMethod { method: "kv".to_owned() }),
         }
     }
 
@@ -81,7 +86,7 @@ impl<'a> Asked<'a> {
             } else {
                 None
             };
-            if let Err(reject) = holds(entry.condition, before.map(|before| before.version)) {
+            if let Err(reject) = holds(&entry.condition, before.map(|before| before.version), None) {
                 outcomes.push(Err(reject));
                 continue;
             }
@@ -107,6 +112,7 @@ impl<'a> Asked<'a> {
         let default = || self.settings.default_ttl_ms.map(|ttl_ms| self.now.plus(ttl_ms));
         match ttl {
             SetTtl::Millis(ttl_ms) => Some(self.now.plus(ttl_ms)),
+            SetTtl::At(at) => Some(at),
             SetTtl::Default => default(),
             SetTtl::Keep => before.map_or_else(default, |before| before.expires_at),
         }
@@ -139,7 +145,7 @@ impl<'a> Asked<'a> {
             return Err(Reject::invalid("if_version", format!("needs exactly one key, not {}", keys.len())));
         };
         let actual = self.look(key, &mut Lsn(0)).map(|entry| entry.version);
-        holds(SetIf::Version(version), actual)?;
+        holds(&SetIf::Version(version), actual, None)?;
         Ok(Decision::Change {
             facts: smallvec![Fact::KeyDeleted { store: self.id, key: key.clone() }],
             reply: Reply::Flags(smallvec![true]),
@@ -150,6 +156,7 @@ impl<'a> Asked<'a> {
 /// What a reply shows of an entry.
 pub(super) fn value_of(entry: &Entry, with_value: bool) -> EntryValue {
     EntryValue {
+        holds: KvType::Bytes,
         value: if with_value { entry.value.clone() } else { Bytes::new() },
         version: entry.version,
         expires_at: entry.expires_at(),
@@ -161,12 +168,13 @@ fn looks(entry: &SetEntry) -> bool {
     entry.condition != SetIf::Always || entry.ttl == SetTtl::Keep
 }
 
-fn holds(condition: SetIf, actual: Option<Lsn>) -> Result<(), Reject> {
+fn holds(condition: &SetIf, actual: Option<Lsn>, value: Option<&Bytes>) -> Result<(), Reject> {
     let holds = match condition {
         SetIf::Always => true,
         SetIf::Absent => actual.is_none(),
         SetIf::Present => actual.is_some(),
-        SetIf::Version(version) => actual == Some(version),
+        SetIf::Version(version) => actual == Some(*version),
+        SetIf::Value(wanted) => value == Some(wanted),
     };
     if holds { Ok(()) } else { Err(Reject::ConditionFailed { actual }) }
 }
@@ -190,6 +198,6 @@ fn check_entry(entry: &SetEntry) -> Result<(), Reject> {
     size("value", &entry.value, VALUE_BYTES_MAX)?;
     match entry.ttl {
         SetTtl::Millis(ttl_ms) => within("ttl_ms", ttl_ms, 1, DELAY_MS_MAX),
-        SetTtl::Default | SetTtl::Keep => Ok(()),
+        SetTtl::At(_) | SetTtl::Default | SetTtl::Keep => Ok(()),
     }
 }

@@ -217,6 +217,7 @@ fn put_written(reply: Reply, out: &mut BytesMut) -> Result<(), Reject> {
 mod tests {
     use super::*;
     use flowmesh_model::Millis;
+    use flowmesh_model::kv::KvType;
     use v1::set_entry::{Condition, Ttl};
 
     #[test]
@@ -236,7 +237,7 @@ mod tests {
         let message = Bytes::from(v1::SetRequest { store: "s".into(), entries }.encode_to_vec());
         let (store, entries) = read_set(&message).unwrap();
         assert_eq!(store, "s");
-        let read: Vec<_> = entries.iter().map(|entry| (entry.ttl, entry.condition)).collect();
+        let read: Vec<_> = entries.iter().map(|entry| (entry.ttl, entry.condition.clone())).collect();
         assert_eq!(
             read,
             [
@@ -261,8 +262,12 @@ mod tests {
 
     #[test]
     fn a_client_reads_the_answers_written_by_hand() {
-        let value =
-            |expires_at| EntryValue { value: Bytes::from_static(b"v"), version: Lsn(300), expires_at };
+        let value = |expires_at| EntryValue {
+            holds: KvType::Bytes,
+            value: Bytes::from_static(b"v"),
+            version: Lsn(300),
+            expires_at,
+        };
         let mut out = BytesMut::new();
         let values = [None, Some(value(None)), Some(value(Some(Millis(1 << 41))))];
         put_values(Reply::Values(values.into_iter().collect()), &mut out).unwrap();

@@ -114,12 +114,18 @@ fn put_page(out: &mut BytesMut, entries: &[(Bytes, EntryValue)], more: bool) {
 mod tests {
     use super::*;
     use flowmesh_model::Lsn;
+    use flowmesh_model::kv::KvType;
     use proptest::prelude::*;
     use prost::Message;
     use std::collections::BTreeSet;
 
     fn value() -> EntryValue {
-        EntryValue { value: Bytes::from_static(b"v"), version: Lsn(1), expires_at: None }
+        EntryValue {
+            holds: KvType::Bytes,
+            value: Bytes::from_static(b"v"),
+            version: Lsn(1),
+            expires_at: None,
+        }
     }
 
     #[test]

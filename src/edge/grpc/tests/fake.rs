@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use flowmesh_engine::{ReplySink, SinkFn};
 use flowmesh_model::command::{NewJob, ReadFrom, SetIf};
+use flowmesh_model::kv::KvType;
 use flowmesh_model::placement::SlotMap;
 use flowmesh_model::reject::LeaseLost;
 use flowmesh_model::reply::{
@@ -355,7 +356,8 @@ impl Fake {
                             return Err(Reject::ConditionFailed { actual });
                         }
                         let version = self.next_lsn();
-                        keys.insert(at, EntryValue { value: entry.value.clone(), version, expires_at: None });
+                        let (holds, value) = (KvType::Bytes, entry.value.clone());
+                        keys.insert(at, EntryValue { holds, value, version, expires_at: None });
                         Ok(version)
                     })
                     .collect(),
@@ -370,7 +372,7 @@ impl Fake {
             KvCommand::Exists { keys: wanted } => {
                 Reply::Flags(wanted.iter().map(|key| keys.contains_key(&(store, key.clone()))).collect())
             }
-            KvCommand::Scan { .. } => Reply::Scanned { entries: Vec::new(), more: false },
+            _ => Reply::Scanned { entries: Vec::new(), more: false },
         }
     }
 
