@@ -1,9 +1,11 @@
-//! What the machine alone can do on one core: `cargo bench -p flowmesh-machine`. Numbers, not verdicts.
+//! What the machine alone can do on one core: `cargo bench -p flowmesh-machine`, `-- trees` for these alone. Numbers, not verdicts.
 //!
 //! Each line is the best of some rounds. A round of a change is decide, encode the facts, apply; the log, the disk and
 //! the network are not in it.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)] // a benchmark fails by panicking
+
+mod trees;
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -277,8 +279,12 @@ fn replay() {
 }
 
 fn main() {
+    if std::env::args().any(|arg| arg == "trees") {
+        return trees::trees();
+    }
     stores();
     streams();
     queues();
     replay();
+    trees::trees();
 }

@@ -19,6 +19,8 @@ pub(crate) mod decide;
 mod index;
 mod scan;
 mod table;
+#[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "what is made of trees comes next"))]
+pub(crate) mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
