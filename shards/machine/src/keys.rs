@@ -20,6 +20,7 @@
 //! | jobs | slot `u16`, queue `u64`, `6`, the name | what became of the jobs that a worker had |
 //! | jobs | slot `u16`, queue `u64`, `7` | what the queue counts of such jobs |
 //! | keys | slot `u16`, store `u64`, the key | an entry |
+//! | pages | slot `u16`, store `u64`, collection `u64`, page `u32` | a page of a collection; 2^32 - 1 stands for pages of one that is gone |
 //! | groups | slot `u16`, group `u64`, `0`, member `u32` | a member |
 //! | groups | slot `u16`, group `u64`, `1`, stream `u64`, partition `u32` | a partition as the group sees it |
 //!
@@ -159,7 +160,18 @@ impl Home {
     }
 
     pub fn entry_key(&self, entry: &[u8]) -> Bytes {
-        key(self.placement.key_slot(entry), self.id, entry)
+        key(self.entry_slot(entry), self.id, entry)
+    }
+
+    pub fn entry_slot(&self, entry: &[u8]) -> SlotId {
+        self.placement.key_slot(entry)
+    }
+
+    pub fn page_key(&self, slot: SlotId, collection: u64, page: u32) -> Bytes {
+        let mut rest = [0; 12];
+        rest[..8].copy_from_slice(&collection.to_be_bytes());
+        rest[8..].copy_from_slice(&page.to_be_bytes());
+        key(slot, self.id, &rest)
     }
 }
 

@@ -241,7 +241,9 @@ impl Machine {
                     _ => &self.blank_store,
                 };
                 let settings = info.settings.kv()?;
-                let decision = kv::decide::Asked { store, id: *id, settings, now, lsn }.decide(command)?;
+                let placement = &info.placement;
+                let asked = kv::decide::Asked { store, id: *id, settings, placement, now, lsn };
+                let decision = asked.decide(command)?;
                 Ok(introduce(decision, held, info))
             }
             Command::Group(id, command) => {

@@ -27,10 +27,17 @@ impl Machine {
                 }
             }
             Space::Keys => {
-                let (_, id, key) = keys::split(key)?;
+                let (slot, id, key) = keys::split(key)?;
                 match self.held.get_mut(&id).map(|held| &mut held.parts) {
-                    Some(Parts::Kv(store)) => store.restore_entry(key, value),
+                    Some(Parts::Kv(store)) => store.restore_entry(slot, key, value),
                     _ => Err(Malformed("a key of no store")),
+                }
+            }
+            Space::Pages => {
+                let (slot, id, rest) = keys::split(key)?;
+                match self.held.get_mut(&id).map(|held| &mut held.parts) {
+                    Some(Parts::Kv(store)) => store.restore_page(slot, rest, value),
+                    _ => Err(Malformed("a page of no store")),
                 }
             }
             Space::Groups => {

@@ -1,4 +1,4 @@
-//! What a checkpoint writes to the shard's index: key-value pairs in five spaces.
+//! What a checkpoint writes to the shard's index: key-value pairs in six spaces.
 //!
 //! The machine encodes and decodes its own entries; the store only keeps them. Every key starts with the slot (two
 //! bytes, big-endian) and the resource (eight bytes, big-endian), so that a slot can be moved as one range.
@@ -18,14 +18,16 @@ pub enum Space {
     Groups,
     /// What jobs are about: headers and payloads. Not needed to start.
     Bodies,
+    /// Pages of collections of key-value stores.
+    Pages,
 }
 
 impl Space {
     /// All spaces, by their byte on disk.
-    pub const ALL: [Self; 5] = [Self::Meta, Self::Jobs, Self::Keys, Self::Groups, Self::Bodies];
+    pub const ALL: [Self; 6] = [Self::Meta, Self::Jobs, Self::Keys, Self::Groups, Self::Bodies, Self::Pages];
 
     /// Those that a start reads.
-    pub const STATE: [Self; 4] = [Self::Meta, Self::Jobs, Self::Keys, Self::Groups];
+    pub const STATE: [Self; 5] = [Self::Meta, Self::Jobs, Self::Keys, Self::Groups, Self::Pages];
 
     /// The name of the space on disk.
     #[must_use]
@@ -36,6 +38,7 @@ impl Space {
             Self::Keys => "keys",
             Self::Groups => "groups",
             Self::Bodies => "bodies",
+            Self::Pages => "pages",
         }
     }
 }

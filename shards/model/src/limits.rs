@@ -10,6 +10,13 @@ pub const KEY_BYTES_MAX: usize = 1024;
 /// A record's value, a job's payload, an entry's value. What is larger belongs in an object store.
 pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
 
+/// A field of a hash, a member of a set. They are compared and stand in order: larger ones belong into values.
+pub const MEMBER_BYTES_MAX: usize = 64 * 1024;
+
+/// Members, fields or values of collections that one operation looks at or copies: bounds the time a core spends, to some
+/// ten milliseconds. Operations that go to a place find it without looking.
+pub const KV_LOOKED_MAX: u64 = 100_000;
+
 /// One header's name.
 pub const HEADER_NAME_BYTES_MAX: usize = 255;
 

@@ -1,20 +1,23 @@
 //! What the items of one batch know of each other.
 
+use bytes::Bytes;
 use flowmesh_model::{Lsn, Millis};
 
 use super::Entry;
 use crate::siphash::SipKey;
 
 /// What conditions and times to live ask of a key that is there.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Current {
     pub version: Lsn,
     pub expires_at: Option<Millis>,
+    /// `None` of a collection.
+    pub text: Option<Bytes>,
 }
 
 impl Current {
     pub fn of(entry: &Entry) -> Self {
-        Self { version: entry.version, expires_at: entry.expires_at() }
+        Self { version: entry.version, expires_at: entry.expires_at(), text: entry.value.text() }
     }
 }
 
@@ -30,12 +33,12 @@ impl<'a> Written<'a> {
     }
 
     pub fn get(&self, key: &[u8]) -> Option<Current> {
-        self.0.as_ref()?.get(key).copied()
+        self.0.as_ref()?.get(key).cloned()
     }
 
-    pub fn put(&mut self, key: &'a [u8], current: Current) {
+    pub fn put(&mut self, key: &'a [u8], current: impl FnOnce() -> Current) {
         if let Some(keys) = &mut self.0 {
-            keys.insert(key, current);
+            keys.insert(key, current());
         }
     }
 }

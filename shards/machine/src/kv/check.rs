@@ -4,23 +4,31 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use flowmesh_model::Millis;
+use flowmesh_model::kv::KvType;
 
 use super::Store;
+use super::change::{self, read_field};
+use super::tree::Order;
+use super::value::{Collection, Value};
 use crate::changes::Seals;
 
 impl Store {
     /// Checks every invariant.
     pub fn check(&self, seals: &Seals) {
-        let (mut memory_bytes, mut expiring) = (0, 0);
+        let (mut memory_bytes, mut expiring, mut pages) = (0, 0, 0);
         for key in &self.ordered {
             let Some(entry) = self.entry(key) else { panic!("a key in order but not in the table: {key:?}") };
             assert!(Arc::ptr_eq(&entry.key, key), "key bytes exist once");
             memory_bytes += entry.memory_bytes();
-            if let Some(at) = entry.expires_at() {
-                assert!(
-                    self.expiry.get(&(at, entry.expiry_number)).is_some_and(|other| Arc::ptr_eq(other, key))
-                );
+            assert_eq!(entry.due, entry.next_end());
+            if entry.due.0 != 0 {
+                let due = self.expiry.get(&(entry.due, entry.expiry_number));
+                assert!(due.is_some_and(|other| Arc::ptr_eq(other, key)));
                 expiring += 1;
+            }
+            if let Value::Collection(collection) = &entry.value {
+                pages += self.check_collection(collection);
             }
             if seals.is_listed(entry.mark) && seals.are_made() {
                 assert!(self.changes.has_listed(key), "a key is marked but not listed: {key:?}");
@@ -29,6 +37,42 @@ impl Store {
         assert_eq!(self.table.len(), self.ordered.len());
         assert_eq!(self.expiry.len(), expiring);
         assert_eq!(self.memory_bytes, memory_bytes);
+        self.pages.check(seals, pages);
+    }
+
+    /// Checks a collection. Returns how many pages it has.
+    fn check_collection(&self, collection: &Collection) -> usize {
+        let pages = self.pages.look(collection);
+        assert!(collection.items.len() > 0, "a collection without members is gone");
+        let mut numbers = collection.items.check(&pages, collection.order_of_items());
+        numbers.extend(collection.order.check(&pages, Order::ByKey));
+        assert!(
+            numbers.iter().all(|no| *no < collection.next_page),
+            "numbers of pages are given out in order"
+        );
+        let mut cursor = collection.items.before_rank(&pages, 0).unwrap_or_else(|_| panic!("in memory"));
+        let (mut ordered, mut first, mut last) = (0, Millis(0), Millis(0));
+        while let Ok(Some((key, item))) = cursor.forward() {
+            let by = match collection.holds {
+                KvType::SortedSet => item.to_vec(),
+                KvType::Hash => match read_field(item).0 {
+                    Millis(0) => continue,
+                    end => {
+                        first = if first.0 == 0 { end } else { first.min(end) };
+                        last = last.max(end);
+                        end.0.to_be_bytes().to_vec()
+                    }
+                },
+                _ => continue,
+            };
+            let rank = collection.order.rank(&pages, &change::ordered(&by, key));
+            assert!(matches!(rank, Ok(Ok(_))), "what has an order is in it");
+            ordered += 1;
+        }
+        assert_eq!(collection.order.len(), ordered);
+        assert_eq!(collection.first_end, first);
+        assert_eq!(collection.last_end, if ordered == collection.items.len() { last } else { Millis(0) });
+        numbers.len()
     }
 
     /// The state as text.
@@ -37,8 +81,25 @@ impl Store {
         for key in &self.ordered {
             if let Some(entry) = self.entry(key) {
                 let (key, version, end) = (Bytes::copy_from_slice(key), entry.version, entry.expires_at());
-                let _ = writeln!(out, "  {key:?} = {:?} version {version} ends {end:?}", entry.value);
+                let _ = writeln!(
+                    out,
+                    "  {key:?} = {} version {version} ends {end:?}",
+                    self.text_of(&entry.value)
+                );
             }
         }
+    }
+
+    /// What a key holds, as text.
+    fn text_of(&self, value: &Value) -> String {
+        let Value::Collection(collection) = value else { return format!("{:?}", value.text()) };
+        let pages = self.pages.look(collection);
+        let mut out = format!("{} {}:", collection.holds.as_str(), collection.number);
+        let Ok(mut cursor) = collection.items.before_rank(&pages, 0) else { return out };
+        while let Ok(Some((key, item))) = cursor.forward() {
+            let (key, item) = (Bytes::copy_from_slice(key), Bytes::copy_from_slice(item));
+            let _ = write!(out, " {key:?}={item:?}");
+        }
+        out
     }
 }

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use flowmesh_model::command::{SetEntry, SetIf, SetTtl};
-use flowmesh_model::kv::KvType;
 use flowmesh_model::limits::{DELAY_MS_MAX, KEY_BYTES_MAX, REPLY_BYTES_MAX, VALUE_BYTES_MAX};
+use flowmesh_model::placement::PlacementHash;
 use flowmesh_model::reply::EntryValue;
 use flowmesh_model::settings::within;
 use flowmesh_model::{Batch, Fact, KvCommand, KvSettings, Lsn, Millis, Reject, Reply, ResourceId};
@@ -19,6 +19,8 @@ pub(crate) struct Asked<'a> {
     pub store: &'a Store,
     pub id: ResourceId,
     pub settings: &'a KvSettings,
+    /// Which partition a key is on.
+    pub placement: &'a PlacementHash,
     pub now: Millis,
     pub lsn: Lsn,
 }
@@ -39,10 +41,10 @@ impl<'a> Asked<'a> {
             KvCommand::Scan { prefix, after, keys_max, with_values } => {
                 self.scan(prefix, after.as_deref(), *keys_max, *with_values)
             }
-            KvCommand::Run { .. }
-            | KvCommand::Random { .. }
-            | KvCommand::Status
-            | KvCommand::Clear { .. } => Err(Reject::UnknownMethod { method: "kv".to_owned() }),
+            KvCommand::Run { ops, atomic, seed } => self.run(ops, *atomic, *seed),
+            KvCommand::Random { seed } => Ok(self.random(*seed)),
+            KvCommand::Status => Ok(self.status()),
+            KvCommand::Clear { keys_max } => self.clear(*keys_max),
         }
     }
 
@@ -60,8 +62,9 @@ impl<'a> Asked<'a> {
         let mut values = Batch::with_capacity(keys.len());
         for key in keys {
             let found = self.look(key, &mut seen);
-            bytes += found.map_or(0, |entry| entry.value.len());
-            values.push(found.map(|entry| value_of(entry, true)));
+            let value = found.map(|entry| value_of(entry, true));
+            bytes += value.as_ref().map_or(0, |value| value.value.len());
+            values.push(value);
         }
         if bytes > REPLY_BYTES_MAX {
             return Err(Reject::TooLarge {
@@ -86,12 +89,13 @@ impl<'a> Asked<'a> {
             } else {
                 None
             };
-            if let Err(reject) = holds(&entry.condition, before.map(|before| before.version), None) {
+            if let Err(reject) = holds(&entry.condition, before.as_ref()) {
                 outcomes.push(Err(reject));
                 continue;
             }
-            let expires_at = self.expires_at(entry.ttl, before);
-            written.put(&entry.key, Current { version: self.lsn, expires_at });
+            let expires_at = self.expires_at(entry.ttl, before.as_ref());
+            let current = || Current { version: self.lsn, expires_at, text: Some(entry.value.clone()) };
+            written.put(&entry.key, current);
             outcomes.push(Ok(self.lsn));
             facts.push(Fact::KeySet {
                 store: self.id,
@@ -108,7 +112,7 @@ impl<'a> Asked<'a> {
         })
     }
 
-    fn expires_at(&self, ttl: SetTtl, before: Option<Current>) -> Option<Millis> {
+    fn expires_at(&self, ttl: SetTtl, before: Option<&Current>) -> Option<Millis> {
         let default = || self.settings.default_ttl_ms.map(|ttl_ms| self.now.plus(ttl_ms));
         match ttl {
             SetTtl::Millis(ttl_ms) => Some(self.now.plus(ttl_ms)),
@@ -127,7 +131,7 @@ impl<'a> Asked<'a> {
             let there = deleted.get(key).is_none() && self.look(key, &mut seen).is_some();
             flags.push(there);
             if there {
-                deleted.put(key, Current { version: self.lsn, expires_at: None });
+                deleted.put(key, || Current { version: self.lsn, expires_at: None, text: None });
                 facts.push(Fact::KeyDeleted { store: self.id, key: key.clone() });
             }
         }
@@ -144,8 +148,7 @@ impl<'a> Asked<'a> {
         let [key] = keys else {
             return Err(Reject::invalid("if_version", format!("needs exactly one key, not {}", keys.len())));
         };
-        let actual = self.look(key, &mut Lsn(0)).map(|entry| entry.version);
-        holds(&SetIf::Version(version), actual, None)?;
+        holds(&SetIf::Version(version), self.look(key, &mut Lsn(0)).map(Current::of).as_ref())?;
         Ok(Decision::Change {
             facts: smallvec![Fact::KeyDeleted { store: self.id, key: key.clone() }],
             reply: Reply::Flags(smallvec![true]),
@@ -153,11 +156,12 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// What a reply shows of an entry.
+/// What a reply shows of an entry; of a collection no value.
 pub(super) fn value_of(entry: &Entry, with_value: bool) -> EntryValue {
+    let value = if with_value { entry.value.text() } else { None };
     EntryValue {
-        holds: KvType::Bytes,
-        value: if with_value { entry.value.clone() } else { Bytes::new() },
+        holds: entry.value.holds(),
+        value: value.unwrap_or_default(),
         version: entry.version,
         expires_at: entry.expires_at(),
     }
@@ -168,13 +172,14 @@ fn looks(entry: &SetEntry) -> bool {
     entry.condition != SetIf::Always || entry.ttl == SetTtl::Keep
 }
 
-fn holds(condition: &SetIf, actual: Option<Lsn>, value: Option<&Bytes>) -> Result<(), Reject> {
+fn holds(condition: &SetIf, before: Option<&Current>) -> Result<(), Reject> {
+    let actual = before.map(|before| before.version);
     let holds = match condition {
         SetIf::Always => true,
         SetIf::Absent => actual.is_none(),
         SetIf::Present => actual.is_some(),
         SetIf::Version(version) => actual == Some(*version),
-        SetIf::Value(wanted) => value == Some(wanted),
+        SetIf::Value(value) => before.is_some_and(|before| before.text.as_ref() == Some(value)),
     };
     if holds { Ok(()) } else { Err(Reject::ConditionFailed { actual }) }
 }
@@ -185,7 +190,7 @@ fn check_keys(keys: &[Bytes]) -> Result<(), Reject> {
 }
 
 #[inline]
-fn check_key(key: &[u8]) -> Result<(), Reject> {
+pub(super) fn check_key(key: &[u8]) -> Result<(), Reject> {
     if key.is_empty() {
         return Err(Reject::invalid("key", "is empty; at least 1 byte is needed"));
     }

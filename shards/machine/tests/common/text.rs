@@ -89,6 +89,7 @@ pub fn fact(fact: &Fact) -> String {
             change => format!("Worker {path} epoch {epoch} {change:?}"),
         },
         Fact::Transfer(id, fact) => format!("{} {id} {}", transfer_name(fact), transfer_fact(fact)),
+        Fact::Kv(id, fact) => format!("Kv {id} {fact:?}"),
     }
 }
 
@@ -106,6 +107,12 @@ pub fn reply(reply: &Reply) -> String {
             let again = if *duplicate { ", again" } else { "" };
             format!("appended base {base} count {count} at {appended_at}{again}")
         }
+        Reply::Kv(outcomes) => lines("kv", outcomes, |outcome| match outcome {
+            Ok(outcome) => format!("version {} {:?}", outcome.version, outcome.result),
+            Err(reject) => format!("{}: {reject}", reject.reason()),
+        }),
+        Reply::KvStatus(status) => format!("{status:?}"),
+        Reply::KvCleared { count, more } => format!("cleared {count}, more: {more}"),
         Reply::Producer { id, epoch } => format!("producer {id} epoch {epoch}"),
         Reply::Records(records) => {
             let head = format!(

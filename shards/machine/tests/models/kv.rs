@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use flowmesh_model::command::{SetEntry, SetIf, SetTtl};
+use flowmesh_model::kv::KvType;
 use flowmesh_model::reply::EntryValue;
 use flowmesh_model::{Batch, Command, KvCommand, KvSettings, Lsn, Millis, Reject, Reply, Settings};
 use proptest::prelude::*;
@@ -23,21 +24,26 @@ impl Model {
     fn set(&mut self, entry: &SetEntry, now: Millis, lsn: Lsn) -> Result<Lsn, Reject> {
         let before = self.get(&entry.key, now).cloned();
         let actual = before.as_ref().map(|entry| entry.version);
-        let holds = match entry.condition {
+        let holds = match &entry.condition {
             SetIf::Always => true,
             SetIf::Absent => actual.is_none(),
             SetIf::Present => actual.is_some(),
-            SetIf::Version(version) => actual == Some(version),
+            SetIf::Version(version) => actual == Some(*version),
+            SetIf::Value(value) => before.as_ref().is_some_and(|before| before.value == *value),
         };
         if !holds {
             return Err(Reject::ConditionFailed { actual });
         }
         let expires_at = match (entry.ttl, before) {
             (SetTtl::Millis(ttl_ms), _) => Some(now.plus(ttl_ms)),
+            (SetTtl::At(at), _) => Some(at),
             (SetTtl::Keep, Some(before)) => before.expires_at,
             (SetTtl::Default | SetTtl::Keep, _) => Some(now.plus(DEFAULT_TTL_MS)),
         };
-        self.0.insert(entry.key.clone(), EntryValue { value: entry.value.clone(), version: lsn, expires_at });
+        self.0.insert(
+            entry.key.clone(),
+            EntryValue { holds: KvType::Bytes, value: entry.value.clone(), version: lsn, expires_at },
+        );
         Ok(lsn)
     }
 
@@ -84,7 +90,7 @@ fn keys() -> impl Strategy<Value = Vec<Bytes>> {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => prop::collection::vec((key(), any::<u8>(), 0u8..4, 0u8..6), 1..6).prop_map(Step::Set),
+        6 => prop::collection::vec((key(), any::<u8>(), 0u8..4, 0u8..7), 1..6).prop_map(Step::Set),
         3 => keys().prop_map(Step::Get),
         1 => keys().prop_map(Step::Exists),
         2 => keys().prop_map(Step::Delete),
@@ -110,6 +116,7 @@ fn entry(&(ref key, value, ttl, condition): &(Bytes, u8, u8, u8), lsn: Lsn) -> S
             0 => SetIf::Absent,
             1 => SetIf::Present,
             2 => SetIf::Version(Lsn(lsn.0.saturating_sub(u64::from(value % 4)))),
+            3 => SetIf::Value(Bytes::from(vec![value ^ 1; usize::from((value ^ 1) % 7)])),
             _ => SetIf::Always,
         },
     }

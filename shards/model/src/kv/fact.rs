@@ -370,13 +370,13 @@ fn read_real(reader: &mut Reader) -> Result<Real, Malformed> {
 /// An integer as one without a sign, small for small ones.
 #[must_use]
 pub const fn zigzag(value: i64) -> u64 {
-    ((value << 1) ^ (value >> 63)) as u64
+    ((value << 1) ^ (value >> 63)).cast_unsigned()
 }
 
 /// What [`zigzag`] was made of.
 #[must_use]
 pub const fn unzigzag(value: u64) -> i64 {
-    ((value >> 1) as i64) ^ -((value & 1) as i64)
+    (value >> 1).cast_signed() ^ -(value & 1).cast_signed()
 }
 
 #[cfg(test)]

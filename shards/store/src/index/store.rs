@@ -2,7 +2,7 @@
 //!
 //! | keyspace | key | value |
 //! |---|---|---|
-//! | `meta`, `jobs`, `keys`, `groups`, `bodies` | slot u16 BE, resource u64 BE, then as the machine likes | as the machine likes |
+//! | `meta`, `jobs`, `keys`, `groups`, `bodies`, `pages` | slot u16 BE, resource u64 BE, then as the machine likes | as the machine likes |
 //! | `state` | `format` | version u32 LE |
 //! | | `shard` | u16 LE |
 //! | | `applied` | u64 LE: everything up to this LSN is in the index |
@@ -21,7 +21,7 @@
 //!
 //! **Version 1** had all bodies in their keyspace, and the stage in a keyspace `stage`: key checkpoint number u64 BE, change u64 BE; value space u8, 1 = set
 //! or 0 = remove u8, key bytes u16 LE, key, value; `staged` had the number of changes where bytes are now. An index of that
-//! version is brought to this one when it is opened.
+//! version is brought to this one when it is opened. **Version 2** had no pages; it is as this one without any.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -36,7 +36,10 @@ use super::{Chunk, IndexConfig, IndexError};
 use crate::pages::Fields;
 
 /// The format this server writes, and the newest it reads. Grows with every change an older server would misread.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+
+/// The last version without pages of collections.
+const VERSION_WITHOUT_PAGES: u32 = 2;
 
 /// The last version with a keyspace for a stage, and without files of bodies; what it has of those is read as it is.
 const VERSION_STAGE_KEYSPACE: u32 = 1;
@@ -52,7 +55,7 @@ const STAGED_KEY: &[u8] = b"staged";
 /// An open database.
 pub(super) struct Store {
     database: Database,
-    spaces: [Keyspace; 5],
+    spaces: [Keyspace; 6],
     state: Keyspace,
     stage: Stage,
     shelf: Shelf,
@@ -89,12 +92,12 @@ impl Store {
             .max_journaling_size(config.journal_bytes_max)
             .open()?;
         let options = || KeyspaceCreateOptions::default().max_memtable_size(config.memtable_bytes);
-        let [meta, jobs, keys, groups, bodies] =
+        let [meta, jobs, keys, groups, bodies, pages] =
             Space::ALL.map(|space| database.keyspace(space.as_str(), options));
         let shelf = Shelf::open(&config.dir, config.shard, database.keyspace("shelf", options)?)?;
         Ok(Self {
             shelf,
-            spaces: [meta?, jobs?, keys?, groups?, bodies?],
+            spaces: [meta?, jobs?, keys?, groups?, bodies?, pages?],
             state: database.keyspace("state", options)?,
             stage: Stage::new(config.dir.with_extension("stage")),
             database,
@@ -123,6 +126,7 @@ impl Store {
                 Err(IndexError::WrongShard { shard: config.shard, dir: config.dir.clone(), found })
             }
             _ if version == VERSION_STAGE_KEYSPACE => self.leave_stage_keyspace().map_err(failed),
+            _ if version == VERSION_WITHOUT_PAGES => self.mark(VERSION, config.shard).map_err(failed),
             _ => Ok(()),
         }
     }
@@ -271,13 +275,14 @@ impl Store {
     }
 
     fn space(&self, space: Space) -> &Keyspace {
-        let [meta, jobs, keys, groups, bodies] = &self.spaces;
+        let [meta, jobs, keys, groups, bodies, pages] = &self.spaces;
         match space {
             Space::Meta => meta,
             Space::Jobs => jobs,
             Space::Keys => keys,
             Space::Groups => groups,
             Space::Bodies => bodies,
+            Space::Pages => pages,
         }
     }
 
@@ -478,6 +483,11 @@ mod tests {
         store.commit(Lsn(2)).unwrap();
         assert_eq!(there(&store, 1..4000), 3000);
         // It says what it is now.
+        assert_eq!(Fields(&store.state.get(FORMAT_KEY).unwrap().unwrap()).u32(), VERSION);
+        store.mark(VERSION_WITHOUT_PAGES, ShardId(0)).unwrap();
+        drop(store);
+        let Opened { store, .. } = Store::open(&config).unwrap();
+        assert_eq!(there(&store, 1..4000), 3000);
         assert_eq!(Fields(&store.state.get(FORMAT_KEY).unwrap().unwrap()).u32(), VERSION);
         store.mark(VERSION + 1, ShardId(0)).unwrap();
         drop(store);

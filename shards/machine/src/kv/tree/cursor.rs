@@ -32,6 +32,7 @@ impl<const BYTES_MAX: usize> SizedTree<BYTES_MAX> {
     }
 
     /// The place before the first item whose key is not below this one.
+    #[cfg(test)]
     pub fn before_key<'a, P: Pages>(&'a self, pages: &'a P, key: &[u8]) -> Result<Cursor<'a, P>, Cold> {
         self.beside_key(pages, key, 0)
     }

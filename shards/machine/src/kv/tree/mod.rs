@@ -70,6 +70,16 @@ pub(crate) trait Pages {
     fn next_no(&self) -> PageNo;
 }
 
+impl<P: Pages> Pages for &P {
+    fn page(&self, no: PageNo) -> Option<&Page> {
+        (**self).page(no)
+    }
+
+    fn next_no(&self) -> PageNo {
+        (**self).next_no()
+    }
+}
+
 /// Pages that can be changed.
 pub(crate) trait PagesMut: Pages {
     /// Changes a page that is in memory. Called for pages that do change and for no others.
@@ -116,6 +126,7 @@ impl<const BYTES_MAX: usize> SizedTree<BYTES_MAX> {
     }
 
     /// Whether its root is all there is of it.
+    #[cfg(test)]
     pub fn is_one_page(&self) -> bool {
         self.root.level() == 0
     }

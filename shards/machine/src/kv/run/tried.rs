@@ -1,0 +1,172 @@
+//! What keys would hold: operations of one command see what those before them did, and nothing has happened yet.
+
+use std::cell::Cell;
+
+use bytes::Bytes;
+use flowmesh_model::kv::KvOp;
+use flowmesh_model::kv::fact::KvFact;
+use flowmesh_model::{Fact, Lsn, Millis, SlotId};
+
+use super::found::{Found, Seen};
+use crate::kv::change::{self, collection_of};
+use crate::kv::decide::Asked;
+use crate::kv::pages::Look;
+use crate::kv::tree::Scratch;
+use crate::kv::value::{Collection, Value};
+use crate::kv::{is_live, memory_bytes_of};
+use crate::siphash::SipKey;
+
+/// By key. Never iterated.
+type ByKey<'a> = hashbrown::HashMap<Bytes, Tried<'a>, SipKey>;
+
+/// Keys that operations of the command changed.
+pub(super) struct Tries<'a> {
+    asked: &'a Asked<'a>,
+    /// `None`: no key comes twice, so that nobody could notice.
+    keys: Option<ByKey<'a>>,
+    /// What was shown became true in this entry or before.
+    seen: Cell<Lsn>,
+}
+
+/// A key as it would be.
+#[derive(Clone)]
+struct Tried<'a> {
+    value: Option<Value>,
+    version: Lsn,
+    expires_at: Millis,
+    pages: Scratch<Look<'a>>,
+}
+
+impl<'a> Tries<'a> {
+    pub fn new(asked: &'a Asked<'a>, ops: &[KvOp]) -> Self {
+        let sip = asked.store.sip;
+        let mut named = hashbrown::HashSet::with_hasher(sip);
+        let mut keys = ops.iter().flat_map(|op| std::iter::once(&op.key).chain(op.action.other_keys()));
+        let again = ops.len() > 1 && keys.any(|key| !named.insert(key));
+        Self { asked, keys: again.then(|| ByKey::with_hasher(sip)), seen: Cell::new(Lsn(0)) }
+    }
+
+    pub fn seen(&self) -> Lsn {
+        self.seen.get()
+    }
+
+    fn tried(&self, key: &[u8]) -> Option<&Tried<'a>> {
+        self.keys.as_ref()?.get(key)
+    }
+
+    /// What a key holds, if it is there now.
+    pub fn find(&self, asked: &'a Asked<'a>, key: &[u8]) -> Option<Found<'_>> {
+        let now = asked.now;
+        if let Some(tried) = self.tried(key) {
+            let value = tried.value.as_ref().filter(|value| is_live(value, tried.expires_at, now))?;
+            return Some(Found {
+                value,
+                version: tried.version,
+                expires_at: some_end(tried.expires_at),
+                memory_bytes: memory_bytes_of(key, value),
+                pages: Seen::Tried(&tried.pages),
+                now,
+            });
+        }
+        let mut seen = self.seen.get();
+        let entry = asked.look(key, &mut seen);
+        self.seen.set(seen);
+        entry.map(|entry| Found {
+            value: &entry.value,
+            version: entry.version,
+            expires_at: entry.expires_at(),
+            memory_bytes: memory_bytes_of(key, &entry.value),
+            pages: Seen::Stored(look(asked, &entry.value)),
+            now,
+        })
+    }
+
+    /// Whether the key is held, but what it held has ended.
+    pub fn has_ended(&self, asked: &'a Asked<'a>, key: &[u8]) -> bool {
+        match self.tried(key) {
+            Some(tried) => {
+                let value = tried.value.as_ref();
+                value.is_some_and(|value| !is_live(value, tried.expires_at, asked.now))
+            }
+            None => asked.store.entry(key).is_some_and(|entry| !entry.is_live(asked.now)),
+        }
+    }
+
+    /// Tries facts.
+    pub fn apply(&mut self, facts: &[Fact]) {
+        let (asked, Some(keys)) = (self.asked, &mut self.keys) else { return };
+        for fact in facts {
+            match fact {
+                Fact::KeySet { key, value, expires_at, .. } => {
+                    let tried = change_key(asked, keys, key);
+                    tried.value = Some(Value::Bytes(value.clone()));
+                    tried.expires_at = expires_at.unwrap_or_default();
+                }
+                Fact::KeyDeleted { key, .. } | Fact::KeyExpired { key, .. } => {
+                    change_key(asked, keys, key).value = None;
+                }
+                Fact::Kv(_, fact) => apply_one(asked, keys, fact),
+                other => panic!("an operation on a key makes nothing else true: {other:?}"),
+            }
+        }
+    }
+}
+
+fn apply_one<'a>(asked: &'a Asked<'a>, keys: &mut ByKey<'a>, fact: &KvFact) {
+    match fact {
+        KvFact::Counted { key, number, expires_at } => {
+            let tried = change_key(asked, keys, key);
+            tried.value = Some(Value::Counter(*number));
+            tried.expires_at = expires_at.unwrap_or_default();
+        }
+        KvFact::EndSet { key, expires_at } => {
+            change_key(asked, keys, key).expires_at = expires_at.unwrap_or_default();
+        }
+        KvFact::Renamed { key, to } | KvFact::Copied { key, to } => {
+            let from = change_key(asked, keys, key);
+            let there = Tried { version: asked.lsn, ..from.clone() };
+            if matches!(fact, KvFact::Renamed { .. }) {
+                from.value = None;
+            }
+            keys.insert(to.clone(), there);
+        }
+        KvFact::PagesFreed { .. } => {}
+        _ => {
+            let (Some(key), Some(holds)) = (fact.key(), collection_of(fact)) else { return };
+            let tried = change_key(asked, keys, key);
+            if tried.value.is_none() {
+                tried.value = Some(Value::Collection(Box::new(Collection::new(holds, 0, SlotId(0)))));
+                tried.pages = Scratch::new(Look::NOTHING);
+                tried.expires_at = Millis(0);
+            }
+            // What it needs was found in memory when it was decided.
+            if let Some(Value::Collection(collection)) = &mut tried.value {
+                let applied = change::apply(collection, &mut tried.pages, fact);
+                debug_assert!(applied.is_ok(), "a page went while it was used");
+            }
+        }
+    }
+}
+
+/// A key as it would be, which is about to change.
+fn change_key<'k, 'a>(asked: &'a Asked<'a>, keys: &'k mut ByKey<'a>, key: &Bytes) -> &'k mut Tried<'a> {
+    let tried = keys.entry(key.clone()).or_insert_with(|| {
+        let entry = asked.store.entry(key);
+        Tried {
+            value: entry.map(|entry| entry.value.clone()),
+            version: Lsn(0),
+            expires_at: entry.map_or(Millis(0), |entry| entry.expires_at),
+            pages: Scratch::new(entry.map_or(Look::NOTHING, |entry| look(asked, &entry.value))),
+        }
+    });
+    tried.version = asked.lsn;
+    tried
+}
+
+fn look<'a>(asked: &'a Asked<'a>, value: &Value) -> Look<'a> {
+    value.collection().map_or(Look::NOTHING, |collection| asked.store.pages.look(collection))
+}
+
+fn some_end(end: Millis) -> Option<Millis> {
+    (end.0 != 0).then_some(end)
+}
