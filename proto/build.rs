@@ -4,13 +4,14 @@
 use std::path::PathBuf;
 use std::{env, fs};
 
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "flowmesh/v1/common.proto",
     "flowmesh/v1/stream.proto",
     "flowmesh/v1/queue.proto",
     "flowmesh/v1/schedule.proto",
     "flowmesh/v1/worker.proto",
     "flowmesh/v1/kv.proto",
+    "flowmesh/v1/kv_operations.proto",
     "flowmesh/v1/group.proto",
     "flowmesh/v1/replay.proto",
     "flowmesh/v1/admin.proto",

@@ -229,6 +229,7 @@ impl GetArgs {
             value: entry.value,
             version: entry.version,
             expires_at_ms: entry.expires_at_ms,
+            r#type: entry.r#type,
         };
         let mut out = Out::new();
         match self.output {

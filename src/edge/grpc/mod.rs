@@ -28,6 +28,8 @@ mod vigil;
 mod waker;
 mod wire;
 
+use std::cell::Cell;
+use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 
 pub use config::GrpcConfig;
@@ -41,12 +43,22 @@ use shared::Common;
 pub struct Edge<B: Backend> {
     backend: B,
     common: Rc<Common>,
+    random: RandomState,
+    drawn: Cell<u64>,
 }
 
 impl<B: Backend> Edge<B> {
     /// The edge of a core.
     pub fn new(backend: B, config: GrpcConfig, facts: ServerFacts) -> Rc<Self> {
-        Rc::new(Self { backend, common: Rc::new(Common::new(config, facts)) })
+        let common = Rc::new(Common::new(config, facts));
+        Rc::new(Self { backend, common, random: RandomState::new(), drawn: Cell::new(0) })
+    }
+
+    /// A number by chance, for what a shard decides by chance: shards have no randomness of their own. A count, hashed with
+    /// a key that is random for each core and start.
+    fn chance(&self) -> u64 {
+        self.drawn.set(self.drawn.get().wrapping_add(1));
+        self.random.hash_one(self.drawn.get())
     }
 
     /// A copy of this core's counters.

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 use flowmesh_engine::ReplySink;
+use flowmesh_model::kv::KvOutcome;
 use flowmesh_model::reply::EntryValue;
 use flowmesh_model::{Batch, Command, KvCommand, Lsn, Reject, Reply, ResourceInfo, ShardId};
 
@@ -78,7 +79,8 @@ pub fn dispatch_spread<B: Backend, T>(
         }
         Spread::Many(parts) => {
             let items = parts.iter().map(|part| part.items.len()).sum();
-            let gather = Gather { sink: Some(sink), left: parts.len(), items, merged: None, failed: None };
+            let gather =
+                Gather { sink: Some(sink), left: parts.len(), items, merged: None, failed: Vec::new() };
             let gather = Rc::new(RefCell::new(gather));
             for Part { shard, items, places } in parts {
                 let sink = Box::new(PartSink { gather: Rc::clone(&gather), places });
@@ -94,7 +96,7 @@ struct Gather {
     left: usize,
     items: usize,
     merged: Option<Merged>,
-    failed: Option<Reject>,
+    failed: Vec<(Vec<u32>, Reject)>,
 }
 
 /// Replies of the parts, each item at its place.
@@ -102,6 +104,7 @@ enum Merged {
     Values(Vec<Option<EntryValue>>),
     Flags(Vec<bool>),
     Written(Vec<Result<Lsn, Reject>>),
+    Ran(Vec<Result<KvOutcome, Reject>>),
 }
 
 struct PartSink {
@@ -111,7 +114,7 @@ struct PartSink {
 
 impl ReplySink for PartSink {
     fn deliver(self: Box<Self>, outcome: Result<Reply, Reject>) {
-        let finished = self.gather.borrow_mut().take(&self.places, outcome);
+        let finished = self.gather.borrow_mut().take(self.places, outcome);
         if let Some((sink, outcome)) = finished {
             sink.deliver(outcome);
         }
@@ -126,12 +129,12 @@ impl Gather {
     /// Notes one part; with the last one, gives the whole.
     fn take(
         &mut self,
-        places: &[u32],
+        places: Vec<u32>,
         outcome: Result<Reply, Reject>,
     ) -> Option<(Box<dyn ReplySink>, Result<Reply, Reject>)> {
-        let placed = outcome.and_then(|reply| self.place(places, reply));
+        let placed = outcome.and_then(|reply| self.place(&places, reply));
         if let Err(reject) = placed {
-            self.place_failure(places, reject);
+            self.failed.push((places, reject));
         }
         self.left -= 1;
         if self.left > 0 {
@@ -153,45 +156,51 @@ impl Gather {
                 let Merged::Flags(all) = merged else { return Err(wrong_reply()) };
                 put_at(all, places, flags)
             }
-            Reply::Written(outcomes) => put_at(self.written()?, places, outcomes),
+            // Places that no part fills in can only be those of a part that failed.
+            Reply::Written(outcomes) => {
+                let none = || Merged::Written(vec![Err(Reject::Cancelled); items]);
+                let Merged::Written(all) = self.merged.get_or_insert_with(none) else {
+                    return Err(wrong_reply());
+                };
+                put_at(all, places, outcomes)
+            }
+            Reply::Kv(outcomes) => {
+                let none = || Merged::Ran(vec![Err(Reject::Cancelled); items]);
+                let Merged::Ran(all) = self.merged.get_or_insert_with(none) else {
+                    return Err(wrong_reply());
+                };
+                put_at(all, places, outcomes)
+            }
             _ => Err(wrong_reply()),
         }
     }
 
-    fn written(&mut self) -> Result<&mut Vec<Result<Lsn, Reject>>, Reject> {
-        let items = self.items;
-        // Places that no part fills in can only be those of a part that failed.
-        let merged = self.merged.get_or_insert_with(|| Merged::Written(vec![Err(Reject::Cancelled); items]));
-        match merged {
-            Merged::Written(all) => Ok(all),
-            Merged::Values(_) | Merged::Flags(_) => Err(wrong_reply()),
-        }
-    }
-
-    /// A shard that fails makes the call fail; but where keys were set on others, the client is told which.
-    fn place_failure(&mut self, places: &[u32], reject: Reject) {
-        let failures: Batch<_> = places.iter().map(|_| Err(reject.clone())).collect();
-        self.failed.get_or_insert(reject);
-        if matches!(self.merged, None | Some(Merged::Written(_)))
-            && let Ok(all) = self.written()
-        {
-            // The places are those of this call.
-            let _ = put_at(all, places, failures);
-        }
-    }
-
+    /// A shard that fails makes the call fail; but where others did their part, the client is told which.
     fn outcome(&mut self) -> Result<Reply, Reject> {
-        match (self.merged.take(), self.failed.take()) {
-            (Some(Merged::Written(outcomes)), Some(failed)) if outcomes.iter().all(Result::is_err) => {
-                Err(failed)
-            }
-            (Some(Merged::Written(outcomes)), _) => Ok(Reply::Written(outcomes.into())),
-            (_, Some(failed)) => Err(failed),
-            (Some(Merged::Values(values)), None) => Ok(Reply::Values(values.into())),
-            (Some(Merged::Flags(flags)), None) => Ok(Reply::Flags(flags.into())),
-            (None, None) => Err(wrong_reply()),
+        let failed = std::mem::take(&mut self.failed);
+        match self.merged.take() {
+            Some(Merged::Written(all)) => Ok(Reply::Written(with_failures(all, failed)?.into())),
+            Some(Merged::Ran(all)) => Ok(Reply::Kv(with_failures(all, failed)?.into())),
+            merged => match (failed.into_iter().next(), merged) {
+                (Some((_, reject)), _) => Err(reject),
+                (None, Some(Merged::Values(values))) => Ok(Reply::Values(values.into())),
+                (None, Some(Merged::Flags(flags))) => Ok(Reply::Flags(flags.into())),
+                (None, _) => Err(wrong_reply()),
+            },
         }
     }
+}
+
+/// The outcomes of all items, those of shards that failed among them.
+fn with_failures<T>(
+    mut all: Vec<Result<T, Reject>>,
+    failed: Vec<(Vec<u32>, Reject)>,
+) -> Result<Vec<Result<T, Reject>>, Reject> {
+    for (places, reject) in failed {
+        let failures = places.iter().map(|_| Err(reject.clone())).collect();
+        put_at(&mut all, &places, failures)?;
+    }
+    Ok(all)
 }
 
 /// Puts items at their places; there must be as many of both.

@@ -1,4 +1,4 @@
-//! `flowmesh.v1.Kv`, all but Scan.
+//! `flowmesh.v1.Kv`: Get, Exists, Delete and Set. By hand, for these are called most.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -13,6 +13,8 @@ use flowmesh_proto::v1;
 use prost::Message;
 
 use super::gather::{Spread, dispatch_spread, spread};
+use super::kv_operations::moment;
+use super::kv_outcomes::key_type;
 use super::{attempt, check_items, check_not_empty, put, with_resource};
 use crate::edge::backend::{Backend, missing};
 use crate::edge::grpc::Edge;
@@ -20,7 +22,8 @@ use crate::edge::grpc::respond::{Responder, wrong_reply};
 use crate::edge::grpc::shared::CallFuture;
 use crate::edge::grpc::status::item_error;
 use crate::edge::grpc::wire::{
-    Fields, Value, bytes_field_len, put_bytes_field, put_integer, put_length, put_present_integer, wrong_type,
+    Fields, Value, bytes_field_len, integer_len, put_bytes_field, put_integer, put_length,
+    put_present_integer, wrong_type,
 };
 
 /// A `GetRequest`, `DeleteRequest` or `ExistsRequest`.
@@ -87,7 +90,8 @@ pub fn delete<B: Backend>(edge: &Rc<Edge<B>>, message: &Bytes, responder: Respon
     None
 }
 
-fn existing<B: Backend>(edge: &Edge<B>, store: &str) -> Result<Arc<ResourceInfo>, Reject> {
+/// The store of that name.
+pub fn existing<B: Backend>(edge: &Edge<B>, store: &str) -> Result<Arc<ResourceInfo>, Reject> {
     edge.backend.find(Kind::Kv, store).ok_or_else(|| missing(Kind::Kv, store))
 }
 
@@ -138,10 +142,12 @@ fn read_entry(fields: &Fields<'_>, range: Range<usize>) -> Result<SetEntry, Reje
             (5, Value::Integer(yes)) => entry.condition = if_true(yes, SetIf::Absent),
             (6, Value::Integer(yes)) => entry.condition = if_true(yes, SetIf::Present),
             (7, Value::Integer(version)) => entry.condition = SetIf::Version(Lsn(version)),
+            (8, Value::Bytes(range)) => entry.condition = SetIf::Value(fields.slice(range)),
+            (9, Value::Integer(at)) => entry.ttl = SetTtl::At(moment("expires_at_ms", at)?),
             (1, _) => return Err(wrong_type("key")),
             (2, _) => return Err(wrong_type("value")),
-            (3 | 4, _) => return Err(wrong_type("ttl")),
-            (5..=7, _) => return Err(wrong_type("condition")),
+            (3 | 4 | 9, _) => return Err(wrong_type("ttl")),
+            (5..=8, _) => return Err(wrong_type("condition")),
             _ => {}
         }
     }
@@ -168,13 +174,14 @@ fn put_values(reply: Reply, out: &mut BytesMut) -> Result<(), Reject> {
     Ok(())
 }
 
-/// Writes value, version and end: fields 2 to 4 of `GetEntry` and of `ScanEntry`.
+/// Writes value, version, end and type: fields 2 to 5 of `GetEntry` and of `ScanEntry`.
 pub fn put_entry_value(out: &mut BytesMut, value: &EntryValue) {
     put_bytes_field(out, 2, &value.value);
     put_integer(out, 3, value.version.get());
     if let Some(end) = value.expires_at {
         put_present_integer(out, 4, end.get());
     }
+    put_integer(out, 5, key_type(value.holds) as u64);
 }
 
 /// Bytes that [`put_entry_value`] writes.
@@ -183,6 +190,7 @@ pub fn entry_value_len(value: &EntryValue) -> usize {
     bytes_field_len(value.value.len())
         + if version == 0 { 0 } else { 1 + varint_len(version) }
         + value.expires_at.map_or(0, |end| 1 + varint_len(end.get()))
+        + integer_len(key_type(value.holds) as u64)
 }
 
 /// Writes a `DeleteResponse` or `ExistsResponse`: one packed field of bools.
@@ -233,6 +241,7 @@ mod tests {
             entry(Some(Ttl::TtlMs(5)), Some(Condition::IfAbsent(true))),
             entry(Some(Ttl::KeepTtl(true)), Some(Condition::IfPresent(true))),
             entry(None, Some(Condition::IfVersion(9))),
+            entry(Some(Ttl::ExpiresAtMs(7)), Some(Condition::IfValue(Bytes::from_static(b"w")))),
         ];
         let message = Bytes::from(v1::SetRequest { store: "s".into(), entries }.encode_to_vec());
         let (store, entries) = read_set(&message).unwrap();
@@ -245,9 +254,16 @@ mod tests {
                 (SetTtl::Millis(5), SetIf::Absent),
                 (SetTtl::Keep, SetIf::Present),
                 (SetTtl::Default, SetIf::Version(Lsn(9))),
+                (SetTtl::At(Millis(7)), SetIf::Value(Bytes::from_static(b"w"))),
             ]
         );
         assert!(entries.iter().all(|entry| entry.key == "k" && entry.value == "v"));
+        let never = entry(Some(Ttl::ExpiresAtMs(0)), None);
+        let message = v1::SetRequest { store: "s".into(), entries: vec![never] }.encode_to_vec();
+        assert!(matches!(
+            read_set(&message.into()),
+            Err(Reject::InvalidArgument { field: "expires_at_ms", .. })
+        ));
     }
 
     #[test]
@@ -275,6 +291,7 @@ mod tests {
         assert_eq!(read[0], v1::GetEntry::default());
         assert_eq!((read[1].found, read[1].version, read[1].expires_at_ms), (true, 300, None));
         assert_eq!((&read[2].value[..], read[2].expires_at_ms), (&b"v"[..], Some(1 << 41)));
+        assert!(read[1..].iter().all(|entry| entry.r#type() == v1::KeyType::Bytes));
 
         let mut out = BytesMut::new();
         put_flags(Reply::Flags([true, false].into_iter().collect()), &mut out).unwrap();

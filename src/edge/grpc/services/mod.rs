@@ -13,7 +13,11 @@ mod gather;
 mod group;
 mod health;
 mod kv;
+mod kv_operations;
+mod kv_outcomes;
+mod kv_run;
 mod kv_scan;
+mod kv_whole;
 mod offsets;
 mod outbox;
 mod producer;
@@ -61,6 +65,10 @@ pub fn unary<B: Backend>(
         Method::KvDelete => kv::delete(edge, &message, responder),
         Method::KvExists => kv::exists(edge, &message, responder),
         Method::KvScan => kv_scan::scan(edge, message, responder),
+        Method::KvRun => kv_run::run(edge, &message, responder),
+        Method::KvRandom => kv_whole::random(edge, message, responder),
+        Method::KvStatus => kv_whole::status(edge, message, responder),
+        Method::KvClear => kv_whole::clear(edge, message, responder),
         Method::StreamAppend => stream::append(edge, &message, responder),
         Method::StreamRead => stream::read(edge, message, responder),
         Method::StreamInitProducer => producer::init(edge, message, responder),
@@ -266,10 +274,10 @@ fn dispatch_waiting<B: Backend>(
 }
 
 /// What a future comes to, or a rejection if the server stops first, or `None` if there is no client any more.
-async fn unless_over(
+async fn unless_over<T>(
     responder: &Responder,
-    reply: impl Future<Output = Result<Reply, Reject>>,
-) -> Option<Result<Reply, Reject>> {
+    reply: impl Future<Output = Result<T, Reject>>,
+) -> Option<Result<T, Reject>> {
     let mut reply = pin!(reply);
     let mut closing = pin!(responder.closing());
     poll_fn(|cx| {

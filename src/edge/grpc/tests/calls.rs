@@ -14,6 +14,7 @@ use crate::edge::grpc::GrpcConfig;
 
 const GET: &str = "flowmesh.v1.Kv/Get";
 const SET: &str = "flowmesh.v1.Kv/Set";
+const RUN: &str = "flowmesh.v1.Kv/Run";
 
 fn keys(keys: &[&str]) -> v1::GetRequest {
     let keys = keys.iter().map(|key| Bytes::copy_from_slice(key.as_bytes())).collect();
@@ -98,6 +99,69 @@ fn an_item_that_fails_says_why_and_the_others_are_done() {
         let error = written.outcomes[1].error.as_ref().unwrap();
         assert_eq!((error.code, error.reason.as_str()), (9, "CONDITION_FAILED"));
         assert!(written.outcomes[0].error.is_none() && written.outcomes[2].version > 0);
+    });
+}
+
+fn gets(names: &[&str]) -> v1::RunRequest {
+    let get = |name: &&str| v1::Operation {
+        key: Bytes::copy_from_slice(name.as_bytes()),
+        condition: None,
+        action: Some(v1::operation::Action::Get(v1::BytesGet {})),
+    };
+    v1::RunRequest { store: "s".into(), operations: names.iter().map(get).collect(), atomic: false }
+}
+
+#[test]
+fn operations_on_keys_of_several_shards_are_answered_in_the_order_asked() {
+    run(async {
+        let rig = Rig::with(Fake::new(4), GrpcConfig::default()).await;
+        let mut names: Vec<String> = (0..20).map(|i| format!("key{i}")).collect();
+        names.insert(7, "hash".to_owned());
+        let asked: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut call = rig.open(RUN).await;
+        rig.fake.hold();
+        call.send(&gets(&asked), true);
+        until(|| rig.fake.held() == 4).await;
+        rig.fake.let_go();
+        let ran: v1::RunResponse = call.only().await.unwrap();
+        assert!(ran.now_ms > 0 && ran.outcomes.len() == names.len());
+        for (name, outcome) in names.iter().zip(&ran.outcomes) {
+            if let Some(error) = &outcome.error {
+                assert_eq!((name.as_str(), error.reason.as_str()), ("hash", "WRONG_TYPE"));
+            } else {
+                let value = Some(Bytes::copy_from_slice(name.as_bytes()));
+                let value = v1::operation_outcome::Result::Value(v1::MaybeValue { value });
+                assert_eq!(outcome.result, Some(value));
+            }
+        }
+        rig.fake.fail_shard(2);
+        let ran: v1::RunResponse = rig.call(RUN, &gets(&asked)).await.unwrap();
+        let fenced = |outcome: &&v1::OperationOutcome| {
+            outcome.error.as_ref().is_some_and(|error| error.reason == "SHARD_FENCED")
+        };
+        let failed = ran.outcomes.iter().filter(fenced).count();
+        assert!(failed > 0 && failed < 20, "{failed} of 21 failed");
+    });
+}
+
+#[test]
+fn operations_that_only_read_create_no_store_and_keys_apart_are_refused() {
+    run(async {
+        let rig = Rig::new().await;
+        let request = v1::RunRequest { store: "new".into(), ..gets(&["a"]) };
+        let failure = rig.call::<v1::RunResponse>(RUN, &request).await.unwrap_err();
+        assert_eq!(failure.reason(), "RESOURCE_NOT_FOUND");
+        let mut request = v1::RunRequest { store: "new".into(), ..gets(&["a", "b"]) };
+        request.operations[0].action = Some(v1::operation::Action::Increment(v1::BytesIncrement { by: 1 }));
+        let ran: v1::RunResponse = rig.call(RUN, &request).await.unwrap();
+        assert_eq!(ran.outcomes.len(), 2);
+        let before = rig.fake.commands();
+        let request = v1::RunRequest { atomic: true, ..gets(&["a", "b"]) };
+        let failure = rig.call::<v1::RunResponse>(RUN, &request).await.unwrap_err();
+        assert_eq!(failure.reason(), "KEYS_APART");
+        assert_eq!(rig.fake.commands(), before, "and no shard is asked");
+        let request = v1::RunRequest { atomic: true, ..gets(&["{t}a", "{t}b"]) };
+        assert_eq!(rig.call::<v1::RunResponse>(RUN, &request).await.unwrap().outcomes.len(), 2);
     });
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use flowmesh_engine::{ReplySink, SinkFn};
 use flowmesh_model::command::{NewJob, ReadFrom, SetIf};
-use flowmesh_model::kv::KvType;
+use flowmesh_model::kv::{KvOutcome, KvResult, KvType};
 use flowmesh_model::placement::SlotMap;
 use flowmesh_model::reject::LeaseLost;
 use flowmesh_model::reply::{
@@ -372,6 +372,18 @@ impl Fake {
             KvCommand::Exists { keys: wanted } => {
                 Reply::Flags(wanted.iter().map(|key| keys.contains_key(&(store, key.clone()))).collect())
             }
+            // Each operation is answered with its own key; what the key `hash` holds is one.
+            KvCommand::Run { ops, .. } => Reply::Kv(
+                ops.iter()
+                    .map(|op| match &op.key[..] {
+                        b"hash" => Err(Reject::WrongType { expected: KvType::Bytes, actual: KvType::Hash }),
+                        _ => Ok(KvOutcome {
+                            version: self.next_lsn(),
+                            result: KvResult::Value(Some(op.key.clone())),
+                        }),
+                    })
+                    .collect(),
+            ),
             _ => Reply::Scanned { entries: Vec::new(), more: false },
         }
     }
