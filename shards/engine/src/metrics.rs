@@ -144,7 +144,8 @@ impl Operation {
             Command::Stream(_, StreamCommand::Read { .. }) => (Self::StreamRead, 0),
             Command::Stream(_, StreamCommand::Trim { .. }) => (Self::StreamTrim, 1),
             Command::Stream(_, StreamCommand::Status | StreamCommand::FindOffset { .. })
-            | Command::Queue(_, QueueCommand::Status | QueueCommand::Pause(_)) => (Self::Status, 1),
+            | Command::Queue(_, QueueCommand::Status | QueueCommand::Pause(_))
+            | Command::Kv(_, KvCommand::Status) => (Self::Status, 1),
             Command::Queue(_, QueueCommand::Enqueue { jobs, .. }) => (Self::QueueEnqueue, jobs.len() as u64),
             Command::Queue(_, QueueCommand::Reserve { .. }) => (Self::QueueReserve, 0),
             Command::Queue(_, QueueCommand::Ack { acks }) => (Self::QueueAck, acks.len() as u64),
@@ -172,7 +173,6 @@ impl Operation {
             Command::Kv(_, KvCommand::Scan { .. } | KvCommand::Random { .. }) => (Self::KvScan, 0),
             Command::Kv(_, KvCommand::Run { ops, .. }) => (Self::KvRun, ops.len() as u64),
             Command::Kv(_, KvCommand::Clear { .. }) => (Self::KvDelete, 0),
-            Command::Kv(_, KvCommand::Status) => (Self::Status, 1),
             Command::Group(_, command) => Self::of_group(command),
             Command::Catalog(_) => (Self::Catalog, 1),
             Command::Worker(_) => (Self::Worker, 1),

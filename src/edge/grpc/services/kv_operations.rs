@@ -186,7 +186,7 @@ fn set_combine(op: v1::SetCombine) -> Result<SetOp, Reject> {
 
 fn sorted_add(op: v1::SortedAdd) -> Result<SortedOp, Reject> {
     let only = to_add_if(op.only)?;
-    let scored = |one: v1::ScoredMember| Ok((real("score", one.score)?, one.member));
+    let scored = |one: v1::ScoredMember| real("score", one.score).map(|score| (score, one.member));
     let members = some("members", op.members)?.into_iter().map(scored).collect::<Result<_, _>>()?;
     Ok(SortedOp::Add { members, only, changed: op.changed })
 }
