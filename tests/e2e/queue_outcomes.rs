@@ -407,6 +407,11 @@ async fn a_flow_in_a_circle_or_with_a_gap_is_refused_whole() {
     for gap in gaps {
         refused(client.enqueue_jobs("mail", vec![job("free"), gap]).await, Code::NotFound, "FLOW_MISSING");
     }
+    // A flow is within one queue: a number of another one's job is none here.
+    let elsewhere = client.enqueue_jobs("other", vec![job("elsewhere")]).await.unwrap()[0];
+    let across = v1::NewJob { after_jobs: vec![elsewhere], ..job("across") };
+    let refusal = refused(client.enqueue_jobs("mail", vec![across]).await, Code::NotFound, "FLOW_MISSING");
+    assert!(refusal.message().contains("waits for job number 1, which is not there"), "{refusal:?}");
     assert_eq!(client.queue_status("mail").await.enqueued_total, 0);
     let none = client.job("mail", 1).await.unwrap_err();
     assert_eq!(reason(&none), "JOB_NOT_FOUND");

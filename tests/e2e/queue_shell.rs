@@ -113,6 +113,72 @@ fn dead_letters_are_found_sent_back_and_purged() {
 }
 
 #[test]
+fn jobs_go_to_other_queues_and_what_is_on_its_way_is_shown() {
+    let home = Home::new();
+    let server = home.start();
+    ok(
+        &server,
+        &home,
+        "flowmesh resources create queue mail --set max_attempts=1 --set done_retention_ms=1h
+         flowmesh resources create queue later
+         flowmesh resources create queue small --set jobs_max=1
+         flowmesh resources create queue play --set sandbox=true
+         flowmesh queue enqueue mail one two three four -H to=ada
+         flowmesh queue work mail --until-empty --exec 'read job || true; [ \"$job\" = four ] || { echo no >&2; exit 1; }'",
+    );
+    let lines =
+        |script: &str| -> Vec<serde_json::Value> { ok(&server, &home, script).lines().map(json).collect() };
+    let count = |queue: &str, name: &str| {
+        json(&ok(&server, &home, &format!("flowmesh queue status {queue} -o json")))[name].as_u64().unwrap()
+    };
+    assert_eq!((count("mail", "dead"), count("mail", "done")), (3, 1));
+
+    assert_eq!(lines("flowmesh queue redrive mail 1 --to later -o json"), [json("{\"jobs\":1}")]);
+    eventually_blocking("the first has moved", || (count("later", "ready") == 1).then_some(()));
+    let moved = json(&ok(&server, &home, "flowmesh queue reserve later -o json"));
+    assert_eq!((&moved["payload"], &moved["headers"]["to"]), (&"one".into(), &"ada".into()));
+
+    // One has room in the target; the other is on its way and says why it waits.
+    ok(&server, &home, "flowmesh queue redrive mail --all --to small");
+    let held = eventually_blocking("the outbox says why", || {
+        let lanes = lines("flowmesh queue outbox mail -o json");
+        lanes.into_iter().find(|lane| lane["error"].as_str().is_some_and(|why| why.contains("QUEUE_FULL")))
+    });
+    assert_eq!((&held["to"], &held["jobs"]), (&"default/default/queue/small".into(), &1.into()));
+    let table = ok(&server, &home, "flowmesh queue outbox mail");
+    assert!(table.contains("default/default/queue/small") && table.contains("QUEUE_FULL"), "{table}");
+    let transit = run(&server, &home, "flowmesh queue purge mail --yes 3");
+    assert!(String::from_utf8_lossy(&transit.stderr).contains("JOB_IN_TRANSIT"), "{transit:?}");
+    let lease = json(&ok(&server, &home, "flowmesh queue reserve small -o json"))["lease"].clone();
+    ok(&server, &home, &format!("flowmesh queue ack small {}", lease.as_str().unwrap()));
+    eventually_blocking("all have moved", || (count("mail", "moved_total") == 3).then_some(()));
+    assert_eq!(ok(&server, &home, "flowmesh queue outbox mail -o json"), "");
+    assert_eq!(count("small", "ready"), 1);
+
+    let replayed = ok(&server, &home, "flowmesh queue replay mail --from -1h --to-time +1h --into play");
+    assert_eq!(replayed, "1 jobs of mail are on their way to play\n");
+    assert_eq!(lines("flowmesh queue replay mail --before -1h --into play -o json"), [json("{\"jobs\":0}")]);
+    eventually_blocking("the copy is there", || (count("play", "ready") == 1).then_some(()));
+    let copy = json(&ok(&server, &home, "flowmesh queue reserve play -o json"));
+    assert_eq!(
+        (&copy["payload"], &copy["headers"]["flowmesh-replayed-phase"]),
+        (&"four".into(), &"done".into())
+    );
+    assert_eq!((count("mail", "done"), count("mail", "copied_total")), (1, 1));
+
+    for (script, why) in [
+        ("redrive mail --all --to nowhere", "RESOURCE_NOT_FOUND"),
+        ("redrive mail --all --to play", "SANDBOX_QUEUE"),
+        ("replay mail --all --into later", "QUEUE_NOT_SANDBOX"),
+        ("outbox nowhere", "RESOURCE_NOT_FOUND"),
+    ] {
+        let refused = run(&server, &home, &format!("flowmesh queue {script}"));
+        assert!(String::from_utf8_lossy(&refused.stderr).contains(why), "{script}: {refused:?}");
+        assert!(!refused.status.success());
+    }
+}
+
+#[test]
 fn waiting_jobs_are_seen_changed_cancelled_and_held_back() {
     let home = Home::new();
     let server = home.start();

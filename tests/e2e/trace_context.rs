@@ -5,7 +5,7 @@ use tonic::Code;
 
 use super::shell::{ok, run};
 use crate::common::client::{job, names_field};
-use crate::common::{Home, refused};
+use crate::common::{Home, eventually, refused};
 
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const STATE: &str = "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE";
@@ -114,4 +114,58 @@ fn a_worker_hands_the_trace_context_to_its_command() {
     assert!(refused.status.code() == Some(1) && why.contains("the trace's id is `1`"), "{why}");
     let alone = run(&server, &home, "flowmesh queue enqueue mail x --tracestate a=1");
     assert_eq!(alone.status.code(), Some(2));
+}
+
+#[tokio::test]
+async fn a_dead_letter_takes_its_trace_context_along_as_headers() {
+    let home = Home::new();
+    let server = home.start();
+    let mut client = server.client().await;
+    client.create_stream("feed", 1).await;
+    client.create_queue("bin", v1::QueueSettings::default()).await;
+    client
+        .create_queue("play", v1::QueueSettings { sandbox: Some(true), ..v1::QueueSettings::default() })
+        .await;
+    for (queue, target) in [("to-stream", "stream/feed"), ("to-queue", "bin")] {
+        let settings = v1::QueueSettings {
+            max_attempts: Some(1),
+            dead_letters_to: Some(target.into()),
+            ..v1::QueueSettings::default()
+        };
+        client.create_queue(queue, settings).await;
+        client.enqueue_jobs(queue, vec![traced(PARENT, STATE)]).await.unwrap();
+        let leased = client.reserve(queue, 1, 60_000, 0).await.unwrap();
+        assert_eq!(client.nack(queue, &leased[0], None).await, None);
+    }
+    let replay = v1::ReplayJobsRequest {
+        queue: "to-stream".into(),
+        phase: v1::JobPhase::Dead.into(),
+        sandbox: "play".into(),
+        ..v1::ReplayJobsRequest::default()
+    };
+    // A dead letter is copied once before it may be replayed.
+    eventually("the replay is taken", || {
+        let (mut client, replay) = (client.clone(), replay.clone());
+        async move {
+            let swept = client.queue.replay(replay).await.unwrap().into_inner();
+            (swept.jobs == 1).then_some(())
+        }
+    })
+    .await;
+    let own = |headers: &[v1::Header]| {
+        let own = texts(headers).into_iter().filter(|(name, _)| !name.starts_with("flowmesh-"));
+        own.map(|(name, value)| (name.to_owned(), value.to_owned())).collect::<Vec<_>>()
+    };
+    let wanted = [("own", "x"), ("traceparent", PARENT), ("tracestate", STATE)];
+    let wanted = wanted.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    for queue in ["bin", "play"] {
+        let copy = client.reserve(queue, 1, 60_000, 60_000).await.unwrap();
+        assert_eq!(own(&copy[0].headers), wanted, "{queue}");
+    }
+    let record = eventually("the record is there", || {
+        let mut client = client.clone();
+        async move { client.read_from("feed", 0, 0).await.pop() }
+    })
+    .await;
+    assert_eq!(own(&record.1.headers), wanted);
 }

@@ -376,6 +376,22 @@ async fn what_cannot_be_sent_is_refused_by_name() {
         dead_letters_to: Some(target.into()),
         ..v1::QueueSettings::default()
     };
+    let compacted = |compaction| v1::StreamSettings { compaction, ..v1::StreamSettings::default() };
+    client.create("newest", v1::settings::Kind::Stream(compacted(Some(true)))).await.unwrap();
+    for (target, settings) in [("stream/newest", None), ("stream/log", Some(compacted(Some(true))))] {
+        let set = client.admin.update_resource(update("mail", to(target))).await;
+        let refusal = match settings {
+            None => set,
+            Some(stream) => {
+                set.unwrap();
+                let settings = Some(v1::Settings { kind: Some(v1::settings::Kind::Stream(stream)) });
+                let name = "log".to_owned();
+                let update = v1::UpdateResourceRequest { name, settings, ..Default::default() };
+                client.admin.update_resource(update).await
+            }
+        };
+        refused(refusal, Code::FailedPrecondition, "COMPACTED_TARGET");
+    }
     client.admin.update_resource(update("mail", to("other"))).await.unwrap();
     let circle = client.admin.update_resource(update("other", to("mail"))).await;
     refused(circle, Code::FailedPrecondition, "DEAD_LETTER_CYCLE");

@@ -9,7 +9,8 @@ use std::path::Path;
 
 use bytes::Bytes;
 use common::{Rig, SimTimer};
-use flowmesh_model::command::{LeaseRef, NewJob};
+use flowmesh_model::command::{LeaseRef, Nack, NewJob};
+use flowmesh_model::job::{JobCursor, JobFilter, JobPhase, NackKind, Which};
 use flowmesh_model::reply::LeasedJob;
 use flowmesh_model::{Command, JobId, Kind, QueueCommand, Reply, ResourceId};
 use flowmesh_sim::{Random, SimDisk};
@@ -169,4 +170,109 @@ fn what_comes_next_is_in_memory_before_it_is_asked_for() {
         }
     }
     assert_eq!(waited, 0, "reserves that waited for payloads");
+}
+
+#[test]
+fn what_is_purged_while_payloads_are_on_their_way_is_gone_for_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = SimDisk::new(5);
+    let mut rig = open(dir.path(), &disk);
+    let queue = rig.create(Kind::Queue, "deep");
+    let mut random = Random::new(12);
+    let (mut waiting, mut dead, mut purged) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let mut last = 0;
+    for round in 0..8 {
+        fill(&mut rig, queue, last + 1, last + 3_000);
+        waiting.extend(last + 1..=last + 3_000);
+        last += 3_000;
+        let jobs = reserve(&mut rig, queue, 800);
+        let nack = |job: &LeasedJob| Nack {
+            lease: lease(job),
+            kind: NackKind::Final,
+            delay_ms: None,
+            error: Bytes::from_static(b"no"),
+        };
+        let nacks = jobs.iter().map(nack).collect();
+        rig.ask(Command::Queue(queue, QueueCommand::Nack { nacks })).unwrap();
+        for job in &jobs {
+            assert!(waiting.remove(&job.job.get()) && dead.insert(job.job.get()));
+        }
+        checkpoint(&mut rig);
+        // Looks at dead ones, and looks ahead at what waits, begin; some of both go before their payloads are there.
+        for _ in 0..9 {
+            let list = QueueCommand::List {
+                phase: Some(JobPhase::Dead),
+                filter: JobFilter::default(),
+                after: JobCursor::default(),
+                jobs_max: 500,
+                with_bodies: true,
+            };
+            let listed = rig.submit(Command::Queue(queue, list));
+            let back: Vec<u64> = some_of(&dead, &mut random, 20);
+            let which = Which::Jobs(back.iter().map(|job| JobId(*job)).collect());
+            let redriven = rig.submit(Command::Queue(
+                queue,
+                QueueCommand::Redrive { which, per_second: None, delay_ms: 0 },
+            ));
+            dead.retain(|job| !back.contains(job));
+            waiting.extend(&back);
+            let one = rig.submit(Command::Queue(queue, QueueCommand::Peek { jobs_max: 50 }));
+            let gone = some_of(&dead, &mut random, 60);
+            let which = Which::Jobs(gone.iter().map(|job| JobId(*job)).collect());
+            let purge = QueueCommand::Purge { which, phase: JobPhase::Dead };
+            let purges = rig.submit(Command::Queue(queue, purge));
+            dead.retain(|job| !gone.contains(job));
+            let cancelled = some_of(&waiting, &mut random, 20);
+            let cancel = QueueCommand::Cancel { jobs: cancelled.iter().map(|job| JobId(*job)).collect() };
+            let cancels = rig.submit(Command::Queue(queue, cancel));
+            waiting.retain(|job| !cancelled.contains(job));
+            purged.extend(gone.into_iter().chain(cancelled));
+            rig.ask(Command::Queue(queue, QueueCommand::Status)).unwrap();
+            while listed.borrow().is_none() || one.borrow().is_none() {
+                rig.run();
+                std::thread::yield_now();
+            }
+            for answer in [&redriven, &purges, &cancels, &listed, &one] {
+                assert!(matches!(&*answer.borrow(), Some(Ok(_))), "{:?}", answer.borrow());
+            }
+            for answer in [&listed, &one] {
+                let Some(Ok(Reply::Jobs { jobs, .. })) = answer.borrow_mut().take() else {
+                    panic!("no jobs")
+                };
+                for job in &jobs {
+                    assert_eq!(job.payload, payload(job.job.get()), "job {}", job.job);
+                }
+            }
+        }
+        rig.shard.check_all();
+        if round % 3 == 2 {
+            drop(rig);
+            rig = open(dir.path(), &disk);
+        }
+    }
+    checkpoint(&mut rig);
+    drop(rig);
+    let mut rig = open(dir.path(), &disk);
+    let all = Which::Matching(JobFilter::default(), JobCursor::default());
+    let redrive = QueueCommand::Redrive { which: all, per_second: None, delay_ms: 0 };
+    rig.ask(Command::Queue(queue, redrive)).unwrap();
+    waiting.extend(&dead);
+    let mut found = BTreeSet::new();
+    loop {
+        let jobs = reserve(&mut rig, queue, 500);
+        if jobs.is_empty() {
+            break;
+        }
+        for job in jobs {
+            assert!(found.insert(job.job.get()), "job {} twice", job.job);
+        }
+    }
+    assert_eq!(found, waiting, "all that waits or is dead, and nothing that went");
+    assert!(purged.len() > 1_000 && purged.is_disjoint(&found));
+}
+
+/// So many of these, next to each other.
+fn some_of(jobs: &BTreeSet<u64>, random: &mut Random, count: usize) -> Vec<u64> {
+    let first = random.below(jobs.len() as u64) as usize;
+    jobs.iter().copied().skip(first).take(count).collect()
 }

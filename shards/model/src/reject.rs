@@ -303,6 +303,16 @@ pub enum Reject {
         /// The queue whose dead letters they are, or one of several.
         of: String,
     },
+    /// A compacted stream keeps of each key only the newest record, and none of one that ends with an empty one.
+    #[error(
+        "dead letters of {of} cannot go to {path} while it is compacted: it would keep one of each group, and none that has no payload"
+    )]
+    CompactedTarget {
+        /// The stream.
+        path: String,
+        /// The queue.
+        of: String,
+    },
     /// Another job has the key, with another payload.
     #[error("the key belongs to job {job}, which has another payload")]
     KeyConflict {
@@ -632,6 +642,7 @@ impl Reject {
             | Self::SandboxQueue { .. }
             | Self::DeadLetterCycle { .. }
             | Self::DeadLetterTarget { .. }
+            | Self::CompactedTarget { .. }
             | Self::ScheduleInPast { .. } => Code::FailedPrecondition,
             Self::Overloaded { .. }
             | Self::QueueFull { .. }
@@ -682,6 +693,7 @@ impl Reject {
             Self::SandboxQueue { .. } => "SANDBOX_QUEUE",
             Self::DeadLetterCycle { .. } => "DEAD_LETTER_CYCLE",
             Self::DeadLetterTarget { .. } => "DEAD_LETTER_TARGET",
+            Self::CompactedTarget { .. } => "COMPACTED_TARGET",
             Self::QueueFull { .. } => "QUEUE_FULL",
             Self::FlowCycle { .. } => "FLOW_CYCLE",
             Self::FlowMissing { .. } => "FLOW_MISSING",

@@ -92,6 +92,18 @@ impl Rig {
         timer: SimTimer,
         change: impl FnOnce(&mut ShardConfig),
     ) -> Self {
+        let rig = Self::open_among(dir, disk, timer, change);
+        rig.shard.set_catalog(rig.shard.catalog_snapshot());
+        rig
+    }
+
+    /// One of several shards: which resources there are it has still to be told.
+    pub fn open_among(
+        dir: &Path,
+        disk: SimDisk,
+        timer: SimTimer,
+        change: impl FnOnce(&mut ShardConfig),
+    ) -> Self {
         let mut config = ShardConfig {
             shard: ShardId(0),
             dir: dir.to_owned(),
@@ -127,7 +139,6 @@ impl Rig {
         spawner.spawn_local(shard.clone().run_fetches()).unwrap();
         spawner.spawn_local(shard.clone().run_checkpoints()).unwrap();
         spawner.spawn_local(shard.clone().run_compactions()).unwrap();
-        shard.set_catalog(shard.catalog_snapshot());
         Self { pool, timer, disk, shard }
     }
 

@@ -109,6 +109,7 @@ impl CatalogState {
             return Ok(self.unchanged(info));
         }
         self.check_target(path, settings)?;
+        self.check_compacted(info, settings)?;
         if let Settings::Replay(_) = &info.settings {
             return Err(Reject::invalid(
                 "settings",

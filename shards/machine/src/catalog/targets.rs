@@ -1,9 +1,11 @@
-//! Where queues' dead letters go: a queue or stream that is there, no sandbox, and never back to where they died. What is
-//! named so stays until it is no more.
+//! Where queues' dead letters go: a queue or stream that is there, no sandbox, not compacted, and never back to where they
+//! died. What is named so stays until it is no more.
+
+use std::sync::Arc;
 
 use flowmesh_model::limits::DEAD_LETTER_CHAIN_MAX;
 use flowmesh_model::transfer::TARGET_SETTING;
-use flowmesh_model::{Reject, ResourceId, ResourcePath, Settings};
+use flowmesh_model::{Reject, ResourceId, ResourceInfo, ResourcePath, Settings};
 
 use super::CatalogState;
 
@@ -12,6 +14,10 @@ fn target(settings: &Settings) -> Option<&str> {
         Settings::Queue(settings) => settings.dead_letters_to.as_deref(),
         _ => None,
     }
+}
+
+fn is_compacted(settings: &Settings) -> bool {
+    matches!(settings, Settings::Stream(stream) if stream.compaction)
 }
 
 impl CatalogState {
@@ -33,7 +39,13 @@ impl CatalogState {
             let Some(info) = self.catalog.find_path(&next) else {
                 return Err(Reject::ResourceNotFound { path: next.to_string() });
             };
-            let Settings::Queue(queue) = &info.settings else { return Ok(()) };
+            let queue = match &info.settings {
+                Settings::Queue(queue) => queue,
+                settings if is_compacted(settings) => {
+                    return Err(Reject::CompactedTarget { path: next.to_string(), of: path.to_string() });
+                }
+                _ => return Ok(()),
+            };
             if queue.sandbox {
                 return Err(Reject::SandboxQueue { path: next.to_string() });
             }
@@ -47,10 +59,24 @@ impl CatalogState {
         Err(Reject::invalid(TARGET_SETTING, reason))
     }
 
+    /// One of the queues whose dead letters go there.
+    fn source_of(&self, path: &ResourcePath) -> Option<&Arc<ResourceInfo>> {
+        let mut sources = self.targets.get(path.as_str()).into_iter().flatten();
+        sources.find_map(|id| self.catalog.get(*id))
+    }
+
+    /// Refuses to have a stream compacted from now on that dead letters go to.
+    pub(super) fn check_compacted(&self, info: &ResourceInfo, settings: &Settings) -> Result<(), Reject> {
+        let begins = is_compacted(settings) && !is_compacted(&info.settings);
+        match self.source_of(&info.path).filter(|_| begins) {
+            Some(of) => Err(Reject::CompactedTarget { path: info.path.to_string(), of: of.path.to_string() }),
+            None => Ok(()),
+        }
+    }
+
     /// Refuses to delete where dead letters go.
     pub(super) fn check_no_target(&self, path: &ResourcePath) -> Result<(), Reject> {
-        let mut sources = self.targets.get(path.as_str()).into_iter().flatten();
-        match sources.find_map(|id| self.catalog.get(*id)) {
+        match self.source_of(path) {
             Some(of) => Err(Reject::DeadLetterTarget { path: path.to_string(), of: of.path.to_string() }),
             None => Ok(()),
         }
