@@ -15,13 +15,17 @@ use super::files::{Block, Inner, Partition, StreamFiles, io_error};
 use super::format::{BLOCK_HEADER_BYTES, BlockHeader, UncheckedRun, first_run_time};
 use crate::disk::{Disk, DiskFile};
 use crate::pages::round_up;
-use crate::window::Window;
+use crate::window::{PIECE_BYTES, Window};
 
 /// How much is read from the disk at once: a read of a few records needs no more than a block, one of many should not wait
 /// for its turn on a busy core block by block. What the log writes meanwhile waits for the disk behind such a read, and
 /// others on the core for the copy of it, so it is no more than that.
 const READ_BYTES_MIN: usize = 256 * 1024;
-const READ_BYTES_MAX: usize = 512 * 1024;
+const READ_BYTES_MAX: usize = PIECE_BYTES;
+
+/// What is on its way from the disk while a consumer that goes on and on is sent what is there: two reads, so that the disk
+/// has the next one when it is done with one.
+const AHEAD_BYTES: usize = 2 * READ_BYTES_MAX;
 
 /// Records out of segment files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -136,17 +140,17 @@ impl<D: Disk> Inner<D> {
         let open = self.open_file(at, base).await?;
         let path = self.path(at, base);
         let failed = |error| io_error(at, "read", &path, error);
-        let size = open.file.size().await.map_err(failed)?;
         let kept = self.ahead.borrow_mut().take(at, base, wanted.from);
-        let wants = if kept.is_some() { READ_BYTES_MAX } else { wanted.bytes };
-        let read_bytes = round_up(wants.clamp(READ_BYTES_MIN, READ_BYTES_MAX));
-        let (mut expected, mut position, mut block, window) = if let Some(kept) = kept {
-            (kept.base, kept.position, kept.block, kept.window)
+        let (mut expected, mut position, mut block, mut window) = if let Some(kept) = kept {
+            let window = kept.window.with_reads_of(READ_BYTES_MAX).with_ahead(AHEAD_BYTES);
+            (kept.base, kept.position, kept.block, window)
         } else {
+            let size = open.file.size().await.map_err(failed)?;
+            let read_bytes = round_up(wanted.bytes.clamp(READ_BYTES_MIN, READ_BYTES_MAX));
+            let window = Window::new(Rc::clone(&open.file), size).with_reads_of(read_bytes);
             let Block { base, position, .. } = open.index.borrow().before(wanted.from);
-            (base, position, None, Window::new(Rc::clone(&open.file), size))
+            (base, position, None, window)
         };
-        let mut window = window.with_reads_of(read_bytes);
         while expected < end && !wanted.done {
             let damaged = |what| self.damaged(at, base, position, what);
             let header = match &block {
