@@ -23,9 +23,9 @@ use crate::window::{PIECE_BYTES, Window};
 const READ_BYTES_MIN: usize = 256 * 1024;
 const READ_BYTES_MAX: usize = PIECE_BYTES;
 
-/// What is on its way from the disk while a consumer that goes on and on is sent what is there: two reads, so that the disk
-/// has the next one when it is done with one.
-const AHEAD_BYTES: usize = 2 * READ_BYTES_MAX;
+/// What is on its way from the disk while a consumer that goes on and on is sent what is there: more than the largest block,
+/// so that the next one is here when this one was sent; and little enough that the log's writes do not wait for long.
+const AHEAD_BYTES: usize = 3 * READ_BYTES_MAX;
 
 /// Records out of segment files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
