@@ -25,6 +25,7 @@ pub(crate) struct Window<F: DiskFile> {
     end: u64,
     read_bytes: usize,
     ahead_bytes: usize,
+    one_by_one: bool,
     bytes: BytesMut,
     /// The position of the first byte.
     start: u64,
@@ -69,7 +70,7 @@ impl<B: AsRef<[u8]>> Piece<B> {
 impl<F: DiskFile> Window<F> {
     pub fn new(file: Rc<F>, end: u64) -> Self {
         let (bytes, pieces) = (BytesMut::new(), VecDeque::new());
-        Self { file, end, read_bytes: READ_BYTES, ahead_bytes: 0, bytes, start: 0, pieces }
+        Self { file, end, read_bytes: READ_BYTES, ahead_bytes: 0, one_by_one: false, bytes, start: 0, pieces }
     }
 
     /// Reads at least so much at once, a multiple of 4 KiB.
@@ -81,6 +82,12 @@ impl<F: DiskFile> Window<F> {
     /// Has so many bytes of what follows on their way while what is there is used.
     pub fn with_ahead(mut self, ahead_bytes: usize) -> Self {
         self.ahead_bytes = ahead_bytes;
+        self
+    }
+
+    /// Reads what is wanted at once piece by piece, so that others who use the disk wait for one only.
+    pub fn one_by_one(mut self, one_by_one: bool) -> Self {
+        self.one_by_one = one_by_one;
         self
     }
 
@@ -140,7 +147,8 @@ impl<F: DiskFile> Window<F> {
             let position = self.pieces.back().map_or(behind, Piece::end);
             let coming = (position - behind) as usize;
             let left = usize::try_from(self.end.saturating_sub(position)).unwrap_or(usize::MAX);
-            if left == 0 || (coming >= missing && coming + bytes > self.ahead_bytes) {
+            let wanted = if self.one_by_one { missing.min(1) } else { missing };
+            if left == 0 || (coming >= wanted && coming + bytes > self.ahead_bytes) {
                 return;
             }
             let (file, bytes) = (Rc::clone(&self.file), bytes.min(round_up(left)));
@@ -196,6 +204,7 @@ mod tests {
         polls: usize,
         reads: RefCell<Vec<(u64, usize)>>,
         fails: Cell<bool>,
+        done: Cell<usize>,
     }
 
     impl File {
@@ -217,6 +226,7 @@ mod tests {
             if self.fails.take() {
                 return Err(io::ErrorKind::InvalidData.into());
             }
+            self.done.set(self.done.get() + 1);
             let rest = self.bytes.get(position as usize..).unwrap_or_default();
             Ok(Memory(rest.get(..bytes).unwrap_or(rest).to_vec()))
         }
@@ -284,6 +294,20 @@ mod tests {
         assert!(fill.as_mut().poll(&mut cx).is_pending());
         let asked: Vec<_> = file.reads.borrow().iter().map(|(position, _)| *position).collect();
         assert_eq!(asked, [0, 1, 2, 3].map(|piece| piece * PIECE_BYTES as u64));
+    }
+
+    #[test]
+    fn what_is_wanted_beside_others_is_read_piece_by_piece() {
+        let file = Rc::new(File { polls: 2, ..File::of(8 * PIECE_BYTES) });
+        let mut window = window(&file, PIECE_BYTES / ALIGN, PIECE_BYTES / ALIGN).one_by_one(true);
+        let mut fill = std::pin::pin!(window.fill(0, 4 * PIECE_BYTES));
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        while fill.as_mut().poll(&mut cx).is_pending() {
+            let begun = file.reads.borrow().len();
+            assert!(begun <= file.done.get() + 1, "{begun} reads begun, {} done", file.done.get());
+        }
+        let asked: usize = file.reads.borrow().iter().map(|(_, bytes)| bytes).sum();
+        assert_eq!(asked, 5 * PIECE_BYTES, "and one ahead");
     }
 
     #[test]

@@ -27,6 +27,9 @@ const READ_BYTES_MAX: usize = PIECE_BYTES;
 /// so that the next one is here when this one was sent; and little enough that the log's writes do not wait for long.
 const AHEAD_BYTES: usize = 3 * READ_BYTES_MAX;
 
+/// The same while the log is written to: its writes wait for one read at most.
+const AHEAD_BESIDE_WRITES_BYTES: usize = READ_BYTES_MAX;
+
 /// Records out of segment files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FoundRecords {
@@ -37,6 +40,11 @@ pub struct FoundRecords {
 }
 
 impl<D: Disk> StreamFiles<D> {
+    /// Says whether the log is being written to, on the same disk: reads then leave it more room, and take longer.
+    pub fn beside_writes(&self, beside_writes: bool) {
+        self.inner.beside_writes.set(beside_writes);
+    }
+
     /// Records from `from` on, in order and without a gap but for what was compacted away, every checksum verified: at most
     /// `records_max`, and no more than `bytes_max` packed bytes except for the first record, which always comes. None at the
     /// end of the files.
@@ -141,13 +149,16 @@ impl<D: Disk> Inner<D> {
         let path = self.path(at, base);
         let failed = |error| io_error(at, "read", &path, error);
         let kept = self.ahead.borrow_mut().take(at, base, wanted.from);
+        let beside_writes = self.beside_writes.get();
         let (mut expected, mut position, mut block, mut window) = if let Some(kept) = kept {
-            let window = kept.window.with_reads_of(READ_BYTES_MAX).with_ahead(AHEAD_BYTES);
-            (kept.base, kept.position, kept.block, window)
+            let ahead_bytes = if beside_writes { AHEAD_BESIDE_WRITES_BYTES } else { AHEAD_BYTES };
+            let window = kept.window.with_reads_of(READ_BYTES_MAX).with_ahead(ahead_bytes);
+            (kept.base, kept.position, kept.block, window.one_by_one(beside_writes))
         } else {
             let size = open.file.size().await.map_err(failed)?;
             let read_bytes = round_up(wanted.bytes.clamp(READ_BYTES_MIN, READ_BYTES_MAX));
             let window = Window::new(Rc::clone(&open.file), size).with_reads_of(read_bytes);
+            let window = window.one_by_one(beside_writes);
             let Block { base, position, .. } = open.index.borrow().before(wanted.from);
             (base, position, None, window)
         };
