@@ -90,6 +90,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 Ok(()) => {
                     state.expected_replies = state.parked.len();
                     state.last_commit_ns = now_ns.saturating_sub(started_ns);
+                    state.committed_at_ns = Some(now_ns);
                     state.land(now_ns, &mut effects);
                     let stats = &mut state.stats;
                     stats.commit_entries.record(entries);

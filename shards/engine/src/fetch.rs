@@ -21,6 +21,9 @@ use crate::timer::Timer;
 /// Reads of the disk at the same time: enough to keep an NVMe queue busy, few enough to bound their buffers.
 const CONCURRENT: usize = 16;
 
+/// So long after a commit there are others who write: reads leave the disk to the log as far as they can.
+const BESIDE_WRITES_NS: u64 = 20_000_000;
+
 /// A command that waits for segment files.
 pub(crate) struct Fetch {
     /// What for.
@@ -222,6 +225,10 @@ impl<D: Disk, T: Timer> Shard<D, T> {
 
     async fn read_segments(&self, read: &ColdRead, mut command: Command) -> Found {
         let Some(durable) = &self.inner.durable else { return Found::Outcome(Err(NO_DISK)) };
+        let now_ns = self.inner.timer.monotonic_ns();
+        let committed_at_ns = self.inner.state.borrow().committed_at_ns;
+        let since_ns = committed_at_ns.map(|committed_at_ns| now_ns.saturating_sub(committed_at_ns));
+        durable.streams.beside_writes(since_ns.is_some_and(|since_ns| since_ns < BESIDE_WRITES_NS));
         let found = durable.streams.read(read.at, read.from, read.records_max, read.bytes_max).await;
         // They may have been deleted meanwhile.
         if let Some((earliest, next)) = self.trimmed(read.at, read.from) {

@@ -123,6 +123,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             memory_bytes_max: config.memory_bytes,
             armed: None,
             sync_due: false,
+            committed_at_ns: None,
             log,
         };
         let signals = Signals::default();

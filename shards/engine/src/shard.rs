@@ -123,6 +123,8 @@ pub(crate) struct State<D: Disk> {
     pub armed: Option<Millis>,
     /// An `interval` sync is due.
     pub sync_due: bool,
+    /// When the last commit landed.
+    pub committed_at_ns: Option<u64>,
 }
 
 impl<D: Disk, T: Timer> Shard<D, T> {

@@ -1,28 +1,52 @@
 //! Names that were looked up lately. Of very many resources that are used in turn each look-up in the catalog misses the
 //! processor's caches at every level of its tree; here it does so once.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+
+use rustc_hash::FxBuildHasher;
 
 use crate::catalog::{Catalog, ResourceInfo, name_hash};
 use crate::ids::CatalogVersion;
 use crate::path::{Kind, full_name};
 
-/// Names that are remembered at most: more than are used in turn where it matters, 400 KiB.
-const PLACES: usize = 16 * 1024;
+/// Names that are remembered at most: more than are used in turn where it matters, and what a table of 1 MiB holds.
+const NAMES_MAX: usize = 14 * 1024;
+
+/// Bytes of a name that stand in its place itself: with its hash a place is one line of the processor's cache.
+const NAME_BYTES: usize = 39;
 
 /// A name that was found, as of a version of the catalog.
 #[derive(Clone, Debug)]
 struct Place {
-    hash: u64,
     version: CatalogVersion,
     info: Arc<ResourceInfo>,
+    /// The name, if it fits; else the resource has it.
+    name: [u8; NAME_BYTES],
+    len: u8,
 }
 
-/// Names that were looked up lately: one for each place that hashes lead to. What it says is what the catalog says.
+impl Place {
+    fn new(version: CatalogVersion, info: Arc<ResourceInfo>) -> Self {
+        let full = info.path.as_str().as_bytes();
+        let (mut name, len) = ([0; NAME_BYTES], full.len().min(NAME_BYTES + 1) as u8);
+        if let Some(place) = name.get_mut(..full.len()) {
+            place.copy_from_slice(full);
+        }
+        Self { version, info, name, len }
+    }
+
+    fn is_of(&self, full_name: &[u8]) -> bool {
+        let name = self.name.get(..self.len.into());
+        name.unwrap_or_else(|| self.info.path.as_str().as_bytes()) == full_name
+    }
+}
+
+/// Names that were looked up lately, by their hashes: of those with the same hash, the last one. What it says is what the
+/// catalog says. Once it is full it begins anew.
 #[derive(Debug, Default)]
 pub struct RecentNames {
-    /// None before the first look-up.
-    places: Vec<Option<Place>>,
+    places: HashMap<u64, Place, FxBuildHasher>,
 }
 
 impl RecentNames {
@@ -30,19 +54,17 @@ impl RecentNames {
     pub fn find(&mut self, catalog: &Catalog, kind: Kind, name: &str) -> Option<Arc<ResourceInfo>> {
         let full = full_name(kind, name)?;
         let hash = name_hash(&full);
-        if self.places.is_empty() {
-            self.places.resize(PLACES, None);
-        }
-        let place = self.places.get_mut(hash as usize % PLACES)?;
-        if let Some(Place { hash: known, version, info }) = place
-            && *known == hash
-            && *version == catalog.version()
-            && info.path.as_str().as_bytes() == &full[..]
+        if let Some(place) = self.places.get(&hash)
+            && place.version == catalog.version()
+            && place.is_of(&full)
         {
-            return Some(Arc::clone(info));
+            return Some(Arc::clone(&place.info));
         }
         let info = Arc::clone(catalog.find_hashed(hash, &full)?);
-        *place = Some(Place { hash, version: catalog.version(), info: Arc::clone(&info) });
+        if self.places.len() >= NAMES_MAX {
+            self.places.clear();
+        }
+        self.places.insert(hash, Place::new(catalog.version(), Arc::clone(&info)));
         Some(info)
     }
 }
@@ -63,28 +85,30 @@ mod tests {
     fn what_is_remembered_is_what_the_catalog_says() {
         let (mut catalog, mut names) = (Catalog::default(), RecentNames::default());
         let mut id = 0;
-        // More names than places, so that they take each other's.
-        let count = 3 * PLACES as u64;
+        // More names than are remembered, short and long ones.
+        let count = 3 * NAMES_MAX as u64;
+        let name = |number: u64| format!("s{number}{}", "-".repeat(number as usize % 40));
         for number in 0..count {
             id += 1;
-            catalog.put(info(id, &format!("s{number}")));
+            catalog.put(info(id, &name(number)));
         }
         for round in 0..4 {
             for number in (0..count + 10).step_by(if round == 3 { 1 } else { 7 }) {
-                let name = format!("s{number}");
+                let name = name(number);
                 for _ in 0..2 {
                     let found = names.find(&catalog, Kind::Stream, &name);
                     assert_eq!(found.as_ref(), catalog.find(Kind::Stream, &name), "{name}");
                 }
                 assert_eq!(names.find(&catalog, Kind::Queue, &name), None);
+                assert!(names.places.len() <= NAMES_MAX);
             }
             for number in (0..count).step_by(1_000) {
                 // Deleted, and made again under another number.
-                let old = catalog.find(Kind::Stream, &format!("s{number}")).unwrap().id;
+                let old = catalog.find(Kind::Stream, &name(number)).unwrap().id;
                 catalog.remove(old);
-                assert_eq!(names.find(&catalog, Kind::Stream, &format!("s{number}")), None);
+                assert_eq!(names.find(&catalog, Kind::Stream, &name(number)), None);
                 id += 1;
-                catalog.put(info(id, &format!("s{number}")));
+                catalog.put(info(id, &name(number)));
             }
         }
     }

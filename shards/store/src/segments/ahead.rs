@@ -5,14 +5,15 @@ use std::collections::VecDeque;
 use flowmesh_model::{Offset, PartitionRef};
 
 use super::read::OpenBlock;
+use crate::disk::DiskFile;
 use crate::window::Window;
 
-/// So many consumers may catch up at the same time without reading anything twice. Each costs at most a read, a block, and
-/// what a run of it unpacks to.
+/// So many consumers may catch up at the same time without reading anything twice. Each costs at most what is read ahead for
+/// it, a block, and what a run of it unpacks to.
 const KEPT_MAX: usize = 8;
 
 /// Where a reader stopped, with what it had in memory there.
-pub(super) struct Ahead<F> {
+pub(super) struct Ahead<F: DiskFile> {
     pub at: PartitionRef,
     /// The file.
     pub file: Offset,
@@ -28,18 +29,18 @@ pub(super) struct Ahead<F> {
 }
 
 /// What readers left, the latest last.
-pub(super) struct ReadAhead<F> {
+pub(super) struct ReadAhead<F: DiskFile> {
     kept: VecDeque<Ahead<F>>,
     forgotten: u64,
 }
 
-impl<F> Default for ReadAhead<F> {
+impl<F: DiskFile> Default for ReadAhead<F> {
     fn default() -> Self {
         Self { kept: VecDeque::new(), forgotten: 0 }
     }
 }
 
-impl<F> ReadAhead<F> {
+impl<F: DiskFile> ReadAhead<F> {
     /// What a reader left who wanted this record next.
     pub fn take(&mut self, at: PartitionRef, file: Offset, from: Offset) -> Option<Ahead<F>> {
         let found = self.kept.iter().position(|kept| (kept.at, kept.file, kept.from) == (at, file, from))?;

@@ -66,6 +66,8 @@ pub(super) struct Inner<D: Disk> {
     pub spares: RefCell<Vec<D::Buf>>,
     /// What was read beyond what was asked for, of files that are no longer written to: sequential readers come for it.
     pub ahead: RefCell<ReadAhead<D::File>>,
+    /// Whether the log is being written to.
+    pub beside_writes: Cell<bool>,
     /// Files that were written to and not synced.
     pub dirty: RefCell<Vec<DirtyFile<D>>>,
     /// Partitions with files that were made and whose directory was not synced, and whether there are such directories.
@@ -184,6 +186,7 @@ impl<D: Disk> StreamFiles<D> {
             open,
             spares,
             ahead,
+            beside_writes: Cell::default(),
             dirty,
             new_files,
             new_dirs,

@@ -15,13 +15,20 @@ use super::files::{Block, Inner, Partition, StreamFiles, io_error};
 use super::format::{BLOCK_HEADER_BYTES, BlockHeader, UncheckedRun, first_run_time};
 use crate::disk::{Disk, DiskFile};
 use crate::pages::round_up;
-use crate::window::Window;
+use crate::window::{PIECE_BYTES, Window};
 
 /// How much is read from the disk at once: a read of a few records needs no more than a block, one of many should not wait
 /// for its turn on a busy core block by block. What the log writes meanwhile waits for the disk behind such a read, and
 /// others on the core for the copy of it, so it is no more than that.
 const READ_BYTES_MIN: usize = 256 * 1024;
-const READ_BYTES_MAX: usize = 512 * 1024;
+const READ_BYTES_MAX: usize = PIECE_BYTES;
+
+/// What is on its way from the disk while a consumer that goes on and on is sent what is there: more than the largest block,
+/// so that the next one is here when this one was sent; and little enough that the log's writes do not wait for long.
+const AHEAD_BYTES: usize = 3 * READ_BYTES_MAX;
+
+/// The same while the log is written to: its writes wait for one read at most.
+const AHEAD_BESIDE_WRITES_BYTES: usize = READ_BYTES_MAX;
 
 /// Records out of segment files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +40,11 @@ pub struct FoundRecords {
 }
 
 impl<D: Disk> StreamFiles<D> {
+    /// Says whether the log is being written to, on the same disk: reads then leave it more room, and take longer.
+    pub fn beside_writes(&self, beside_writes: bool) {
+        self.inner.beside_writes.set(beside_writes);
+    }
+
     /// Records from `from` on, in order and without a gap but for what was compacted away, every checksum verified: at most
     /// `records_max`, and no more than `bytes_max` packed bytes except for the first record, which always comes. None at the
     /// end of the files.
@@ -136,17 +148,20 @@ impl<D: Disk> Inner<D> {
         let open = self.open_file(at, base).await?;
         let path = self.path(at, base);
         let failed = |error| io_error(at, "read", &path, error);
-        let size = open.file.size().await.map_err(failed)?;
         let kept = self.ahead.borrow_mut().take(at, base, wanted.from);
-        let wants = if kept.is_some() { READ_BYTES_MAX } else { wanted.bytes };
-        let read_bytes = round_up(wants.clamp(READ_BYTES_MIN, READ_BYTES_MAX));
-        let (mut expected, mut position, mut block, window) = if let Some(kept) = kept {
-            (kept.base, kept.position, kept.block, kept.window)
+        let beside_writes = self.beside_writes.get();
+        let (mut expected, mut position, mut block, mut window) = if let Some(kept) = kept {
+            let ahead_bytes = if beside_writes { AHEAD_BESIDE_WRITES_BYTES } else { AHEAD_BYTES };
+            let window = kept.window.with_reads_of(READ_BYTES_MAX).with_ahead(ahead_bytes);
+            (kept.base, kept.position, kept.block, window.one_by_one(beside_writes))
         } else {
+            let size = open.file.size().await.map_err(failed)?;
+            let read_bytes = round_up(wanted.bytes.clamp(READ_BYTES_MIN, READ_BYTES_MAX));
+            let window = Window::new(Rc::clone(&open.file), size).with_reads_of(read_bytes);
+            let window = window.one_by_one(beside_writes);
             let Block { base, position, .. } = open.index.borrow().before(wanted.from);
-            (base, position, None, Window::new(Rc::clone(&open.file), size))
+            (base, position, None, window)
         };
-        let mut window = window.with_reads_of(read_bytes);
         while expected < end && !wanted.done {
             let damaged = |what| self.damaged(at, base, position, what);
             let header = match &block {
