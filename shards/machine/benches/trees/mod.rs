@@ -78,7 +78,10 @@ fn pages_of<const BYTES_MAX: usize>() {
     println!("insert, from none: {each} ns each on average");
     let pages = shelf.0.len() as u64;
     let bytes = shelf.0.iter().flatten().map(Page::memory_bytes).sum::<u64>() + tree.root().memory_bytes();
-    println!("memory: {:.2} bytes a member beyond key and value, {pages} pages", bytes as f64 / MEMBERS as f64 - 16.0);
+    println!(
+        "memory: {:.2} bytes a member beyond key and value, {pages} pages",
+        bytes as f64 / MEMBERS as f64 - 16.0
+    );
     let mut next = MEMBERS;
     measure("insert, new members", COUNT, || {
         for number in next..next + COUNT {
