@@ -1,4 +1,5 @@
-//! What the machine alone can do on one core: `cargo bench -p flowmesh-machine`, `-- trees` for these alone. Numbers, not verdicts.
+//! What the machine alone can do on one core: `cargo bench -p flowmesh-machine`, and with `-- trees` those alone. Numbers,
+//! not verdicts.
 //!
 //! Each line is the best of some rounds. A round of a change is decide, encode the facts, apply; the log, the disk and
 //! the network are not in it.

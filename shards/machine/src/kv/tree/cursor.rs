@@ -51,9 +51,9 @@ impl<const BYTES_MAX: usize> SizedTree<BYTES_MAX> {
     ) -> Result<Cursor<'a, P>, Cold> {
         let mut cursor = self.cursor(pages);
         while cursor.leaf.level() > 0 {
-            let index = cursor.leaf.link_for(key);
-            cursor.rank += cursor.leaf.count_before(index);
+            let (parent, index) = (cursor.leaf, cursor.leaf.link_for(key));
             cursor.descend(index)?;
+            cursor.rank += parent.count_before(index);
         }
         let index = cursor.leaf.search(key).map_or_else(|index| index, |index| index + past);
         Ok(Cursor { index, rank: cursor.rank + index as u64, ..cursor })

@@ -47,9 +47,9 @@ impl<const BYTES_MAX: usize> SizedTree<BYTES_MAX> {
     pub fn rank(&self, pages: &impl Pages, key: &[u8]) -> Result<Result<u64, u64>, Cold> {
         let (mut page, mut before) = (&self.root, 0);
         while page.level() > 0 {
-            let index = page.link_for(key);
-            before += page.count_before(index);
+            let (parent, index) = (page, page.link_for(key));
             page = child(pages, page, index)?;
+            before += parent.count_before(index);
         }
         let place = page.search(key);
         Ok(place.map(|index| before + index as u64).map_err(|index| before + index as u64))
