@@ -23,7 +23,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use common::{Outcome, World, pack, text};
-use flowmesh_model::command::{Ack, LeaseRef, Nack, NewJob, ReadFrom, SetEntry, SetIf, SetTtl};
+use flowmesh_model::command::{Ack, KeyScan, LeaseRef, Nack, NewJob, ReadFrom, SetEntry, SetIf, SetTtl};
 use flowmesh_model::group::Name;
 use flowmesh_model::job::{
     Backoff, JobCursor, JobFilter, JobKey, JobOptions, JobPhase, JobRef, NackKind, RetryPolicy, Which,
@@ -499,12 +499,16 @@ fn kv_command(verb: &str, rest: &[&str], words: &Words<'_>, line: &str) -> KvCom
         "get" => KvCommand::Get { keys: keys() },
         "del" => KvCommand::Delete { keys: keys(), if_version: words.number("version").map(Lsn) },
         "exists" => KvCommand::Exists { keys: keys() },
-        _ => KvCommand::Scan {
+        _ => KvCommand::Scan(KeyScan {
             prefix: bytes(rest.first().copied().filter(|prefix| *prefix != "*").unwrap_or("")),
+            start: words.option("start").map(bytes),
+            end: words.option("end").map(bytes),
+            glob: words.option("glob").map(bytes),
+            reverse: words.option("order") == Some("back"),
             after: words.option("after").map(bytes),
             keys_max: words.number("keys_max").unwrap_or(100) as u32,
             with_values: words.option("values") != Some("no"),
-        },
+        }),
     }
 }
 

@@ -8,7 +8,7 @@ mod common;
 use bytes::Bytes;
 use common::{CONFIG, Outcome, World};
 use flowmesh_machine::{EntryContext, Machine};
-use flowmesh_model::command::{LeaseRef, Nack, NewJob, SetEntry, SetIf, SetTtl};
+use flowmesh_model::command::{KeyScan, LeaseRef, Nack, NewJob, SetEntry, SetIf, SetTtl};
 use flowmesh_model::job::NackKind;
 use flowmesh_model::limits::{
     ATTEMPTS_MAX, BATCH_ITEMS_MAX, DELAY_MS_MAX, HEADERS_MAX, KEY_BYTES_MAX, REPLY_BYTES_MAX, RESOURCES_MAX,
@@ -157,11 +157,8 @@ fn keys_and_values() {
     let fit = REPLY_BYTES_MAX / VALUE_BYTES_MAX;
     accepted(ask(KvCommand::Get { keys: keys(fit, KEY_BYTES_MAX) }));
     refused(ask(KvCommand::Get { keys: keys(fit + 1, KEY_BYTES_MAX) }), "values of one reply");
-    let scan = |prefix, keys_max| KvCommand::Scan {
-        prefix: bytes(prefix),
-        after: None,
-        keys_max,
-        with_values: true,
+    let scan = |prefix, keys_max| {
+        KvCommand::Scan(KeyScan { prefix: bytes(prefix), keys_max, with_values: true, ..KeyScan::default() })
     };
     accepted(ask(scan(KEY_BYTES_MAX, BATCH_ITEMS_MAX as u32)));
     refused(ask(scan(KEY_BYTES_MAX + 1, 1)), "prefix");

@@ -352,6 +352,28 @@ pub struct SetEntry {
     pub condition: SetIf,
 }
 
+/// Which keys a scan shows, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyScan {
+    /// Only keys that start with this.
+    pub prefix: Bytes,
+    /// Only this key and those behind it.
+    pub start: Option<Bytes>,
+    /// Only keys before this one.
+    pub end: Option<Bytes>,
+    /// Only keys that match this glob (see [`crate::kv::PageOf`]).
+    pub glob: Option<Bytes>,
+    /// From the last to the first.
+    pub reverse: bool,
+    /// Only what comes after this one, in the order of the scan: the cursor of the page before. Outside of what is scanned:
+    /// `FOREIGN_CURSOR`.
+    pub after: Option<Bytes>,
+    /// At most so many keys, at least 1.
+    pub keys_max: u32,
+    /// Whether values come along.
+    pub with_values: bool,
+}
+
 /// On the keys of a store that the shard holds.
 #[derive(Clone, Debug)]
 pub enum KvCommand {
@@ -378,16 +400,7 @@ pub enum KvCommand {
         keys: Batch<Bytes>,
     },
     /// Keys in byte order. → [`crate::Reply::Scanned`]
-    Scan {
-        /// Only keys that start with this.
-        prefix: Bytes,
-        /// Only keys after this one.
-        after: Option<Bytes>,
-        /// At most so many keys, at least 1.
-        keys_max: u32,
-        /// Whether values come along.
-        with_values: bool,
-    },
+    Scan(KeyScan),
     /// Operations one after the other, each of which sees what those before it did. → [`crate::Reply::Kv`], one outcome an
     /// operation
     Run {
@@ -420,11 +433,9 @@ impl KvCommand {
         match self {
             Self::Set { .. } | Self::Delete { .. } | Self::Clear { .. } => true,
             Self::Run { ops, .. } => ops.iter().any(|op| op.action.is_write()),
-            Self::Get { .. }
-            | Self::Exists { .. }
-            | Self::Scan { .. }
-            | Self::Random { .. }
-            | Self::Status => false,
+            Self::Get { .. } | Self::Exists { .. } | Self::Scan(_) | Self::Random { .. } | Self::Status => {
+                false
+            }
         }
     }
 }

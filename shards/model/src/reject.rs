@@ -418,6 +418,11 @@ pub enum Reject {
     /// There is no such key.
     #[error("there is no such key")]
     NoSuchKey,
+    /// The cursor of another scan.
+    #[error(
+        "after: is outside of what is scanned, so it is the cursor of another scan; begin anew without one"
+    )]
+    ForeignCursor,
     /// The list has no such index.
     #[error("index {index} is outside of the list, which has {len} values")]
     IndexOutOfRange {
@@ -598,6 +603,7 @@ impl Reject {
             | Self::UnknownTimeZone { .. }
             | Self::FlowCycle { .. }
             | Self::KeysApart { .. }
+            | Self::ForeignCursor
             | Self::WrongKind { .. }
             | Self::NoSuchPartition { .. } => Code::InvalidArgument,
             Self::ResourceNotFound { .. }
@@ -709,6 +715,7 @@ impl Reject {
             Self::NoSuchKey => "NO_SUCH_KEY",
             Self::IndexOutOfRange { .. } => "INDEX_OUT_OF_RANGE",
             Self::KeysApart { .. } => "KEYS_APART",
+            Self::ForeignCursor => "FOREIGN_CURSOR",
             Self::BatchRefused { .. } => "BATCH_REFUSED",
             Self::UnknownMember { .. } => "UNKNOWN_MEMBER",
             Self::StaleMemberEpoch { .. } => "STALE_MEMBER_EPOCH",

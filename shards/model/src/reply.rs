@@ -321,8 +321,8 @@ pub enum Reply {
     Scanned {
         /// Keys and what they hold.
         entries: Vec<(Bytes, EntryValue)>,
-        /// Whether there may be more after the last.
-        more: bool,
+        /// If there may be more: what was looked at last, which need not be shown.
+        next: Option<Bytes>,
     },
     /// What came of each operation, or why not, in order.
     Kv(Batch<Result<KvOutcome, Reject>>),

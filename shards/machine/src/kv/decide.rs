@@ -38,9 +38,7 @@ impl<'a> Asked<'a> {
                 let flags = keys.iter().map(|key| self.look(key, &mut seen).is_some()).collect();
                 Ok(Decision::Answer { reply: Reply::Flags(flags), seen })
             }
-            KvCommand::Scan { prefix, after, keys_max, with_values } => {
-                self.scan(prefix, after.as_deref(), *keys_max, *with_values)
-            }
+            KvCommand::Scan(scan) => self.scan(scan),
             KvCommand::Run { ops, atomic, seed } => self.run(ops, *atomic, *seed),
             KvCommand::Random { seed } => Ok(self.random(*seed)),
             KvCommand::Status => Ok(self.status()),

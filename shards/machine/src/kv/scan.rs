@@ -1,8 +1,9 @@
 //! What can be asked of a range of keys.
 
-use std::ops::Bound;
+use std::ops::{Bound, RangeBounds};
 
 use bytes::Bytes;
+use flowmesh_model::command::KeyScan;
 use flowmesh_model::limits::{BATCH_ITEMS_MAX, KEY_BYTES_MAX, REPLY_BYTES_MAX};
 use flowmesh_model::reply::KvStatus;
 use flowmesh_model::settings::within;
@@ -10,46 +11,79 @@ use flowmesh_model::{Batch, Fact, Lsn, Reject, Reply};
 
 use super::Key;
 use super::decide::{Asked, value_of};
+use super::run::glob;
 use crate::decision::Decision;
 use crate::limit::size;
 
-/// Expired keys a scan steps over before it says that there may be more: bounds the work when many keys end together.
-const EXPIRED_MAX: usize = BATCH_ITEMS_MAX;
+/// Keys a scan steps over, because they have ended or do not match, before it says that there may be more: bounds the work
+/// of one call.
+const PASSED_MAX: usize = BATCH_ITEMS_MAX;
+
+/// The keys that a scan is about: the first, and the first behind them.
+fn range(scan: &KeyScan) -> (Bound<&[u8]>, Bound<Vec<u8>>) {
+    let start = scan.start.as_deref().unwrap_or_default().max(&scan.prefix);
+    let behind_prefix = behind(&scan.prefix);
+    let end = match (scan.end.as_deref(), &behind_prefix) {
+        (Some(end), Some(behind)) => Some(end.min(behind).to_vec()),
+        (Some(end), None) => Some(end.to_vec()),
+        (None, _) => behind_prefix,
+    };
+    (Bound::Included(start), end.map_or(Bound::Unbounded, Bound::Excluded))
+}
+
+/// The first text behind all that start with a prefix, if there is one.
+fn behind(prefix: &[u8]) -> Option<Vec<u8>> {
+    let last = prefix.iter().rposition(|&byte| byte != u8::MAX)?;
+    let mut behind = prefix.get(..=last)?.to_vec();
+    *behind.last_mut()? += 1;
+    Some(behind)
+}
 
 impl Asked<'_> {
-    /// Keys with a prefix, in byte order, up to the limits. What was removed lately may have been in the range, so the
+    /// Keys of a range, in byte order or back, up to the limits. What was removed lately may have been in the range, so the
     /// last removal is always seen.
-    pub(super) fn scan(
-        &self,
-        prefix: &[u8],
-        after: Option<&[u8]>,
-        keys_max: u32,
-        with_values: bool,
-    ) -> Result<Decision, Reject> {
-        size("prefix", prefix, KEY_BYTES_MAX)?;
-        size("after", after.unwrap_or_default(), KEY_BYTES_MAX)?;
-        within("keys_max", u64::from(keys_max), 1, BATCH_ITEMS_MAX as u64)?;
-        let start = match after {
-            Some(after) if after >= prefix => Bound::Excluded(after),
-            _ => Bound::Included(prefix),
-        };
-        let (mut entries, mut bytes, mut expired, mut more) = (Vec::new(), 0, 0, false);
-        let mut seen = self.store.last_removal;
-        for key in self.store.ordered.range::<[u8], _>((start, Bound::Unbounded)) {
-            if !key.starts_with(prefix) {
-                break;
+    pub(super) fn scan(&self, scan: &KeyScan) -> Result<Decision, Reject> {
+        size("prefix", &scan.prefix, KEY_BYTES_MAX)?;
+        for (name, key) in
+            [("start", &scan.start), ("end", &scan.end), ("after", &scan.after), ("glob", &scan.glob)]
+        {
+            size(name, key.as_deref().unwrap_or_default(), KEY_BYTES_MAX)?;
+        }
+        within("keys_max", u64::from(scan.keys_max), 1, BATCH_ITEMS_MAX as u64)?;
+        let (mut low, end) = range(scan);
+        let mut high = end.as_ref().map(Vec::as_slice);
+        if let Some(after) = scan.after.as_deref() {
+            if !RangeBounds::<[u8]>::contains(&(low, high), after) {
+                return Err(Reject::ForeignCursor);
             }
-            if entries.len() == keys_max as usize || expired == EXPIRED_MAX {
+            *if scan.reverse { &mut high } else { &mut low } = Bound::Excluded(after);
+        }
+        if is_empty(low, high) {
+            let reply = Reply::Scanned { entries: Vec::new(), next: None };
+            return Ok(Decision::Answer { reply, seen: self.store.last_removal });
+        }
+        let keys = self.store.ordered.range::<[u8], _>((low, high));
+        Ok(if scan.reverse { self.show(scan, keys.rev()) } else { self.show(scan, keys) })
+    }
+
+    fn show<'k>(&self, scan: &KeyScan, keys: impl Iterator<Item = &'k Key>) -> Decision {
+        let (mut entries, mut bytes, mut passed) = (Vec::new(), 0, 0);
+        let mut seen = self.store.last_removal;
+        let (mut last, mut more) = (None, false);
+        for key in keys {
+            if entries.len() == scan.keys_max as usize || passed == PASSED_MAX {
                 more = true;
                 break;
             }
             let mut version = Lsn(0);
-            let Some(entry) = self.look(key, &mut version) else {
+            let matches = scan.glob.as_ref().is_none_or(|glob| glob::matches(glob, key));
+            let Some(entry) = self.look(key, &mut version).filter(|_| matches) else {
                 seen = seen.max(version);
-                expired += 1;
+                passed += 1;
+                last = Some(key);
                 continue;
             };
-            let value = value_of(entry, with_values);
+            let value = value_of(entry, scan.with_values);
             bytes += key.len() + value.value.len();
             if bytes > REPLY_BYTES_MAX && !entries.is_empty() {
                 more = true;
@@ -57,8 +91,10 @@ impl Asked<'_> {
             }
             seen = seen.max(version);
             entries.push((Bytes::copy_from_slice(key), value));
+            last = Some(key);
         }
-        Ok(Decision::Answer { reply: Reply::Scanned { entries, more }, seen })
+        let next = last.filter(|_| more).map(|key| Bytes::copy_from_slice(key));
+        Decision::Answer { reply: Reply::Scanned { entries, next }, seen }
     }
 
     /// A key by chance: one that is drawn and has ended is drawn again, some times.
@@ -71,7 +107,7 @@ impl Asked<'_> {
             .map(|entry| (Bytes::copy_from_slice(&entry.key), value_of(entry, false)))
             .into_iter()
             .collect();
-        Decision::Answer { reply: Reply::Scanned { entries, more: false }, seen }
+        Decision::Answer { reply: Reply::Scanned { entries, next: None }, seen }
     }
 
     pub(super) fn status(&self) -> Decision {
@@ -97,4 +133,11 @@ impl Asked<'_> {
             Decision::Change { facts, reply }
         })
     }
+}
+
+/// Whether nothing can be between two bounds: a map refuses such a range.
+fn is_empty(low: Bound<&[u8]>, high: Bound<&[u8]>) -> bool {
+    let (Bound::Included(from) | Bound::Excluded(from)) = low else { return false };
+    let (Bound::Included(to) | Bound::Excluded(to)) = high else { return false };
+    from >= to
 }

@@ -206,8 +206,9 @@ pub fn reply(reply: &Reply) -> String {
             lines("values", values, |found| found.as_ref().map_or_else(|| "absent".to_owned(), value))
         }
         Reply::Flags(flags) => format!("flags {flags:?}"),
-        Reply::Scanned { entries, more } => {
-            lines(&format!("scanned more {more}"), entries, |(key, found)| {
+        Reply::Scanned { entries, next } => {
+            let next = next.as_ref().map_or_else(String::new, |next| format!(", next {}", text(next)));
+            lines(&format!("scanned{next}"), entries, |(key, found)| {
                 format!("{} = {}", text(key), value(found))
             })
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use flowmesh_model::command::{SetEntry, SetIf, SetTtl};
+use flowmesh_model::command::{KeyScan, SetEntry, SetIf, SetTtl};
 use flowmesh_model::kv::KvType;
 use flowmesh_model::reply::EntryValue;
 use flowmesh_model::{Batch, Command, KvCommand, KvSettings, Lsn, Millis, Reject, Reply, Settings};
@@ -47,24 +47,28 @@ impl Model {
         Ok(lsn)
     }
 
-    fn scan(
-        &self,
-        prefix: &[u8],
-        after: Option<&[u8]>,
-        keys_max: usize,
-        now: Millis,
-    ) -> (Vec<(Bytes, EntryValue)>, bool) {
+    /// What a scan shows, without a limit.
+    fn scan(&self, scan: &KeyScan, now: Millis) -> Vec<(Bytes, EntryValue)> {
         let mut all: Vec<_> = self
             .0
             .iter()
-            .filter(|(key, _)| key.starts_with(prefix) && after.is_none_or(|after| key[..] > *after))
-            .filter(|(key, _)| self.get(key, now).is_some())
+            .filter(|(key, _)| in_range(scan, key) && self.get(key, now).is_some())
+            .filter(|(key, _)| scan.glob.is_none() || key.ends_with(b"a"))
             .map(|(key, entry)| (key.clone(), entry.clone()))
             .collect();
-        let more = all.len() > keys_max;
-        all.truncate(keys_max);
-        (all, more)
+        if scan.reverse {
+            all.reverse();
+        }
+        let behind = |key: &Bytes, after: &Bytes| if scan.reverse { key < after } else { key > after };
+        all.retain(|(key, _)| scan.after.as_ref().is_none_or(|after| behind(key, after)));
+        all
     }
+}
+
+fn in_range(scan: &KeyScan, key: &Bytes) -> bool {
+    key.starts_with(&scan.prefix)
+        && scan.start.as_ref().is_none_or(|start| key >= start)
+        && scan.end.as_ref().is_none_or(|end| key < end)
 }
 
 #[derive(Clone, Debug)]
@@ -74,7 +78,7 @@ enum Step {
     Exists(Vec<Bytes>),
     Delete(Vec<Bytes>),
     DeleteVersion(Bytes, u64),
-    Scan { prefix: Bytes, after: Option<Bytes>, keys_max: u32 },
+    Scan(KeyScan),
     Pass(u64),
     Tick,
     Crash,
@@ -88,6 +92,24 @@ fn keys() -> impl Strategy<Value = Vec<Bytes>> {
     prop::collection::vec(key(), 1..4)
 }
 
+fn scan() -> impl Strategy<Value = KeyScan> {
+    let prefix = prop::collection::vec(prop_oneof![Just(b'a'), Just(0xff)], 0..2).prop_map(Bytes::from);
+    let glob = prop::option::weighted(0.3, Just(Bytes::from_static(b"*a")));
+    let bound = || prop::option::weighted(0.3, key());
+    (prefix, bound(), bound(), glob, any::<bool>(), prop::option::of(key()), 1u32..9).prop_map(
+        |(prefix, start, end, glob, reverse, after, keys_max)| KeyScan {
+            prefix,
+            start,
+            end,
+            glob,
+            reverse,
+            after,
+            keys_max,
+            with_values: true,
+        },
+    )
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => prop::collection::vec((key(), any::<u8>(), 0u8..4, 0u8..7), 1..6).prop_map(Step::Set),
@@ -95,8 +117,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => keys().prop_map(Step::Exists),
         2 => keys().prop_map(Step::Delete),
         2 => (key(), 0u64..20).prop_map(|(key, version)| Step::DeleteVersion(key, version)),
-        3 => (prop::collection::vec(prop_oneof![Just(b'a'), Just(0xff)], 0..2), prop::option::of(key()), 1u32..9)
-            .prop_map(|(prefix, after, keys_max)| Step::Scan { prefix: prefix.into(), after, keys_max }),
+        5 => scan().prop_map(Step::Scan),
         4 => (0u64..50).prop_map(Step::Pass),
         2 => Just(Step::Tick),
         1 => Just(Step::Crash),
@@ -175,12 +196,22 @@ proptest! {
                         }
                     }
                 }
-                Step::Scan { prefix, after, keys_max } => {
-                    let (entries, more) = model.scan(&prefix, after.as_deref(), keys_max as usize, now);
-                    let scan = KvCommand::Scan { prefix, after, keys_max, with_values: true };
-                    let Reply::Scanned { entries: found, more: may_be_more } = ask(scan).reply() else { panic!("no scan") };
-                    prop_assert_eq!(found, entries);
-                    prop_assert!(may_be_more || !more, "nothing is left out unsaid");
+                Step::Scan(scan) => {
+                    let mut all = model.scan(&scan, now);
+                    let outcome = ask(KvCommand::Scan(scan.clone()));
+                    if scan.after.as_ref().is_some_and(|after| !in_range(&scan, after)) {
+                        prop_assert_eq!(outcome, Outcome::Rejected(Reject::ForeignCursor));
+                        continue;
+                    }
+                    let Reply::Scanned { entries, next } = outcome.reply() else { panic!("no scan") };
+                    let more = all.len() > scan.keys_max as usize;
+                    all.truncate(scan.keys_max as usize);
+                    prop_assert!(next.is_some() || !more, "nothing is left out unsaid");
+                    if let (Some(next), Some((last, _))) = (&next, entries.last()) {
+                        let in_order = if scan.reverse { next <= last } else { next >= last };
+                        prop_assert!(in_order);
+                    }
+                    prop_assert_eq!(entries, all);
                 }
                 Step::Pass(ms) => world.now = now.plus(ms),
                 Step::Tick => {

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
+use flowmesh_model::command::KeyScan;
 use flowmesh_model::limits::{BATCH_ITEMS_MAX, REPLY_BYTES_MAX};
 use flowmesh_model::reply::EntryValue;
 use flowmesh_model::settings::within;
@@ -31,15 +32,24 @@ pub fn scan<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder
         responder.fail(missing(Kind::Kv, &request.store));
         return None;
     };
+    let reverse = request.reverse;
     let command = move || {
-        let (prefix, after) = (request.prefix.clone(), request.after.clone());
-        let scan = KvCommand::Scan { prefix, after, keys_max: limit, with_values: !request.keys_only };
-        Command::Kv(info.id, scan)
+        let scan = KeyScan {
+            prefix: request.prefix.clone(),
+            start: request.start.clone(),
+            end: request.end.clone(),
+            glob: request.glob.clone(),
+            reverse,
+            after: request.after.clone(),
+            keys_max: limit,
+            with_values: !request.keys_only,
+        };
+        Command::Kv(info.id, KvCommand::Scan(scan))
     };
     if edge.backend.shards() == 1 {
         dispatch(edge, ShardId(0), command(), responder, |reply, out| {
-            let Reply::Scanned { entries, more } = reply else { return Err(wrong_reply()) };
-            put_page(out, &entries, more);
+            let Reply::Scanned { entries, next } = reply else { return Err(wrong_reply()) };
+            put_page(out, &entries, next.as_deref());
             Ok(())
         });
         return None;
@@ -50,8 +60,8 @@ pub fn scan<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder
         let pages = join_all(calls).await.into_iter().map(to_page).collect::<Result<Vec<_>, _>>();
         match pages {
             Ok(pages) => {
-                let (entries, more) = merge(pages, limit as usize, REPLY_BYTES_MAX);
-                responder.answer(0, |out| put_page(out, &entries, more));
+                let (entries, next) = merge(pages, reverse, limit as usize, REPLY_BYTES_MAX);
+                responder.answer(0, |out| put_page(out, &entries, next.as_deref()));
             }
             Err(reject) => responder.fail(reject),
         }
@@ -61,31 +71,33 @@ pub fn scan<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder
 /// What one shard found.
 struct Page {
     entries: Vec<(Bytes, EntryValue)>,
-    more: bool,
+    /// If there may be more: what it looked at last.
+    next: Option<Bytes>,
 }
 
 fn to_page(reply: Result<Reply, Reject>) -> Result<Page, Reject> {
     match reply? {
-        Reply::Scanned { entries, more } => Ok(Page { entries, more }),
+        Reply::Scanned { entries, next } => Ok(Page { entries, next }),
         _ => Err(wrong_reply()),
     }
 }
 
-/// The first entries of all pages, in order, and whether there may be more. A page that was cut short says nothing of
-/// what comes after its last key, so the merged page ends there too.
-fn merge(pages: Vec<Page>, entries_max: usize, bytes_max: usize) -> (Vec<(Bytes, EntryValue)>, bool) {
-    let known_to = pages
-        .iter()
-        .filter(|page| page.more)
-        .filter_map(|page| page.entries.last().map(|(key, _)| key.clone()))
-        .min();
-    let cut = pages.iter().any(|page| page.more);
+/// The first entries of all pages, in the order of the scan, and where the next page begins, if there may be more. A page
+/// that was cut short says nothing of what comes after what it looked at last, so the merged page ends there too.
+fn merge(
+    pages: Vec<Page>,
+    reverse: bool,
+    entries_max: usize,
+    bytes_max: usize,
+) -> (Vec<(Bytes, EntryValue)>, Option<Bytes>) {
+    let order = |a: &Bytes, b: &Bytes| if reverse { b.cmp(a) } else { a.cmp(b) };
+    let known_to = pages.iter().filter_map(|page| page.next.clone()).min_by(|a, b| order(a, b));
     let mut all: Vec<_> = pages.into_iter().flat_map(|page| page.entries).collect();
-    all.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-    let found = all.len();
-    if let Some(known_to) = known_to {
-        all.truncate(all.partition_point(|(key, _)| *key <= known_to));
+    all.sort_unstable_by(|(a, _), (b, _)| order(a, b));
+    if let Some(known_to) = &known_to {
+        all.truncate(all.partition_point(|(key, _)| order(key, known_to).is_le()));
     }
+    let known = all.len();
     all.truncate(entries_max);
     let mut bytes = 0;
     let fitting = all.iter().take_while(|(key, value)| {
@@ -94,19 +106,19 @@ fn merge(pages: Vec<Page>, entries_max: usize, bytes_max: usize) -> (Vec<(Bytes,
     });
     let fitting = fitting.count().max(1);
     all.truncate(fitting);
-    let more = cut || all.len() < found;
-    (all, more)
+    let next = if all.len() < known { all.last().map(|(key, _)| key.clone()) } else { known_to };
+    (all, next)
 }
 
 /// Writes a `ScanResponse`.
-fn put_page(out: &mut BytesMut, entries: &[(Bytes, EntryValue)], more: bool) {
+fn put_page(out: &mut BytesMut, entries: &[(Bytes, EntryValue)], next: Option<&[u8]>) {
     for (key, value) in entries {
         put_length(out, 1, bytes_field_len(key.len()) + entry_value_len(value));
         put_bytes_field(out, 1, key);
         put_entry_value(out, value);
     }
-    if more && let Some((last, _)) = entries.last() {
-        put_bytes_field(out, 2, last);
+    if let Some(next) = next {
+        put_bytes_field(out, 2, next);
     }
 }
 
@@ -117,7 +129,6 @@ mod tests {
     use flowmesh_model::kv::KvType;
     use proptest::prelude::*;
     use prost::Message;
-    use std::collections::BTreeSet;
 
     fn value() -> EntryValue {
         EntryValue {
@@ -132,41 +143,54 @@ mod tests {
     fn a_client_reads_the_page_written_by_hand() {
         let entries = [(Bytes::from_static(b"a"), value()), (Bytes::from_static(b"b"), value())];
         let mut out = BytesMut::new();
-        put_page(&mut out, &entries, true);
+        put_page(&mut out, &entries, Some(b"c"));
         let page = v1::ScanResponse::decode(out.freeze()).unwrap();
         assert_eq!(page.entries.len(), 2);
         assert_eq!((&page.entries[1].key[..], &page.entries[1].value[..]), (&b"b"[..], &b"v"[..]));
-        assert_eq!(page.next.as_deref(), Some(&b"b"[..]));
+        assert_eq!(page.next.as_deref(), Some(&b"c"[..]));
     }
 
     proptest! {
-        /// Page by page, whatever shard has which key, every key comes exactly once and in order.
+        /// Page by page, whatever shard has which key, every key that is shown comes exactly once and in order; what is passed
+        /// over makes pages that are shorter, or empty.
         #[test]
         fn pages_of_shards_make_one_scan(
             keys in proptest::collection::btree_set("[a-f]{1,3}", 0..60),
             shards in 1usize..4,
             limit in 1usize..9,
+            reverse: bool,
+            hidden in "[a-f]",
         ) {
-            let mut seen = Vec::new();
-            let mut after = String::new();
+            const LOOKED_MAX: usize = 4;
+            let mut order: Vec<_> = keys.iter().cloned().collect();
+            if reverse { order.reverse(); }
+            let shown = |key: &String| !key.starts_with(&hidden);
+            let (mut seen, mut after) = (Vec::new(), None::<String>);
             loop {
                 let mut pages = Vec::new();
                 for shard in 0..shards {
-                    let mine: BTreeSet<_> = keys.iter()
+                    let mine: Vec<_> = order.iter()
                         .filter(|key| key.bytes().map(usize::from).sum::<usize>() % shards == shard)
-                        .filter(|key| **key > after).collect();
-                    let more = mine.len() > limit;
-                    let entries = mine.into_iter().take(limit)
+                        .filter(|key| after.as_ref().is_none_or(|after| if reverse { *key < after } else { *key > after }))
+                        .collect();
+                    let looked: Vec<_> = mine.iter().take(LOOKED_MAX).collect();
+                    let entries: Vec<_> = looked.iter().filter(|key| shown(key)).take(limit)
                         .map(|key| (Bytes::copy_from_slice(key.as_bytes()), value())).collect();
-                    pages.push(Page { entries, more });
+                    let last = if entries.len() == limit {
+                        entries.last().map(|(key, _)| key.clone())
+                    } else {
+                        looked.last().map(|key| Bytes::copy_from_slice(key.as_bytes()))
+                    };
+                    let next = last.filter(|last| mine.last().is_some_and(|end| end.as_bytes() != &last[..]));
+                    pages.push(Page { entries, next });
                 }
-                let (page, more) = merge(pages, limit, usize::MAX);
+                let (page, next) = merge(pages, reverse, limit, usize::MAX);
                 prop_assert!(page.len() <= limit);
                 seen.extend(page.iter().map(|(key, _)| String::from_utf8(key.to_vec()).unwrap()));
-                if !more { break; }
-                after.clone_from(seen.last().unwrap());
+                let Some(next) = next else { break };
+                after = Some(String::from_utf8(next.to_vec()).unwrap());
             }
-            prop_assert_eq!(seen, keys.into_iter().collect::<Vec<_>>());
+            prop_assert_eq!(seen, order.into_iter().filter(|key| shown(key)).collect::<Vec<_>>());
         }
     }
 }

@@ -384,7 +384,7 @@ impl Fake {
                     })
                     .collect(),
             ),
-            _ => Reply::Scanned { entries: Vec::new(), more: false },
+            _ => Reply::Scanned { entries: Vec::new(), next: None },
         }
     }
 

@@ -2,7 +2,7 @@
 
 /// Whether `text` matches: `*` any bytes, `?` one, `[a-z]` and `[^x]` one of these or none of them, `\` the next as it is.
 /// Takes at most the product of both lengths: where it fails behind a `*`, only the last one takes a byte more.
-pub(super) fn matches(pattern: &[u8], text: &[u8]) -> bool {
+pub(in crate::kv) fn matches(pattern: &[u8], text: &[u8]) -> bool {
     let (mut rest, mut at) = (pattern, 0);
     let mut star: Option<(&[u8], usize)> = None;
     loop {

@@ -14,7 +14,7 @@ mod bytes;
 mod chance;
 mod combine;
 mod found;
-mod glob;
+pub(super) mod glob;
 mod hash;
 mod keys;
 mod list;
