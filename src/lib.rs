@@ -5,5 +5,6 @@ pub mod boot;
 pub mod config;
 pub mod edge;
 pub mod net;
+pub mod redis_syntax;
 pub mod router;
 pub mod telemetry;

@@ -46,6 +46,15 @@ fn wrong_usage_exits_with_2_and_names_what_is_wrong() {
         ("resources create queue mail --set when_full=drop", "allowed: refuse, wait, drop_oldest"),
         ("kv set s k v --if-absent --if-present", "cannot be used with"),
         ("kv delete s a b --if-version 3", "--if-version takes exactly one key"),
+        ("kv set s k v --ttl 1s --expires-at +1s", "cannot be used with"),
+        ("kv do s", "<COMMAND>"),
+        ("kv do s FROB k", "FROB: is no command here; docs/redis.md lists those there are"),
+        ("kv do s SCAN 0", "SCAN: has no equivalent. `kv scan` walks over a store in byte order"),
+        (
+            "kv do s SET k v EX ten",
+            "SET: seconds is `ten`; allowed: a 64-bit integer; allowed: SET key value [NX | XX]",
+        ),
+        ("kv do s - GET k", "- reads commands from standard input; options stand before it"),
         ("resources describe logs", "does not say of which kind"),
         (
             "resources create stream logs --set partition=3",

@@ -37,6 +37,10 @@ mod e2e {
     mod groups;
     mod http;
     mod kv;
+    mod kv_batches;
+    mod kv_crashes;
+    mod kv_shell;
+    mod kv_types;
     mod overload;
     mod package_log;
     mod partitions;

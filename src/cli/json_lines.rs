@@ -132,7 +132,8 @@ fn moment_ms(name: &str, raw: Option<&RawValue>) -> Result<Option<u64>, String> 
     moment.transpose().map_err(|error| format!("{name}: {error}"))
 }
 
-fn parse<'a, T: Deserialize<'a>>(line: &'a [u8], names: &str) -> Result<T, String> {
+/// Reads a line; what is wrong with it is said with the names it may have.
+pub fn parse<'a, T: Deserialize<'a>>(line: &'a [u8], names: &str) -> Result<T, String> {
     serde_json::from_slice(line).map_err(|error| {
         // A line of its own: that the error is in serde's line 1 says nothing.
         let problem = error.to_string().replace(" at line 1 column ", " at column ");
@@ -149,7 +150,8 @@ fn plain_text(raw: &RawValue) -> Result<Cow<'_, str>, String> {
     }
 }
 
-fn optional_bytes(
+/// Bytes that are given plain, or in base64 under another name.
+pub fn optional_bytes(
     name: &str,
     plain: Option<&RawValue>,
     coded: Option<Cow<'_, str>>,

@@ -1,4 +1,11 @@
-//! `flowmesh kv`: set, get, delete, exists, scan.
+//! `flowmesh kv`: set, get, delete, exists and scan; [`run`] has Redis' commands, [`whole`] what is asked of a key or a
+//! store as such, [`export`] and [`import`] carry keys as the [`lines`] of a file.
+
+mod export;
+mod import;
+mod lines;
+mod run;
+mod whole;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,11 +15,13 @@ use clap::{Args, Subcommand};
 use flowmesh_proto::v1::{self, set_entry};
 use serde::Serialize;
 
-use super::args::{Format, Output, Server, ValueFormat, duration, millis};
+use super::args::{Format, Output, Server, ValueFormat, duration, millis, moment};
 use super::connection::client;
 use super::failure::{Failure, Refusal};
 use super::input::Source;
-use super::output::{Out, base64_text, text};
+use super::output::{Out, base64_text, readable, text, time};
+
+type KvClient = v1::kv_client::KvClient<tonic::transport::Channel>;
 
 /// Commands on key-value stores.
 #[derive(Subcommand, Debug)]
@@ -27,12 +36,27 @@ pub enum KvCommand {
     Exists(ExistsArgs),
     /// List keys in byte order, all pages
     Scan(ScanArgs),
+    /// Carry out a command as in redis-cli, or many of standard input: kv do STORE HSET user:1 name Ada
+    Do(run::DoArgs),
+    /// Say what a key holds; exit 3 if there is no such key
+    Type(whole::TypeArgs),
+    /// Say how many keys there are
+    Count(whole::CountArgs),
+    /// Write a key by chance; exit 3 if there is none
+    Random(whole::RandomArgs),
+    /// Delete all keys
+    Clear(whole::ClearArgs),
+    /// Write all keys as lines of JSON, with what they hold and when they end
+    Export(export::ExportArgs),
+    /// Set keys from lines of JSON, as export writes them
+    Import(import::ImportArgs),
 }
 
 /// Arguments of `kv set`.
 #[derive(Args, Debug)]
 #[command(group(clap::ArgGroup::new("source").required(true).args(["value", "file"])))]
-#[command(group(clap::ArgGroup::new("condition").args(["if_absent", "if_present", "if_version"])))]
+#[command(group(clap::ArgGroup::new("condition").args(["if_absent", "if_present", "if_version", "if_value"])))]
+#[command(group(clap::ArgGroup::new("end").args(["ttl", "keep_ttl", "expires_at"])))]
 pub struct SetArgs {
     /// The store
     store: String,
@@ -45,11 +69,14 @@ pub struct SetArgs {
     #[arg(short, long, value_name = "PATH")]
     file: Option<PathBuf>,
     /// How long the value lives; else as the store's default_ttl_ms says, else for ever
-    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with = "keep_ttl")]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
     ttl: Option<Duration>,
     /// Let it live as long as the value before it
     #[arg(long)]
     keep_ttl: bool,
+    /// Let it live until then: a time, @MS, or so long from now (+10m)
+    #[arg(long, value_name = "WHEN", value_parser = moment)]
+    expires_at: Option<u64>,
     /// Only if there is no such key
     #[arg(long)]
     if_absent: bool,
@@ -59,6 +86,9 @@ pub struct SetArgs {
     /// Only if the key has this version
     #[arg(long, value_name = "VERSION")]
     if_version: Option<u64>,
+    /// Only if the key holds this
+    #[arg(long, value_name = "VALUE")]
+    if_value: Option<String>,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -143,6 +173,7 @@ struct EntryJson<'a> {
     value: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     value_base64: Option<String>,
+    r#type: &'static str,
     version: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at_ms: Option<u64>,
@@ -168,6 +199,13 @@ impl KvCommand {
             Self::Delete(args) => args.run().await,
             Self::Exists(args) => args.run().await,
             Self::Scan(args) => args.run().await,
+            Self::Do(args) => args.run().await,
+            Self::Type(args) => args.run().await,
+            Self::Count(args) => args.run().await,
+            Self::Random(args) => args.run().await,
+            Self::Clear(args) => args.run().await,
+            Self::Export(args) => args.run().await,
+            Self::Import(args) => args.run().await,
         }
     }
 }
@@ -179,15 +217,18 @@ impl SetArgs {
             (None, Some("-")) => Source::Stdin.read_whole()?,
             (None, value) => Bytes::copy_from_slice(value.unwrap_or_default().as_bytes()),
         };
-        let ttl = if self.keep_ttl {
-            Some(set_entry::Ttl::KeepTtl(true))
-        } else {
-            self.ttl.map(|ttl| set_entry::Ttl::TtlMs(millis(ttl)))
+        let ttl = match (self.keep_ttl, self.ttl, self.expires_at) {
+            (true, ..) => Some(set_entry::Ttl::KeepTtl(true)),
+            (_, Some(ttl), _) => Some(set_entry::Ttl::TtlMs(millis(ttl))),
+            (.., at) => at.map(set_entry::Ttl::ExpiresAtMs),
         };
-        let condition = match (self.if_absent, self.if_present, self.if_version) {
+        let condition = match (self.if_absent, self.if_present, self.if_version, &self.if_value) {
             (true, ..) => Some(set_entry::Condition::IfAbsent(true)),
-            (_, true, _) => Some(set_entry::Condition::IfPresent(true)),
-            (.., version) => version.map(set_entry::Condition::IfVersion),
+            (_, true, ..) => Some(set_entry::Condition::IfPresent(true)),
+            (_, _, Some(version), _) => Some(set_entry::Condition::IfVersion(version)),
+            (.., value) => value
+                .as_ref()
+                .map(|value| set_entry::Condition::IfValue(Bytes::copy_from_slice(value.as_bytes()))),
         };
         Ok(v1::SetEntry { key: Bytes::copy_from_slice(self.key.as_bytes()), value, ttl, condition })
     }
@@ -221,9 +262,12 @@ impl GetArgs {
     async fn run(self) -> Result<(), Failure> {
         let mut kv = client!(kv_client::KvClient, self.server.connect().await?);
         let key = Bytes::copy_from_slice(self.key.as_bytes());
-        let request = v1::GetRequest { store: self.store, keys: vec![key.clone()] };
+        let request = v1::GetRequest { store: self.store.clone(), keys: vec![key.clone()] };
         let response = kv.get(self.server.request(request)).await?.into_inner();
         let entry = response.entries.into_iter().next().filter(|entry| entry.found).ok_or(Failure::Absent)?;
+        if let Some(command) = reading(entry.r#type()) {
+            return Err(self.no_value(entry.r#type(), command));
+        }
         let entry = v1::ScanEntry {
             key,
             value: entry.value,
@@ -238,6 +282,49 @@ impl GetArgs {
             ValueFormat::Json => out.json(&entry_json(&entry, true))?,
         }
         out.flush()
+    }
+}
+
+impl GetArgs {
+    /// A collection has no value of its own.
+    fn no_value(&self, holds: v1::KeyType, command: &str) -> Failure {
+        let (store, key) = (&self.store, &self.key);
+        let message = format!(
+            "{key} holds a {}, not a value; read it with `flowmesh kv do {store} {command}`",
+            type_word(holds),
+            command = command.replace("KEY", key),
+        );
+        let reason = "WRONG_TYPE".to_owned();
+        Failure::Refused(Refusal {
+            code: tonic::Code::FailedPrecondition,
+            reason,
+            message,
+            retry_after_ms: None,
+        })
+    }
+}
+
+/// The command that reads all of a collection; `None` for what has a value.
+fn reading(holds: v1::KeyType) -> Option<&'static str> {
+    match holds {
+        v1::KeyType::Unspecified | v1::KeyType::Bytes | v1::KeyType::Counter => None,
+        v1::KeyType::Hash => Some("HGETALL KEY"),
+        v1::KeyType::Set => Some("SMEMBERS KEY"),
+        v1::KeyType::SortedSet => Some("ZRANGE KEY 0 -1 WITHSCORES"),
+        v1::KeyType::List => Some("LRANGE KEY 0 -1"),
+    }
+}
+
+/// What a key holds, by its name in the API.
+fn type_word(holds: v1::KeyType) -> &'static str {
+    match holds {
+        v1::KeyType::Unspecified => "unknown",
+        v1::KeyType::Bytes => "bytes",
+        v1::KeyType::Counter => "counter",
+        v1::KeyType::Hash => "hash",
+        v1::KeyType::Set => "set",
+        v1::KeyType::SortedSet => "sorted_set",
+        v1::KeyType::List => "list",
     }
 }
 
@@ -299,23 +386,28 @@ fn as_bytes(keys: &[String]) -> Vec<Bytes> {
     keys.iter().map(|key| Bytes::copy_from_slice(key.as_bytes())).collect()
 }
 
-const COLUMNS: [&str; 4] = ["KEY", "VERSION", "EXPIRES", "VALUE"];
+const COLUMNS: [&str; 5] = ["KEY", "TYPE", "VERSION", "EXPIRES", "VALUE"];
 
 fn row(entry: &v1::ScanEntry) -> Vec<String> {
+    let holds = entry.r#type();
     vec![
-        super::output::readable(&entry.key),
+        readable(&entry.key),
+        type_word(holds).to_owned(),
         entry.version.to_string(),
-        entry.expires_at_ms.map_or_else(|| "never".to_owned(), super::output::time),
-        super::output::readable(&entry.value),
+        entry.expires_at_ms.map_or_else(|| "never".to_owned(), time),
+        readable(&entry.value),
     ]
 }
 
 fn entry_json(entry: &v1::ScanEntry, with_value: bool) -> EntryJson<'_> {
+    let holds = entry.r#type();
+    let with_value = with_value && reading(holds).is_none();
     EntryJson {
         key: text(&entry.key),
         key_base64: base64_text(&entry.key),
         value: text(&entry.value).filter(|_| with_value),
         value_base64: base64_text(&entry.value).filter(|_| with_value),
+        r#type: type_word(holds),
         version: entry.version,
         expires_at_ms: entry.expires_at_ms,
     }
