@@ -170,7 +170,7 @@ impl Client {
                 prefix: Bytes::copy_from_slice(prefix),
                 after,
                 limit: page,
-                keys_only: false,
+                ..v1::ScanRequest::default()
             };
             let answer = self.kv.scan(request).await.unwrap().into_inner();
             assert!(page == 0 || answer.entries.len() <= page as usize);

@@ -188,6 +188,70 @@ async fn a_scan_shows_every_key_of_the_prefix_once_in_order() {
     assert!(!keys.is_empty() && keys.iter().all(|entry| entry.value.is_empty() && entry.version > 0));
 }
 
+/// Over the keys of two shards, page by page.
+#[tokio::test]
+async fn a_scan_goes_over_a_range_and_back_and_by_a_glob() {
+    let home = Home::new().shards(2);
+    let server = home.start();
+    let mut client = server.client().await;
+    let all: Vec<String> = (0..300).map(|i| format!("user:{i:03}")).collect();
+    let entries = all.iter().map(|key| entry(key.clone(), "v")).collect();
+    client.kv.set(v1::SetRequest { store: "s".into(), entries }).await.unwrap();
+    let bytes = |text: &str| Some(Bytes::copy_from_slice(text.as_bytes()));
+    let ranges = [
+        (None, None, None),
+        (bytes("user:100"), bytes("user:201"), None),
+        (None, bytes("user:05"), bytes("user:?[0-4]*")),
+        (bytes("user:2"), None, bytes("*7")),
+        (bytes("user:9"), bytes("user:1"), None),
+    ];
+    for (start, end, glob) in ranges {
+        for reverse in [false, true] {
+            let in_range = |key: &&String| {
+                start.as_ref().is_none_or(|start| key.as_bytes() >= &start[..])
+                    && end.as_ref().is_none_or(|end| key.as_bytes() < &end[..])
+                    && match glob.as_deref() {
+                        Some(b"*7") => key.ends_with('7'),
+                        Some(_) => (b'0'..=b'4').contains(&key.as_bytes()[6]),
+                        None => true,
+                    }
+            };
+            let mut expected: Vec<String> = all.iter().filter(in_range).cloned().collect();
+            if reverse {
+                expected.reverse();
+            }
+            let (mut got, mut after) = (Vec::new(), None);
+            loop {
+                let request = v1::ScanRequest {
+                    store: "s".into(),
+                    prefix: Bytes::from_static(b"user:"),
+                    start: start.clone(),
+                    end: end.clone(),
+                    glob: glob.clone(),
+                    reverse,
+                    after,
+                    limit: 17,
+                    keys_only: true,
+                };
+                let page = client.kv.scan(request).await.unwrap().into_inner();
+                got.extend(page.entries.iter().map(|entry| String::from_utf8(entry.key.to_vec()).unwrap()));
+                after = page.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(got, expected, "{start:?} {end:?} {glob:?} {reverse}");
+        }
+    }
+    let foreign = v1::ScanRequest {
+        store: "s".into(),
+        prefix: Bytes::from_static(b"user:"),
+        after: bytes("other"),
+        ..v1::ScanRequest::default()
+    };
+    refused(client.kv.scan(foreign).await, Code::InvalidArgument, "FOREIGN_CURSOR");
+}
+
 #[tokio::test]
 async fn large_values_are_scanned_in_bounded_pages() {
     let home = Home::new();

@@ -129,7 +129,7 @@ async fn a_store_is_counted_drawn_from_and_cleared_over_all_shards() {
         assert!(client.entry("s", entry.key.clone()).await.unwrap().is_some());
         drawn.insert(entry.key);
     }
-    assert!(drawn.len() > 1, "keys of both shards are drawn");
+    assert!(drawn.len() > 40, "each key is as likely as any other: {drawn:?}");
 
     let clear = v1::ClearRequest { store: "s".into() };
     assert_eq!(client.kv.clear(clear.clone()).await.unwrap().into_inner().deleted, 3_002);

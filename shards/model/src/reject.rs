@@ -392,7 +392,7 @@ pub enum Reject {
         actual: Option<Lsn>,
     },
     /// The key holds something else than the operation is for.
-    #[error("the key holds a {}; this operation is for a {}", .actual.as_str(), .expected.as_str())]
+    #[error("the key is of type {}; this operation is for type {}", .actual.as_str(), .expected.as_str())]
     WrongType {
         /// What the operation is for.
         expected: KvType,

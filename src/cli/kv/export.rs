@@ -134,7 +134,7 @@ impl Export<'_> {
                 prefix: Bytes::copy_from_slice(self.args.prefix.as_bytes()),
                 after,
                 limit: KEYS_MAX,
-                keys_only: false,
+                ..v1::ScanRequest::default()
             };
             let page = self.kv.scan(self.args.server.request(request)).await?.into_inner();
             self.page(page.entries).await?;

@@ -148,7 +148,19 @@ pub struct ScanArgs {
     /// Only keys that start with this
     #[arg(short, long, default_value = "")]
     prefix: String,
-    /// Only keys after this one
+    /// Only this key and those behind it
+    #[arg(long, value_name = "KEY")]
+    start: Option<String>,
+    /// Only keys before this one
+    #[arg(long, value_name = "KEY")]
+    end: Option<String>,
+    /// Only keys that match: * any bytes, ? one, [a-z] one of these
+    #[arg(short, long, value_name = "PATTERN")]
+    glob: Option<String>,
+    /// From the last key to the first
+    #[arg(short, long)]
+    reverse: bool,
+    /// Only what comes after this key, which must be among those that are scanned
     #[arg(long, value_name = "KEY")]
     after: Option<String>,
     /// At most so many keys
@@ -419,11 +431,16 @@ impl ScanArgs {
         let mut kv = client!(kv_client::KvClient, self.server.connect().await?);
         let mut out = Out::new();
         let mut left = self.limit.unwrap_or(u64::MAX);
-        let mut after = self.after.as_ref().map(|key| Bytes::copy_from_slice(key.as_bytes()));
+        let bytes = |key: &String| Bytes::copy_from_slice(key.as_bytes());
+        let mut after = self.after.as_ref().map(bytes);
         while left > 0 {
             let request = v1::ScanRequest {
                 store: self.store.clone(),
-                prefix: Bytes::copy_from_slice(self.prefix.as_bytes()),
+                prefix: bytes(&self.prefix),
+                start: self.start.as_ref().map(bytes),
+                end: self.end.as_ref().map(bytes),
+                glob: self.glob.as_ref().map(bytes),
+                reverse: self.reverse,
                 after,
                 limit: u32::try_from(left.min(PAGE)).unwrap_or(u32::MAX),
                 keys_only: self.keys_only,

@@ -94,13 +94,6 @@ impl Entry {
     }
 }
 
-/// Eight bytes of a key from a place on, zeros where it ends.
-fn word(key: &[u8], from: usize) -> u64 {
-    let mut word = [0; 8];
-    word.iter_mut().zip(key.get(from..).unwrap_or_default()).for_each(|(to, byte)| *to = *byte);
-    u64::from_be_bytes(word)
-}
-
 /// Whether what a key holds is there at `now`.
 #[inline]
 fn is_live(value: &Value, expires_at: Millis, now: Millis) -> bool {
@@ -156,20 +149,10 @@ impl Store {
         self.table.find(self.sip.hash(key), key)
     }
 
-    /// So many keys by chance: those that come behind a text drawn between the first and the last. Keys behind gaps are more
-    /// likely than others.
-    fn draw(&self, seed: u64, draws: usize) -> impl Iterator<Item = &Key> {
-        let (first, last) = (self.ordered.first(), self.ordered.last());
-        let (first, last) = (first.map_or(&[][..], |key| key), last.map_or(&[][..], |key| key));
-        let shared = first.iter().zip(last).take_while(|(a, b)| a == b).count();
-        let (from, to) = (word(first, shared), word(last, shared));
-        let mut chance = run::Chance::new(seed);
-        (0..draws).filter_map(move |_| {
-            let drawn = from + chance.below((to - from).saturating_add(1));
-            let text = [first.get(..shared).unwrap_or_default(), &drawn.to_be_bytes()[..]].concat();
-            let behind = (std::ops::Bound::Included(&text[..]), std::ops::Bound::Unbounded);
-            self.ordered.range::<[u8], _>(behind).next().or_else(|| self.ordered.first())
-        })
+    /// So many entries by chance, each as likely as any other.
+    fn draw(&self, seed: u64, draws: usize) -> impl Iterator<Item = &Entry> {
+        let (keys, mut chance) = (self.len() as u64, run::Chance::new(seed));
+        (0..draws.min(self.len())).filter_map(move |_| self.table.nth(chance.below(keys) as usize))
     }
 
     /// How many keys it holds.

@@ -101,7 +101,7 @@ impl Asked<'_> {
     pub(super) fn random(&self, seed: u64) -> Decision {
         const DRAWS: usize = 32;
         let mut seen = self.store.last_removal;
-        let drawn = self.store.draw(seed, DRAWS).find_map(|key| self.look(key, &mut seen));
+        let drawn = self.store.draw(seed, DRAWS).find_map(|entry| self.look(&entry.key, &mut seen));
         let live = drawn.or_else(|| self.store.ordered.iter().find_map(|key| self.look(key, &mut seen)));
         let entries = live
             .map(|entry| (Bytes::copy_from_slice(&entry.key), value_of(entry, false)))

@@ -14,7 +14,7 @@ const PARTS: usize = 64;
 
 type Part = HashTable<(u64, Box<Entry>)>;
 
-/// Entries by hash. Never iterated.
+/// Entries by hash. Never iterated but to draw one by chance.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     /// Empty until the first entry.
@@ -54,6 +54,17 @@ impl Table {
     /// How many entries there are.
     pub fn len(&self) -> usize {
         self.parts.iter().map(Part::len).sum()
+    }
+
+    /// The entry of a place, in no order that means anything: for those who draw one by chance. Goes over one part.
+    pub fn nth(&self, mut place: usize) -> Option<&Entry> {
+        for part in &self.parts {
+            if place < part.len() {
+                return part.iter().nth(place).map(|(_, entry)| entry.as_ref());
+            }
+            place -= part.len();
+        }
+        None
     }
 
     pub fn remove(&mut self, hash: u64, key: &[u8]) -> Option<Entry> {
