@@ -41,7 +41,7 @@ fn commands_of_redis_are_carried_out_and_answered_in_lines_or_json() {
             .replace("name\nAda\ncity\nLondon", &sorted_fields(&printed)),
     );
     let wrong = fails(&server, &home, "flowmesh kv do shop GET user:1", 5);
-    assert!(wrong.contains("WRONG_TYPE: the key holds a hash"), "{wrong}");
+    assert!(wrong.contains("WRONG_TYPE: the key is of type hash"), "{wrong}");
     let usage = fails(&server, &home, "flowmesh kv do shop ZADD scores ten ada", 2);
     assert!(
         usage.contains("ZADD: score is `ten`; allowed: a number, inf, -inf; allowed: ZADD key"),
