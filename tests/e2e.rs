@@ -37,6 +37,7 @@ mod e2e {
     mod groups;
     mod http;
     mod kv;
+    mod kv_linear;
     mod overload;
     mod package_log;
     mod partitions;
