@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
+use flowmesh_model::placement::{PlacementHash, SlotMap};
+use flowmesh_model::{Kind, ResourcePath, ShardId};
 use flowmesh_proto::v1;
 use flowmesh_proto::v1::operation::{Action, Condition};
 use flowmesh_proto::v1::operation_outcome::Result as Said;
@@ -18,16 +20,29 @@ use crate::common::linear::{Event, assert_linearizable, linearize};
 use crate::common::{Client, Home, Random, eventually};
 
 const CLIENTS: u16 = 8;
-const KEYS: [&str; 4] = ["word", "text", "number", "items"];
+/// What most is done with a key.
+const USES: [&str; 4] = ["word", "text", "number", "items"];
 /// Kills between which the clients go on.
 const KILLS: usize = 3;
-const OPERATIONS_BETWEEN: usize = 400;
+const OPERATIONS_BETWEEN: usize = 1000;
+
+/// A key a use, on one shard and the other in turn.
+fn keys() -> Vec<&'static str> {
+    let hash = PlacementHash::of(&ResourcePath::parse(Kind::Kv, "store").unwrap());
+    let slots = SlotMap::new(2);
+    let key = |(use_of, shard): (&str, u16)| -> &'static str {
+        let names = (0..).map(|number: u32| format!("{use_of}-{number}"));
+        let on_shard = |name: &String| slots.shard(hash.key_slot(name.as_bytes())) == ShardId(shard);
+        names.into_iter().find(on_shard).unwrap().leak()
+    };
+    USES.into_iter().zip([0, 1, 0, 1]).map(key).collect()
+}
 
 type History = Vec<(&'static str, Event<Key>)>;
 
 /// What a client chooses next, by what it has last seen of the key.
 fn choose(random: &mut Random, key: &str, fresh: Bytes, seen: &(u64, Bytes)) -> KeyOperation {
-    let choices = match key {
+    let choices = match key.split('-').next().unwrap() {
         "word" => &[0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 6][..],
         "text" => &[0, 0, 0, 1, 2, 3, 5, 5, 5, 6],
         "number" => &[0, 0, 2, 4, 4, 4, 4, 10, 10, 6, 5],
@@ -147,11 +162,11 @@ async fn work(
     count: Arc<AtomicUsize>,
 ) -> History {
     let now = || u64::try_from(clock.elapsed().as_nanos()).unwrap();
-    let mut history = History::new();
+    let (keys, mut history) = (keys(), History::new());
     let mut seen: BTreeMap<&str, (u64, Bytes)> = BTreeMap::new();
     let mut client = Client::connect(port).await;
     while !stop.load(Ordering::Relaxed) {
-        let key = KEYS[random.below(KEYS.len() as u64) as usize];
+        let key = keys[random.below(keys.len() as u64) as usize];
         let fresh = Bytes::from(format!("{number}.{};", history.len()));
         let operation = choose(&mut random, key, fresh, seen.entry(key).or_default());
         let call = now();
@@ -212,7 +227,7 @@ async fn operations_on_a_key_have_an_order_through_killed_servers() {
     for (key, event) in clients.join_all().await.into_iter().flatten() {
         histories.entry(key).or_default().push(event);
     }
-    assert_eq!(histories.len(), KEYS.len());
+    assert_eq!(histories.len(), USES.len());
     let lost = histories.values().flatten().filter(|event| event.answer.is_none()).count();
     assert!(lost > 0, "no answer was lost by {KILLS} kills");
     for (key, history) in &histories {
