@@ -2,6 +2,8 @@
 //! and all keys together are as they were after some of the operations in their order, and none of those behind.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, reason = "a test")]
+// Lengths and counts here are small.
+#![allow(clippy::cast_possible_wrap, clippy::cast_sign_loss)]
 
 mod common;
 
@@ -112,7 +114,9 @@ impl Change {
             Self::Pushed(key, Side::Back, values) => open!(keys, *key, List).extend(values.iter().cloned()),
             Self::Pushed(key, Side::Front, values) => {
                 let list = open!(keys, *key, List);
-                values.iter().for_each(|value| list.insert(0, value.clone()));
+                for value in values {
+                    list.insert(0, value.clone());
+                }
             }
             Self::Trimmed(key, first) => {
                 let list = open!(keys, *key, List);
