@@ -39,6 +39,7 @@ mod e2e {
     mod kv;
     mod kv_batches;
     mod kv_crashes;
+    mod kv_linear;
     mod kv_shell;
     mod kv_types;
     mod overload;
