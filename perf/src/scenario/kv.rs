@@ -14,8 +14,9 @@ use super::lab::Lab;
 use super::row::{Goal, Round, Row, Unit, median};
 use super::unary::ECHO;
 use crate::http2::UnaryClient;
-use crate::load::keys::KEY_BYTES;
+use crate::load::keys::{KEY_BYTES, key_bytes};
 use crate::load::ops::paths;
+use crate::load::random::Random;
 use crate::load::{GroupSpec, KeySpace, LoadResult, LoadSpec, OpKind, OpSpec, run_ops};
 
 /// The store.
@@ -29,6 +30,7 @@ const CHECKPOINT_SOON: [&str; 2] = ["--checkpoint-interval-ms", "5s"];
 
 /// Reads and sets of 64 keys a call, uniform over a million in memory, beside an echo of the same bytes.
 pub fn multi(lab: &Lab) -> anyhow::Result<Vec<Row>> {
+    const SHAPE: (usize, usize) = (8, 8);
     let keys = KeySpace::new(1_000_000, None);
     let guest = lab.start(1, &[])?;
     let server = guest.server()?;
@@ -40,16 +42,12 @@ pub fn multi(lab: &Lab) -> anyhow::Result<Vec<Row>> {
         [(OpKind::Get, "multi-get", 3_000_000.0), (OpKind::Set, "multi-set, synced,", 2_000_000.0)]
     {
         let op = OpSpec::new(kind).batch(BATCH).value_bytes(VALUE_BYTES);
-        let specs = [(2, 4), (4, 8), (8, 8), (16, 16)].map(|shape| {
-            let name = format!("{what} of 64 keys of 1 M, {} connections × {} calls", shape.0, shape.1);
-            let group = GroupSpec { keys: keys.clone(), ..Lab::calls(op, server.grpc, STORE, shape) };
-            lab.spec(&name, vec![group], Some(server.pid()))
-        });
-        let best = lab.best(specs.into(), |load| load.items_per_s)?;
-        let shape = best.groups.first().map_or((4, 8), |group| (group.connections, group.streams));
-        let echo_spec = lab.echo_spec(&echo, op, shape);
-        let (rounds, loads) = in_turn(lab, &echo_spec, &best, |load| load.items_per_s)?;
-        let row = Row::new(&best.name, Unit::KeysPerS, Goal::AtLeast(goal), ECHO, rounds);
+        let name = format!("{what} of 64 keys of 1 M, {} connections × {} calls", SHAPE.0, SHAPE.1);
+        let group = GroupSpec { keys: keys.clone(), ..Lab::calls(op, server.grpc, STORE, SHAPE) };
+        let spec = lab.spec(&name, vec![group], Some(server.pid()));
+        let echo_spec = lab.echo_spec(&echo, op, SHAPE);
+        let (rounds, loads) = in_turn(lab, &echo_spec, &spec, |load| load.items_per_s)?;
+        let row = Row::new(&name, Unit::KeysPerS, Goal::AtLeast(goal), ECHO, rounds);
         rows.push(row.with_loads(loads));
     }
     Ok(rows)
@@ -151,7 +149,7 @@ fn fill_sorted(target: SocketAddr, count: u64) -> anyhow::Result<()> {
     let mut client = UnaryClient::connect(target, &[paths::RUN])?;
     for first in (0..count).step_by(EACH as usize) {
         let member = |number| v1::ScoredMember {
-            member: crate::load::keys::key_bytes(number).to_vec().into(),
+            member: key_bytes(number).to_vec().into(),
             score: run_ops::score(number),
         };
         let members = (first..(first + EACH).min(count)).map(member).collect();
@@ -178,7 +176,7 @@ pub fn entries(lab: &Lab) -> anyhow::Result<Vec<Row>> {
     let mut guest = lab.start(1, &CHECKPOINT_SOON)?;
     let server = guest.server()?;
     let before = server.memory()?;
-    fill::keys(server.grpc, STORE, &KeySpace::new(ENTRIES, None), VALUE_BYTES)?;
+    fill_entries(server.grpc, ENTRIES)?;
     server.settle()?;
     let after = server.memory()?;
     let shard = guest.dir().join("shard-000");
@@ -213,7 +211,7 @@ pub fn entries(lab: &Lab) -> anyhow::Result<Vec<Row>> {
             status.memory_bytes as f64 / ENTRIES as f64 - ENTRY_BYTES,
         )),
         Row::new(
-            "10 M entries of 16 + 100 bytes: the index on disk once at rest",
+            "10 M entries of 16 + 100 bytes, values by chance: the index on disk once at rest",
             Unit::Mebibytes,
             Goal::TimesAtMost(1.3),
             "bytes of keys and values",
@@ -228,6 +226,26 @@ pub fn entries(lab: &Lab) -> anyhow::Result<Vec<Row>> {
             one(started_us),
         ),
     ])
+}
+
+/// Sets keys 0 to `count` to values by chance, which no compression makes smaller.
+fn fill_entries(target: SocketAddr, count: u64) -> anyhow::Result<()> {
+    const EACH: u64 = 1_000;
+    let mut client = UnaryClient::connect(target, &[paths::SET])?;
+    let mut random = Random::new(1);
+    for first in (0..count).step_by(EACH as usize) {
+        let mut entry = |number| v1::SetEntry {
+            key: key_bytes(number).to_vec().into(),
+            value: (0..VALUE_BYTES).map(|_| random.any() as u8).collect::<Vec<u8>>().into(),
+            ..Default::default()
+        };
+        let entries = (first..(first + EACH).min(count)).map(&mut entry).collect();
+        let request = v1::SetRequest { store: STORE.to_owned(), entries };
+        let answer: v1::SetResponse = client.call(paths::SET, &request)?;
+        let failed = answer.outcomes.iter().find_map(|outcome| outcome.error.as_ref());
+        anyhow::ensure!(failed.is_none(), "setting keys {first} and on failed: {failed:?}");
+    }
+    Ok(())
 }
 
 /// Bytes that the files of a directory take on disk.
