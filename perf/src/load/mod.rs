@@ -4,8 +4,8 @@
 //! asks again as soon as it was answered; in an open loop requests are due at a fixed rate and are given to the next
 //! idle client, and a latency counts from when the request was due.
 //!
-//! From the request to the result: [`random`] and [`keys`] (which keys, what they hold), [`wire`] and [`ops`]
-//! (requests and checks of answers), [`workload`] (the seam) with [`calls`] (unary), [`jobs`] and [`workers`] (queues), [`producer`]
+//! From the request to the result: [`random`] and [`keys`] (which keys, what they hold), [`wire`], [`ops`]
+//! and [`run_ops`] (requests and checks of answers), [`workload`] (the seam) with [`calls`] (unary), [`jobs`] and [`workers`] (queues), [`producer`]
 //! and [`consumer`] (streams); [`schedule`] (when), [`worker`] (one thread), [`spec`] (a run), [`stats`] and
 //! [`result`] (what came of it).
 
@@ -17,6 +17,7 @@ pub mod ops;
 pub mod producer;
 pub mod random;
 pub mod result;
+pub mod run_ops;
 pub mod schedule;
 pub mod spec;
 pub mod stats;

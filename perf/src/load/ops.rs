@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use super::keys::{self, FILLER, KEY_BYTES, STAMP_BYTES};
+use super::run_ops;
 use super::wire::{Fields, Value, put_varint};
 use crate::http2::grpc::set_length;
 use crate::http2::{GRPC_HEAD_BYTES, MethodId, Methods};
@@ -37,6 +38,10 @@ pub mod paths {
     pub const SET: &str = "/flowmesh.v1.Kv/Set";
     /// Kv.Delete.
     pub const DELETE: &str = "/flowmesh.v1.Kv/Delete";
+    /// Kv.Run.
+    pub const RUN: &str = "/flowmesh.v1.Kv/Run";
+    /// Kv.Status.
+    pub const STORE_STATUS: &str = "/flowmesh.v1.Kv/Status";
     /// Group.Heartbeat.
     pub const HEARTBEAT: &str = "/flowmesh.v1.Group/Heartbeat";
     /// Admin.CreateResource.
@@ -64,24 +69,42 @@ pub enum OpKind {
     Delete,
     /// Enqueues `batch` jobs, which nobody works.
     Enqueue,
+    /// Adds one to one counter, `batch` times.
+    Increment,
+    /// Looks at one sorted set, `batch` times: what an operation costs that finds its key and does nothing.
+    Inspect,
+    /// Adds `batch` members to one sorted set, an operation each.
+    SortedAdd,
+    /// Asks for the ranks of `batch` members of one sorted set, an operation each.
+    SortedRank,
+    /// Reads ten members of one sorted set from a rank on, `batch` times.
+    SortedRange,
     /// Sends the bytes of an append to a server that sends them back.
     EchoAppend,
     /// Sends the bytes of a get to a server that sends them back.
     EchoGet,
     /// Sends the bytes of a set to a server that sends them back.
     EchoSet,
+    /// Sends the bytes of an increment to a server that sends them back.
+    EchoIncrement,
 }
 
-const NAMES: [(OpKind, &str); 9] = [
+const NAMES: [(OpKind, &str); 15] = [
     (OpKind::Append, "append"),
     (OpKind::Read, "read"),
     (OpKind::Get, "get"),
     (OpKind::Set, "set"),
     (OpKind::Delete, "delete"),
     (OpKind::Enqueue, "enqueue"),
+    (OpKind::Increment, "increment"),
+    (OpKind::Inspect, "inspect"),
+    (OpKind::SortedAdd, "sorted-add"),
+    (OpKind::SortedRank, "sorted-rank"),
+    (OpKind::SortedRange, "sorted-range"),
     (OpKind::EchoAppend, "echo-append"),
     (OpKind::EchoGet, "echo-get"),
     (OpKind::EchoSet, "echo-set"),
+    (OpKind::EchoIncrement, "echo-increment"),
 ];
 
 impl OpKind {
@@ -96,6 +119,12 @@ impl OpKind {
         match self {
             Self::Get | Self::Delete | Self::EchoGet => Self::EchoGet,
             Self::Set | Self::EchoSet => Self::EchoSet,
+            Self::Increment
+            | Self::Inspect
+            | Self::SortedAdd
+            | Self::SortedRank
+            | Self::SortedRange
+            | Self::EchoIncrement => Self::EchoIncrement,
             Self::Append | Self::Read | Self::Enqueue | Self::EchoAppend => Self::EchoAppend,
         }
     }
@@ -108,7 +137,10 @@ impl OpKind {
             Self::Set => paths::SET,
             Self::Delete => paths::DELETE,
             Self::Enqueue => paths::ENQUEUE,
-            Self::EchoAppend | Self::EchoGet | Self::EchoSet => paths::ECHO,
+            Self::Increment | Self::Inspect | Self::SortedAdd | Self::SortedRank | Self::SortedRange => {
+                paths::RUN
+            }
+            Self::EchoAppend | Self::EchoGet | Self::EchoSet | Self::EchoIncrement => paths::ECHO,
         }
     }
 }
@@ -154,7 +186,7 @@ impl fmt::Display for OpSpec {
 /// A mix that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not an operation; write NAME[*BATCH][/VALUE_BYTES][=WEIGHT] with one of append, read, get, set, delete, enqueue, echo-append, echo-get, echo-set"
+    "{0:?} is not an operation; write NAME[*BATCH][/VALUE_BYTES][=WEIGHT] with one of append, read, get, set, delete, enqueue, increment, inspect, sorted-add, sorted-rank, sorted-range, echo-append, echo-get, echo-set, echo-increment"
 )]
 pub struct BadOp(String);
 
@@ -198,7 +230,8 @@ pub struct Operation {
     /// The method it calls.
     pub method: MethodId,
     bytes: Vec<u8>,
-    /// Where each key, and the start of its value, stand in `bytes`.
+    /// Where each key, and the start of its value, stand in `bytes`; of a sorted set member and score, or first and last
+    /// rank.
     places: Vec<(usize, Option<usize>)>,
     /// Where the number of the resource stands in `bytes`, for calls that go to many in turn.
     turn: Range<usize>,
@@ -226,6 +259,12 @@ impl Operation {
             OpKind::Get | OpKind::Delete | OpKind::EchoGet => operation.put_keys(),
             OpKind::Set | OpKind::EchoSet => operation.put_entries(),
             OpKind::Enqueue => put_jobs(&mut operation.bytes, spec),
+            OpKind::Increment
+            | OpKind::Inspect
+            | OpKind::SortedAdd
+            | OpKind::SortedRank
+            | OpKind::SortedRange
+            | OpKind::EchoIncrement => run_ops::put(&mut operation.bytes, spec, &mut operation.places),
         }
         set_length(&mut operation.bytes, 0);
         operation
@@ -251,6 +290,9 @@ impl Operation {
     #[inline]
     pub fn set_key(&mut self, place: usize, number: u64) {
         let Some(&(key_at, stamp_at)) = self.places.get(place) else { return };
+        if matches!(self.spec.kind, OpKind::SortedAdd | OpKind::SortedRange) {
+            return run_ops::set(&mut self.bytes, self.spec.kind, (key_at, stamp_at), number);
+        }
         if let Some(key) = self.bytes.get_mut(key_at..key_at + KEY_BYTES) {
             key.copy_from_slice(&keys::key_bytes(number));
         }
@@ -287,7 +329,15 @@ impl Operation {
             OpKind::Set => check_outcomes(message, batch, 2)?,
             OpKind::Delete => check_flags(message, batch)?,
             OpKind::Enqueue => check_enqueued(message, batch)?,
-            OpKind::EchoAppend | OpKind::EchoGet | OpKind::EchoSet => {
+            OpKind::Increment
+            | OpKind::Inspect
+            | OpKind::SortedAdd
+            | OpKind::SortedRank
+            | OpKind::SortedRange => {
+                run_ops::check(message, self.spec, may_miss)?;
+                return Ok((batch, 0));
+            }
+            OpKind::EchoAppend | OpKind::EchoGet | OpKind::EchoSet | OpKind::EchoIncrement => {
                 if message.len() + GRPC_HEAD_BYTES != self.bytes.len() {
                     return Err("the echo has another length");
                 }
@@ -348,7 +398,7 @@ pub fn put_jobs(out: &mut Vec<u8>, spec: OpSpec) {
     }
 }
 
-const BROKEN: Wrong = "the answer is no protobuf";
+pub(super) const BROKEN: Wrong = "the answer is no protobuf";
 
 fn check_appended(message: &[u8], batch: u64) -> Result<(), Wrong> {
     let mut count = 0;

@@ -58,7 +58,12 @@ fn requests_are_what_the_api_says() {
 }
 
 fn get_entry(number: u64) -> v1::GetEntry {
-    v1::GetEntry { found: true, value: keys::value(number, 100).into(), version: 9, ..v1::GetEntry::default() }
+    v1::GetEntry {
+        found: true,
+        value: keys::value(number, 100).into(),
+        version: 9,
+        ..v1::GetEntry::default()
+    }
 }
 
 #[test]

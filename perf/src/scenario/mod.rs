@@ -2,13 +2,14 @@
 //! with it, compare.
 //!
 //! [`lab`] is what a scenario works with and [`row`] what it brings back; [`process`] runs servers, [`fill`] writes what
-//! is read; [`unary`], [`streams`], [`backlog`], [`compaction`], [`groups`], [`queues`], [`workers`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
+//! is read; [`unary`], [`streams`], [`backlog`], [`compaction`], [`groups`], [`queues`], [`workers`], [`kv`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
 
 pub mod backlog;
 pub mod compaction;
 pub mod cores;
 pub mod fill;
 pub mod groups;
+pub mod kv;
 pub mod lab;
 pub mod output;
 pub mod process;
@@ -31,7 +32,7 @@ struct Scenario {
 }
 
 /// All scenarios, in the order of the targets.
-const SCENARIOS: [Scenario; 26] = [
+const SCENARIOS: [Scenario; 30] = [
     Scenario {
         name: "lone-append",
         what: "one client appends, one record at a time",
@@ -94,6 +95,14 @@ const SCENARIOS: [Scenario; 26] = [
     Scenario { name: "deep-queue", what: "10 M jobs that wait", run: queues::deep_queue },
     Scenario { name: "delayed-jobs", what: "10 M jobs due over an hour", run: workers::delayed },
     Scenario { name: "idle-workers", what: "10 000 queues with a worker each", run: workers::idle },
+    Scenario { name: "kv-multi", what: "get and set of 64 keys a call", run: kv::multi },
+    Scenario { name: "kv-counter", what: "increments of one hot counter", run: kv::counter },
+    Scenario {
+        name: "kv-sorted",
+        what: "add, rank and range in a sorted set of 10 M members",
+        run: kv::sorted,
+    },
+    Scenario { name: "kv-entries", what: "10 M entries in memory, on disk, at a start", run: kv::entries },
     Scenario {
         name: "wrong-core",
         what: "two shards, every request to the wrong core",

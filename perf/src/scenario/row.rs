@@ -15,12 +15,16 @@ pub enum Unit {
     RecordsPerS,
     /// Jobs a second.
     JobsPerS,
+    /// Keys a second.
+    KeysPerS,
     /// Facts a second.
     FactsPerS,
     /// 10⁶ bytes a second.
     MegabytesPerS,
     /// Microseconds.
     Microseconds,
+    /// Bytes.
+    Bytes,
     /// 2²⁰ bytes.
     Mebibytes,
     /// Hundredths of a core.
@@ -34,9 +38,11 @@ impl Unit {
             Self::CallsPerS => format!("{} calls/s", short(figure)),
             Self::RecordsPerS => format!("{} records/s", short(figure)),
             Self::JobsPerS => format!("{} jobs/s", short(figure)),
+            Self::KeysPerS => format!("{} keys/s", short(figure)),
             Self::FactsPerS => format!("{} facts/s", short(figure)),
             Self::MegabytesPerS => format!("{} MB/s", short(figure)),
             Self::Microseconds => micros(figure),
+            Self::Bytes => format!("{figure:.1} bytes"),
             Self::Mebibytes => format!("{figure:.1} MiB"),
             Self::CorePercent => format!("{figure:.2} % of a core"),
         }

@@ -22,7 +22,7 @@ type ByKey<'a> = hashbrown::HashMap<Bytes, Tried<'a>, SipKey>;
 /// Keys that operations of the command changed.
 pub(super) struct Tries<'a> {
     asked: &'a Asked<'a>,
-    /// `None`: no key comes twice, so that nobody could notice.
+    /// `None`: no key comes twice or nothing can change, so that nobody could notice.
     keys: Option<ByKey<'a>>,
     /// What was shown became true in this entry or before.
     seen: Cell<Lsn>,
@@ -42,7 +42,8 @@ impl<'a> Tries<'a> {
         let sip = asked.store.sip;
         let mut named = hashbrown::HashSet::with_hasher(sip);
         let mut keys = ops.iter().flat_map(|op| std::iter::once(&op.key).chain(op.action.other_keys()));
-        let again = ops.len() > 1 && keys.any(|key| !named.insert(key));
+        let writes = ops.len() > 1 && ops.iter().any(|op| op.action.is_write());
+        let again = writes && keys.any(|key| !named.insert(key));
         Self { asked, keys: again.then(|| ByKey::with_hasher(sip)), seen: Cell::new(Lsn(0)) }
     }
 
