@@ -221,6 +221,10 @@ impl Script {
                 QueueCommand::Schedule(schedule_command(verb, rest, &words)),
             ),
             ["worker", verb, rest @ ..] => Command::Worker(worker_command(verb, rest, &words)),
+            ["run", store, ..] => {
+                let operations = line.splitn(3, ' ').nth(2).unwrap_or_default();
+                Command::Kv(self.id(Kind::Kv, store), common::operations::command(operations))
+            }
             ["set" | "get" | "del" | "exists" | "scan", store, rest @ ..] => {
                 Command::Kv(self.id(Kind::Kv, store), kv_command(plain[0], rest, &words, line))
             }
@@ -682,6 +686,11 @@ fn jobs() {
 #[test]
 fn kv() {
     check("kv.script");
+}
+
+#[test]
+fn kv_types() {
+    check("kv_types.script");
 }
 
 #[test]

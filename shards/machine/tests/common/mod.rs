@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // each test binary uses a part of it
 
+pub mod operations;
 pub mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
