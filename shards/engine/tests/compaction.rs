@@ -227,6 +227,45 @@ fn tombstones_go_after_their_time_and_not_before() {
 }
 
 #[test]
+fn the_bandwidth_is_kept_and_commands_go_on_meanwhile() {
+    const PER_SECOND: u64 = 50_000;
+    // What was not used for a while may be made up for, and one step is taken at once.
+    const AT_ONCE: u64 = 70_000;
+    let (dir, disk, timer) = (tempfile::tempdir().unwrap(), SimDisk::new(8), SimTimer::default());
+    disk.put_dir(dir.path());
+    let mut rig = Rig::open_with(dir.path(), disk, timer, |config| {
+        config.checkpoint_interval_ms = 3_600_000;
+        config.checkpoint_log_bytes = u64::MAX;
+        config.compaction_bytes_per_second = PER_SECOND;
+    });
+    let at = create(&mut rig, settings());
+    fill(&mut rig, at, 0, 300, 10);
+    checkpoint(&mut rig);
+    let began = rig.shard.stats().compaction.disk_bytes;
+    let (mut elapsed_ms, mut answered) = (0, 0);
+    while rig.shard.stats().compaction.duration_ns.count() == 0 {
+        assert!(elapsed_ms < 3_600_000, "it comes to its end");
+        rig.timer.advance(100);
+        elapsed_ms += 100;
+        for _ in 0..20 {
+            rig.run();
+        }
+        let done = rig.shard.stats().compaction.disk_bytes - began;
+        assert!(
+            done <= PER_SECOND * elapsed_ms / 1_000 + AT_ONCE,
+            "{done} bytes were read and written in {elapsed_ms} ms"
+        );
+        if elapsed_ms % 1_000 == 0 {
+            let record = batch(&[(1, Some(b"meanwhile"))]);
+            assert!(rig.ask(Command::Stream(at, StreamCommand::append(record))).is_ok());
+            answered += 1;
+        }
+    }
+    let done = rig.shard.stats().compaction.disk_bytes - began;
+    assert!(done > 4 * PER_SECOND && answered > 3, "{done} bytes, {answered} appends beside it");
+}
+
+#[test]
 fn young_segments_wait_for_their_time() {
     let (dir, disk, timer) = (tempfile::tempdir().unwrap(), SimDisk::new(4), SimTimer::default());
     let mut rig = open(dir.path(), &disk, &timer);
