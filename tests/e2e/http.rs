@@ -268,6 +268,37 @@ async fn what_becomes_of_jobs_and_schedules_is_counted_for_each_queue() {
 }
 
 #[tokio::test]
+async fn metrics_do_not_grow_with_the_number_of_streams_and_groups() {
+    const BEYOND: usize = 5;
+    let home = Home::new().set("durability", "memory");
+    let server = home.start();
+    let mut client = server.client().await;
+    for number in 0..METRIC_RESOURCES_MAX + BEYOND {
+        let (stream, group) = (format!("s{number:04}"), format!("g{number:04}"));
+        client.append(&stream, ["a"]).await.unwrap();
+        client.create(&group, v1::settings::Kind::Group(v1::GroupSettings::default())).await.unwrap();
+        let offset = v1::GroupOffset { stream, offset: 1, ..v1::GroupOffset::default() };
+        let offsets = vec![offset];
+        let commit = v1::CommitOffsetsRequest { group, offsets, ..v1::CommitOffsetsRequest::default() };
+        client.group.commit(commit).await.unwrap();
+    }
+    let (_, body) = server.http("/metrics");
+    check_exposition(&body);
+    let series = |name: &str| body.lines().filter(|line| line.starts_with(&format!("{name}{{"))).count();
+    let (own, all_others) = (METRIC_RESOURCES_MAX, 1);
+    assert_eq!(
+        series("flowmesh_stream_events_total"),
+        own + all_others,
+        "streams with their own, and all others"
+    );
+    assert_eq!(
+        series("flowmesh_consumer_group_members"),
+        own,
+        "all others have no member: that is not shown"
+    );
+}
+
+#[tokio::test]
 async fn metrics_do_not_grow_with_the_number_of_queues() {
     const BEYOND: usize = 7;
     let home = Home::new().set("durability", "memory");
