@@ -24,6 +24,7 @@ mod index;
 mod pages;
 mod run;
 mod scan;
+mod shelf;
 mod table;
 mod tree;
 mod value;
