@@ -19,14 +19,8 @@ use flowmesh_model::{
 };
 use flowmesh_sim::{Operation, SimDisk};
 
-/// A shard that makes a checkpoint only when it is told to.
 fn open(dir: &Path, disk: &SimDisk, timer: &SimTimer) -> Rig {
-    disk.put_dir(dir);
-    Rig::open_with(dir, disk.clone(), timer.clone(), |config| {
-        config.checkpoint_interval_ms = 3_600_000;
-        config.checkpoint_log_bytes = u64::MAX;
-        config.tail_bytes = 0;
-    })
+    Rig::open_quiet(dir, disk, timer, |config| config.tail_bytes = 0)
 }
 
 fn create(rig: &mut Rig, settings: StreamSettings) -> PartitionRef {
@@ -231,12 +225,7 @@ fn a_read_may_wait_for_bytes() {
 fn who_reads_old_records_takes_no_memory_from_those_who_read_the_newest() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, timer) = (SimDisk::new(9), SimTimer::default());
-    disk.put_dir(dir.path());
-    let mut rig = Rig::open_with(dir.path(), disk.clone(), timer, |config| {
-        config.checkpoint_interval_ms = 3_600_000;
-        config.checkpoint_log_bytes = u64::MAX;
-        config.tail_bytes = 64 << 10;
-    });
+    let mut rig = Rig::open_quiet(dir.path(), &disk, &timer, |config| config.tail_bytes = 64 << 10);
     let at = create(&mut rig, StreamSettings::default());
     fill(&mut rig, at, 0, 300);
     checkpoint(&mut rig);
