@@ -247,3 +247,35 @@ fn who_reads_old_records_takes_no_memory_from_those_who_read_the_newest() {
     }
     assert!(rig.ask(read(100)).is_err());
 }
+
+#[test]
+fn who_reads_on_and_on_leaves_the_disk_to_the_log_while_it_is_written() {
+    let (dir, disk, timer) = (tempfile::tempdir().unwrap(), SimDisk::new(10), SimTimer::default());
+    let mut rig = open(dir.path(), &disk, &timer);
+    let settings = StreamSettings { segment_bytes: 4 << 20, ..StreamSettings::default() };
+    let at = PartitionRef { resource: rig.create_with("s", Settings::Stream(settings)), partition: 0 };
+    // Three files: the first two are not written to any more.
+    for _ in 0..100 {
+        assert!(rig.ask(append(at, &vec![b'.'; 100_000])).is_ok());
+    }
+    checkpoint(&mut rig);
+    // A read of the disk takes some polls: those that begin together are under way together.
+    let read_from = |first: u64, rig: &mut Rig, write: bool| {
+        disk.reads_at_once();
+        for offset in (first..first + 30).step_by(3) {
+            if write {
+                assert!(rig.ask(append(at, b"a")).is_ok());
+            }
+            let from = ReadFrom::Offset(Offset(offset));
+            let (records_max, bytes_max, bytes_min, wait_until) = (3, 1 << 20, 0, None);
+            let read = StreamCommand::Read { from, records_max, bytes_max, bytes_min, wait_until };
+            let Ok(Reply::Records(records)) = rig.ask(Command::Stream(at, read)) else { panic!() };
+            assert_eq!(records.next, Offset(offset + 3));
+        }
+        disk.reads_at_once()
+    };
+    assert_eq!(read_from(0, &mut rig, true), 1, "one at a time while there are commits");
+    timer.advance(1_000);
+    let at_once = read_from(45, &mut rig, false);
+    assert!(at_once > 1, "{at_once} at once when there are none");
+}
