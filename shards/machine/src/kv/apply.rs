@@ -18,7 +18,8 @@ use crate::keys::Home;
 impl Store {
     /// `KeySet`.
     pub fn set(&mut self, cx: &mut Apply<'_>, key: &Bytes, value: &Bytes, expires_at: Option<Millis>) {
-        self.overwrite(cx, key, Value::Bytes(value.clone()), expires_at.unwrap_or_default());
+        let (version, end) = (cx.at.lsn, expires_at.unwrap_or_default());
+        self.write(cx, key, end, || Value::Bytes(value.clone()), |entry| entry.put_over(value, version, end));
     }
 
     /// What else became true of it.
@@ -82,13 +83,27 @@ impl Store {
 
     /// A key holds this from now on.
     fn overwrite(&mut self, cx: &mut Apply<'_>, key: &[u8], value: Value, end: Millis) {
+        self.write(cx, key, end, || value, |_| false);
+    }
+
+    /// A key holds this value from now on, put over what is there if that can be.
+    fn write(
+        &mut self,
+        cx: &mut Apply<'_>,
+        key: &[u8],
+        end: Millis,
+        value: impl FnOnce() -> Value,
+        put_over: impl FnOnce(&mut Entry) -> bool,
+    ) {
         let hash = self.sip.hash(key);
         let Some(place) = self.table.find(hash, key, &self.slab) else {
-            return self.insert(cx, hash, key, value, end);
+            return self.insert(cx, hash, key, value(), end);
         };
         let version = cx.at.lsn;
         self.change_at(cx, place, |entry, pages, home, seals| {
-            if let Some(before) = entry.replace(value, version, end) {
+            if !put_over(entry)
+                && let Some(before) = entry.replace(value(), version, end)
+            {
                 pages.leave(home, seals, &before);
             }
         });
@@ -99,19 +114,20 @@ impl Store {
         let touch = cx.seals.touch(&mut mark);
         self.last_change = cx.at.lsn;
         let place = self.put(hash, Entry::new(key, value, cx.at.lsn, end, mark));
+        self.ordered.insert(&self.slab, place);
+        if let Some(due) = self.slab.get(place).map(Entry::next_end) {
+            reschedule(&mut self.expiry, place, Millis(0), due);
+        }
         if touch != Touch::Known {
             self.list(place);
         }
     }
 
-    /// Adds an entry that is not there.
+    /// Adds an entry that is not there, to no order.
     pub(super) fn put(&mut self, hash: u64, entry: Entry) -> Place {
-        let due = entry.next_end();
-        self.memory_bytes += memory_bytes(&entry, due);
+        self.memory_bytes += memory_bytes(&entry, entry.next_end());
         let place = self.slab.insert(entry);
-        self.ordered.insert(&self.slab, place);
         self.table.insert(hash, place);
-        reschedule(&mut self.expiry, place, Millis(0), due);
         place
     }
 

@@ -264,21 +264,30 @@ impl Entry {
         }
     }
 
+    /// Puts bytes in place of as many others, if they lie here as they would lie. Returns whether it did.
+    pub fn put_over(&mut self, value: &[u8], version: Lsn, end: Millis) -> bool {
+        let (values, ends) = (self.key_range().end, self.ends);
+        let Holds::Packed(packed) = &mut self.holds else { return false };
+        if packed.len() != values + value.len() || ends != (end.0 != 0) {
+            return false;
+        }
+        let Some((before, place)) = packed.split_at_mut_checked(values) else { return false };
+        place.copy_from_slice(value);
+        let (numbers, _) = before.as_chunks_mut::<NUMBER_BYTES>();
+        for (place, number) in
+            numbers.iter_mut().zip([version.0, end.0].into_iter().take(1 + usize::from(ends)))
+        {
+            *place = number.to_le_bytes();
+        }
+        true
+    }
+
     /// It holds this from now on. Returns the collection that it held.
     pub fn replace(&mut self, value: Value, version: Lsn, end: Millis) -> Option<Box<Collection>> {
-        if let (Holds::Packed(packed), Value::Bytes(bytes)) = (&mut self.holds, &value) {
-            let head = if self.ends { 2 * NUMBER_BYTES } else { NUMBER_BYTES };
-            let values = head + usize::from(self.key_bytes);
-            if packed.len() == values + bytes.len()
-                && self.ends == (end.0 != 0)
-                && let Some((before, place)) = packed.split_at_mut_checked(values)
-            {
-                place.copy_from_slice(bytes);
-                before.iter_mut().zip(version.0.to_le_bytes()).for_each(|(place, byte)| *place = byte);
-                let ends = before.iter_mut().skip(NUMBER_BYTES).take(head - NUMBER_BYTES);
-                ends.zip(end.0.to_le_bytes()).for_each(|(place, byte)| *place = byte);
-                return None;
-            }
+        if let Value::Bytes(bytes) = &value
+            && self.put_over(bytes, version, end)
+        {
+            return None;
         }
         let key: Box<[u8]> = self.key().into();
         let before = std::mem::replace(self, Self::new(&key, value, version, end, self.mark));

@@ -5,7 +5,7 @@ use flowmesh_model::codec::{Malformed, Reader, put_varint};
 use flowmesh_model::{IndexWrite, Lsn, Millis, SlotId, Space};
 
 use super::value::Value;
-use super::{Entry, Store, View};
+use super::{Entry, Order, Store, View};
 use crate::changes::{Change, Seals, Touch, image, removal};
 use crate::items::Indexed;
 use crate::keys::{self, Home};
@@ -77,6 +77,13 @@ impl Store {
         }
         self.put(hash, Entry::restored(key, value, version, expires_at));
         Ok(())
+    }
+
+    /// All entries are there: builds the orders. One by one, each would wait for memory that no other needs.
+    pub fn finish_restore(&mut self) {
+        self.ordered = Order::of(&self.slab);
+        let ends = self.slab.iter().map(|(place, entry)| (entry.next_end(), place));
+        self.expiry = ends.filter(|(end, _)| end.0 != 0).collect();
     }
 
     /// What else a checkpoint takes.

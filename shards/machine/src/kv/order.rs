@@ -46,6 +46,32 @@ struct Leaf {
 }
 
 impl Order {
+    /// The order of all entries of a slab: faster than one after the other, and leaves are full.
+    pub fn of(slab: &Slab) -> Self {
+        let first = slab.iter().next().map_or(&[][..], |(_, entry)| entry.key());
+        let common = slab.iter().fold(first.len(), |common, (_, entry)| {
+            common.min(common_bytes(first.get(..common).unwrap_or_default(), entry.key()))
+        });
+        // Eight bytes behind what all begin with are nearly all that must be compared.
+        let mut all: Vec<(u64, Place)> =
+            slab.iter().map(|(place, entry)| (eight_of(entry.key(), common), place)).collect();
+        all.sort_unstable_by(|(one, at), (other, with)| {
+            one.cmp(other).then_with(|| slab.key(*at).cmp(slab.key(*with)))
+        });
+        let mut order = Self { leaves: BTreeMap::new(), len: all.len() };
+        let mut last: Option<&[u8]> = None;
+        for places in all.chunks(LEAF_MAX) {
+            let places: Vec<(u32, Place)> = places.iter().map(|(_, place)| (0, *place)).collect();
+            let mut leaf = Leaf { common: Part::new(), places };
+            leaf.share(slab, leaf.common_of_all(slab));
+            let key_at = |place: Option<&(u32, Place)>| place.map_or(&[][..], |(_, place)| slab.key(*place));
+            let separator = last.map_or(&[][..], |last| between(last, key_at(leaf.places.first())));
+            last = Some(key_at(leaf.places.last()));
+            order.leaves.insert(Part::from_slice(separator), leaf);
+        }
+        order
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }
@@ -230,9 +256,7 @@ impl Leaf {
         self.places.shrink_to_fit();
         let last = self.places.last().map_or(&[][..], |(_, place)| slab.key(*place));
         let first = behind.places.first().map_or(&[][..], |(_, place)| slab.key(*place));
-        // The shortest that tells the two apart.
-        let separator = first.get(..=common_bytes(last, first)).unwrap_or(first);
-        let separator = Part::from_slice(separator);
+        let separator = Part::from_slice(between(last, first));
         for leaf in [&mut *self, &mut behind] {
             let common = leaf.common_of_all(slab);
             if common != leaf.common.len() {
@@ -260,6 +284,16 @@ impl Leaf {
             *head = head_of(slab.key(*place), common);
         }
     }
+}
+
+/// The shortest part of `first` that is behind `last`.
+fn between<'a>(last: &[u8], first: &'a [u8]) -> &'a [u8] {
+    first.get(..=common_bytes(last, first)).unwrap_or(first)
+}
+
+/// Eight bytes of a key as a number, in the same order as keys that begin with the same bytes before them.
+fn eight_of(key: &[u8], from: usize) -> u64 {
+    u64::from(head_of(key, from)) << 32 | u64::from(head_of(key, from + size_of::<u32>()))
 }
 
 /// Four bytes of a key as a number, in the same order as keys that begin with the same bytes before them.
@@ -350,6 +384,12 @@ mod tests {
                 }
                 order.check(&slab);
                 prop_assert!(order.iter().eq(model.values().copied()));
+                if bounds % 4 == 0 {
+                    // What is built at once goes on as what came bit by bit.
+                    order = Order::of(&slab);
+                    order.check(&slab);
+                    prop_assert!(order.iter().eq(model.values().copied()));
+                }
                 if bounds % 8 == 7 && let Some((key, place)) = model.pop_first() {
                     prop_assert_eq!(order.pop_first(), Some(place));
                     prop_assert_eq!(order.remove(&slab, &key), None);

@@ -62,6 +62,14 @@ impl Slab {
         page.entries.get_mut(place.in_page()).filter(|entry| !entry.is_vacant())
     }
 
+    /// All entries, as they lie.
+    pub fn iter(&self) -> impl Iterator<Item = (Place, &Entry)> {
+        (0..).step_by(PAGE_ENTRIES).zip(&self.pages).flat_map(|(first, page)| {
+            let entries = page.iter().flat_map(|page| &page.entries);
+            (first..).map(Place).zip(entries).filter(|(_, entry)| !entry.is_vacant())
+        })
+    }
+
     /// The key of a place; nothing if there is no entry.
     #[inline]
     pub fn key(&self, place: Place) -> &[u8] {
@@ -171,6 +179,7 @@ mod tests {
                 }
                 slab.check();
                 prop_assert_eq!(slab.len(), model.len());
+                prop_assert!(slab.iter().map(|(place, _)| place).eq(model.keys().copied()));
                 for (place, key) in &model {
                     prop_assert_eq!(slab.key(*place), &key.to_be_bytes());
                 }
