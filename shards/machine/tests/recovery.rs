@@ -84,6 +84,8 @@ struct Driver {
     appended: BTreeMap<PartitionRef, Vec<Vec<u8>>>,
 }
 
+const SIZE_STEP: usize = 300;
+
 const NAMES: [&str; 2] = ["a", "b{tag}"];
 
 fn stream_settings() -> Settings {
@@ -148,7 +150,8 @@ impl Driver {
             Step::Set { store, key, size, ttl, condition } => {
                 let entry = SetEntry {
                     key: Bytes::from(vec![b'k', *key]),
-                    value: Bytes::from(vec![*size; usize::from(*size)]),
+                    // Short ones lie with their keys, long ones apart.
+                    value: Bytes::from(vec![*size; usize::from(*size) * SIZE_STEP]),
                     ttl: ttl.map_or(SetTtl::Keep, SetTtl::Millis),
                     condition: match condition {
                         0 => SetIf::Absent,

@@ -10,14 +10,15 @@ use flowmesh_model::{Lsn, Millis, Reject};
 use super::glob;
 use super::later::Later;
 use crate::kv::change::{ordered, read_end, read_field, read_score};
+use crate::kv::entry::View;
 use crate::kv::pages::Look;
 use crate::kv::tree::{Cold, Cursor, Page, PageNo, Pages, Scratch};
-use crate::kv::value::{Collection, Value};
+use crate::kv::value::Collection;
 
 /// A key that is there.
 #[derive(Clone, Copy)]
 pub(super) struct Found<'r> {
-    pub value: &'r Value,
+    pub value: View<'r>,
     pub version: Lsn,
     pub expires_at: Option<Millis>,
     pub memory_bytes: u64,
@@ -74,9 +75,9 @@ impl<'r> Found<'r> {
     }
 
     pub fn info(&self) -> Result<KeyInfo, Reject> {
-        let len = match self.value {
-            Value::Collection(collection) => self.members(collection).live_len()?,
-            other => other.text().map_or(0, |text| text.len() as u64),
+        let len = match self.value.collection() {
+            Some(collection) => self.members(collection).live_len()?,
+            None => self.value.text().map_or(0, |text| text.len() as u64),
         };
         Ok(KeyInfo {
             holds: self.value.holds(),

@@ -85,6 +85,7 @@ impl<'a> Asked<'a> {
     pub(super) fn run(&'a self, ops: &[KvOp], atomic: bool, seed: u64) -> Result<Decision, Reject> {
         items("operations", ops.len())?;
         check_places(self, ops, atomic)?;
+        self.store.warm(ops.iter().map(|op| &*op.key));
         let mut run = Run {
             asked: self,
             tries: Tries::new(self, ops),

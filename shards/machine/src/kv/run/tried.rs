@@ -11,6 +11,7 @@ use super::found::{Found, Seen};
 use super::later::{Later, is_of_members};
 use crate::kv::change::{self, collection_of};
 use crate::kv::decide::Asked;
+use crate::kv::entry::{Entry, View};
 use crate::kv::pages::Look;
 use crate::kv::tree::Scratch;
 use crate::kv::value::{Collection, Value};
@@ -96,7 +97,8 @@ impl<'a> Tries<'a> {
     pub fn find(&self, asked: &'a Asked<'a>, key: &[u8]) -> Option<Found<'_>> {
         let now = asked.now;
         if let Some(tried) = self.tried(key) {
-            let value = tried.value.as_ref().filter(|value| is_live(value, tried.expires_at, now))?;
+            let value = tried.value.as_ref().map(View::from);
+            let value = value.filter(|value| is_live(*value, tried.expires_at, now))?;
             return Some(Found {
                 value,
                 version: tried.version,
@@ -111,11 +113,11 @@ impl<'a> Tries<'a> {
         let entry = asked.look(key, &mut seen);
         self.seen.set(seen);
         entry.map(|entry| Found {
-            value: &entry.value,
-            version: entry.version,
+            value: entry.view(),
+            version: entry.version(),
             expires_at: entry.expires_at(),
-            memory_bytes: memory_bytes_of(key, &entry.value),
-            pages: Seen::Stored(look(asked, &entry.value)),
+            memory_bytes: memory_bytes_of(key, entry.view()),
+            pages: Seen::Stored(look(asked, entry.view())),
             later: None,
             now,
         })
@@ -126,7 +128,7 @@ impl<'a> Tries<'a> {
         match self.tried(key) {
             Some(tried) => {
                 let value = tried.value.as_ref();
-                value.is_some_and(|value| !is_live(value, tried.expires_at, asked.now))
+                value.is_some_and(|value| !is_live(value.into(), tried.expires_at, asked.now))
             }
             None => asked.store.entry(key).is_some_and(|entry| !entry.is_live(asked.now)),
         }
@@ -196,10 +198,10 @@ fn change_key<'k, 'a>(asked: &'a Asked<'a>, keys: &'k mut ByKey<'a>, key: &Bytes
     let tried = keys.entry(key.clone()).or_insert_with(|| {
         let entry = asked.store.entry(key);
         Tried {
-            value: entry.map(|entry| entry.value.clone()),
+            value: entry.map(|entry| entry.view().to_value()),
             version: Lsn(0),
-            expires_at: entry.map_or(Millis(0), |entry| entry.expires_at),
-            pages: Scratch::new(entry.map_or(Look::NOTHING, |entry| look(asked, &entry.value))),
+            expires_at: entry.map_or(Millis(0), Entry::end),
+            pages: Scratch::new(entry.map_or(Look::NOTHING, |entry| look(asked, entry.view()))),
             later: Later::new(asked.store.sip),
         }
     });
@@ -207,7 +209,7 @@ fn change_key<'k, 'a>(asked: &'a Asked<'a>, keys: &'k mut ByKey<'a>, key: &Bytes
     tried
 }
 
-fn look<'a>(asked: &'a Asked<'a>, value: &Value) -> Look<'a> {
+fn look<'a>(asked: &'a Asked<'a>, value: View<'_>) -> Look<'a> {
     value.collection().map_or(Look::NOTHING, |collection| asked.store.pages.look(collection))
 }
 
