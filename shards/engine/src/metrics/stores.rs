@@ -48,10 +48,6 @@ impl Merge for StoreHeld {
 pub(super) fn counts_of(fact: &Fact) -> Option<(ResourceId, StoreCounts)> {
     let mut counts = StoreCounts::default();
     let store = match fact {
-        Fact::KeySet { store, .. } => {
-            counts.changes = 1;
-            store
-        }
         Fact::KeyDeleted { store, .. } => {
             counts.deleted = 1;
             store
@@ -65,7 +61,7 @@ pub(super) fn counts_of(fact: &Fact) -> Option<(ResourceId, StoreCounts)> {
             counts.fields_expired = 1;
             store
         }
-        Fact::Kv(store, _) => {
+        Fact::KeySet { store, .. } | Fact::Kv(store, _) => {
             counts.changes = 1;
             store
         }
@@ -85,7 +81,7 @@ pub(super) fn looks_of(command: &Command, reply: &Reply) -> Option<(ResourceId, 
     };
     match (command, reply) {
         (KvCommand::Get { .. }, Reply::Values(values)) => {
-            values.iter().for_each(|value| look(value.is_some()))
+            values.iter().for_each(|value| look(value.is_some()));
         }
         (KvCommand::Exists { .. }, Reply::Flags(flags)) => flags.iter().copied().for_each(look),
         (KvCommand::Run { ops, .. }, Reply::Kv(outcomes)) => {
