@@ -41,6 +41,7 @@ mod e2e {
     mod kv_batches;
     mod kv_crashes;
     mod kv_linear;
+    mod kv_metrics;
     mod kv_shell;
     mod kv_types;
     mod overload;

@@ -28,6 +28,7 @@ mod order;
 mod pages;
 mod run;
 mod scan;
+mod shelf;
 mod slab;
 mod table;
 mod tree;

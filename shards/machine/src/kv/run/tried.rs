@@ -8,6 +8,7 @@ use flowmesh_model::kv::fact::KvFact;
 use flowmesh_model::{Fact, Lsn, Millis, SlotId};
 
 use super::found::{Found, Seen};
+use super::later::{Later, is_of_members};
 use crate::kv::change::{self, collection_of};
 use crate::kv::decide::Asked;
 use crate::kv::entry::{Entry, View};
@@ -36,6 +37,29 @@ struct Tried<'a> {
     version: Lsn,
     expires_at: Millis,
     pages: Scratch<Look<'a>>,
+    /// What is not in `value` and `pages`.
+    later: Later,
+}
+
+impl Tried<'_> {
+    /// Puts what was noted where it belongs.
+    fn settle(&mut self) {
+        let Some(Value::Collection(collection)) = &mut self.value else {
+            assert!(self.later.is_empty(), "members were noted of a key that holds none");
+            return;
+        };
+        for fact in self.later.take() {
+            // What it needs was found in memory when it was decided.
+            let applied = change::apply(collection, &mut self.pages, &fact);
+            debug_assert!(applied.is_ok(), "a page went while it was used");
+        }
+    }
+
+    /// The key holds something else from now on, or nothing.
+    fn hold(&mut self, value: Option<Value>) {
+        self.later.take();
+        self.value = value;
+    }
 }
 
 impl<'a> Tries<'a> {
@@ -50,6 +74,19 @@ impl<'a> Tries<'a> {
 
     pub fn seen(&self) -> Lsn {
         self.seen.get()
+    }
+
+    /// An operation comes next: it must find what it asks for.
+    pub fn prepare(&mut self, op: &KvOp) {
+        let Some(keys) = &mut self.keys else { return };
+        if is_of_members(&op.action) {
+            return;
+        }
+        for key in std::iter::once(&op.key).chain(op.action.other_keys()) {
+            if let Some(tried) = keys.get_mut(key) {
+                tried.settle();
+            }
+        }
     }
 
     fn tried(&self, key: &[u8]) -> Option<&Tried<'a>> {
@@ -68,6 +105,7 @@ impl<'a> Tries<'a> {
                 expires_at: some_end(tried.expires_at),
                 memory_bytes: memory_bytes_of(key, value),
                 pages: Seen::Tried(&tried.pages),
+                later: Some(&tried.later),
                 now,
             });
         }
@@ -80,6 +118,7 @@ impl<'a> Tries<'a> {
             expires_at: entry.expires_at(),
             memory_bytes: memory_bytes_of(key, entry.view()),
             pages: Seen::Stored(look(asked, entry.view())),
+            later: None,
             now,
         })
     }
@@ -102,11 +141,11 @@ impl<'a> Tries<'a> {
             match fact {
                 Fact::KeySet { key, value, expires_at, .. } => {
                     let tried = change_key(asked, keys, key);
-                    tried.value = Some(Value::Bytes(value.clone()));
+                    tried.hold(Some(Value::Bytes(value.clone())));
                     tried.expires_at = expires_at.unwrap_or_default();
                 }
                 Fact::KeyDeleted { key, .. } | Fact::KeyExpired { key, .. } => {
-                    change_key(asked, keys, key).value = None;
+                    change_key(asked, keys, key).hold(None);
                 }
                 Fact::Kv(_, fact) => apply_one(asked, keys, fact),
                 other => panic!("an operation on a key makes nothing else true: {other:?}"),
@@ -119,7 +158,7 @@ fn apply_one<'a>(asked: &'a Asked<'a>, keys: &mut ByKey<'a>, fact: &KvFact) {
     match fact {
         KvFact::Counted { key, number, expires_at } => {
             let tried = change_key(asked, keys, key);
-            tried.value = Some(Value::Counter(*number));
+            tried.hold(Some(Value::Counter(*number)));
             tried.expires_at = expires_at.unwrap_or_default();
         }
         KvFact::EndSet { key, expires_at } => {
@@ -129,7 +168,7 @@ fn apply_one<'a>(asked: &'a Asked<'a>, keys: &mut ByKey<'a>, fact: &KvFact) {
             let from = change_key(asked, keys, key);
             let there = Tried { version: asked.lsn, ..from.clone() };
             if matches!(fact, KvFact::Renamed { .. }) {
-                from.value = None;
+                from.hold(None);
             }
             keys.insert(to.clone(), there);
         }
@@ -138,14 +177,17 @@ fn apply_one<'a>(asked: &'a Asked<'a>, keys: &mut ByKey<'a>, fact: &KvFact) {
             let (Some(key), Some(holds)) = (fact.key(), collection_of(fact)) else { return };
             let tried = change_key(asked, keys, key);
             if tried.value.is_none() {
-                tried.value = Some(Value::Collection(Box::new(Collection::new(holds, 0, SlotId(0)))));
+                tried.hold(Some(Value::Collection(Box::new(Collection::new(holds, 0, SlotId(0))))));
                 tried.pages = Scratch::new(Look::NOTHING);
                 tried.expires_at = Millis(0);
             }
-            // What it needs was found in memory when it was decided.
-            if let Some(Value::Collection(collection)) = &mut tried.value {
-                let applied = change::apply(collection, &mut tried.pages, fact);
-                debug_assert!(applied.is_ok(), "a page went while it was used");
+            if !tried.later.note(fact) {
+                tried.settle();
+                // What it needs was found in memory when it was decided.
+                if let Some(Value::Collection(collection)) = &mut tried.value {
+                    let applied = change::apply(collection, &mut tried.pages, fact);
+                    debug_assert!(applied.is_ok(), "a page went while it was used");
+                }
             }
         }
     }
@@ -160,6 +202,7 @@ fn change_key<'k, 'a>(asked: &'a Asked<'a>, keys: &'k mut ByKey<'a>, key: &Bytes
             version: Lsn(0),
             expires_at: entry.map_or(Millis(0), Entry::end),
             pages: Scratch::new(entry.map_or(Look::NOTHING, |entry| look(asked, entry.view()))),
+            later: Later::new(asked.store.sip),
         }
     });
     tried.version = asked.lsn;
