@@ -3,7 +3,7 @@
 //! [`table`] finds an entry by its key's hash, [`value`] is what keys hold and [`tree`] what collections are made of, with
 //! their [`pages`]. [`decide`] is what can be asked of many keys at once, [`run`] what can be asked of what one holds, and
 //! [`scan`] of ranges. [`apply`] is how facts change a store, [`change`] how they change a collection, [`index`] its part of
-//! checkpoints.
+//! checkpoints. [`feed`] is the stream that has its changes.
 //!
 //! | structure | by | for |
 //! |---|---|---|
@@ -20,6 +20,7 @@ mod batch;
 mod change;
 mod check;
 pub(crate) mod decide;
+pub(crate) mod feed;
 mod index;
 mod pages;
 mod run;

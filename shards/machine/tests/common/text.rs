@@ -34,6 +34,7 @@ pub fn fact(fact: &Fact) -> String {
         Fact::ResourceDeleted { id } => format!("ResourceDeleted {id}"),
         Fact::ResourceDropped { id } => format!("ResourceDropped {id}"),
         Fact::ResourceHeld { id, path } => format!("ResourceHeld {id} {path}"),
+        Fact::FeedHeld { id, path } => format!("FeedHeld {id} {path}"),
         Fact::RecordsAppended { at, base, count, records } => {
             format!("RecordsAppended {at} base {base} count {count} bytes {}", records.len())
         }

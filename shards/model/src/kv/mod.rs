@@ -5,6 +5,7 @@
 //! absent key is an empty collection, a collection that lost its last member is gone, indexes below zero count from the
 //! end) is the same. [`super::fact`] and [`fact`] say what becomes true.
 
+pub mod change;
 pub mod fact;
 mod outcome;
 mod real;

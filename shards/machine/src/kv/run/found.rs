@@ -109,6 +109,12 @@ pub(super) type Pair<'i> = (&'i [u8], &'i [u8]);
 pub(super) type Paged = (Vec<(Bytes, Bytes)>, Option<Bytes>);
 
 impl<'r> Members<'r> {
+    /// The collection that a key holds, if it holds one.
+    pub fn of(found: &Found<'r>) -> Option<Self> {
+        let collection = found.value.collection()?;
+        Some(Self { collection, pages: found.pages, now: found.now })
+    }
+
     /// Items, those included that have ended and are not removed.
     pub fn len(&self) -> u64 {
         self.collection.items.len()

@@ -9,9 +9,12 @@
 //! | `keys`, `bytes` | whatever a key holds; bytes and counters |
 //! | `hash`, `set`, `sorted`, `list` | collections |
 //! | `combine` | several sets at once |
+//!
+//! `changed` says what facts change, for the feed of the store.
 
 mod bytes;
 mod chance;
+pub(super) mod changed;
 mod combine;
 mod found;
 pub(super) mod glob;
