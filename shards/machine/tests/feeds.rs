@@ -12,10 +12,12 @@ use bytes::Bytes;
 use common::generated::{KEYS, key, op, value};
 use common::{Outcome, World, cases, pack};
 use flowmesh_model::command::{SetEntry, SetIf, SetTtl};
-use flowmesh_model::kv::change::{CHANGE_HEADER, ChangeKind, version_of};
+use flowmesh_model::kv::change::{CHANGE_HEADER, ChangeKind, SnapshotFrom, version_of};
 use flowmesh_model::kv::fact::KvFact;
+use flowmesh_model::kv::snapshot::SnapshotBounds;
 use flowmesh_model::kv::{
-    End, FieldTtl, HashOp, KeyOp, KvAction, KvOp, KvResult, ListOp, SetOp, Side, SortedOp, SortedRange,
+    AddIf, End, FieldTtl, HashOp, KeyOp, KvAction, KvOp, KvResult, ListOp, Real, SetOp, Side, SortedOp,
+    SortedRange,
 };
 use flowmesh_model::placement::PlacementHash;
 use flowmesh_model::record::{RecordSlices, RecordView};
@@ -104,8 +106,10 @@ impl Entry {
 }
 
 /// What a reader of the feed has.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Copy {
+    /// What goes need not have been there: a snapshot leaves out what has ended, and has some changes already.
+    is_of_snapshot: bool,
     keys: BTreeMap<Bytes, Entry>,
     /// Keys whose collection goes on in their next record.
     unfinished: BTreeSet<Bytes>,
@@ -174,10 +178,24 @@ impl Copy {
     /// Applies a change.
     fn apply(&mut self, key: &Bytes, change: &KvChange) {
         let goes_on = self.unfinished.remove(key);
-        assert_eq!(goes_on, change.kind() == Change::Items, "a collection that goes on goes on at once");
+        let at_once = goes_on == (change.kind() == Change::Items);
+        assert!(at_once || self.is_of_snapshot, "a collection that goes on goes on at once");
         let (member, value, ends) = (change.member.clone(), change.value.clone(), change.expires_at_ms);
         let index = change.index.unwrap_or(u64::MAX) as usize;
         match change.kind() {
+            Change::Present if self.is_of_snapshot => self.put_whole(key, change),
+            Change::Delete
+            | Change::Expire
+            | Change::End
+            | Change::FieldDelete
+            | Change::FieldExpire
+            | Change::FieldEnd
+            | Change::MemberRemove
+            | Change::ScoreRemove
+                if self.is_of_snapshot =>
+            {
+                self.apply_if_there(key, change);
+            }
             Change::Set | Change::Rename | Change::Copy => self.put_whole(key, change),
             Change::Items => self.add_items(key, change),
             Change::Delete | Change::Expire => drop(self.keys.remove(key).expect("what goes was there")),
@@ -201,6 +219,24 @@ impl Copy {
         }
         if let Some(entry) = self.keys.get_mut(key) {
             entry.version = change.version;
+        }
+    }
+
+    fn apply_if_there(&mut self, key: &Bytes, change: &KvChange) {
+        let Some(entry) = self.keys.get_mut(key) else { return };
+        let member = &change.member;
+        match (change.kind(), &mut entry.held) {
+            (Change::Delete | Change::Expire, _) => drop(self.keys.remove(key)),
+            (Change::End, _) => entry.ends = change.expires_at_ms,
+            (Change::FieldDelete | Change::FieldExpire, Held::Hash(fields)) => drop(fields.remove(member)),
+            (Change::FieldEnd, Held::Hash(fields)) => {
+                if let Some(field) = fields.get_mut(member) {
+                    field.1 = change.expires_at_ms;
+                }
+            }
+            (Change::MemberRemove, Held::Set(members)) => drop(members.remove(member)),
+            (Change::ScoreRemove, Held::Sorted(scores)) => drop(scores.remove(member)),
+            _ => panic!("{change:?}"),
         }
     }
 
@@ -251,6 +287,55 @@ impl Copy {
     }
 }
 
+/// Reads a snapshot part by part while the store changes, then the feed from where it ended when the snapshot began.
+struct Watcher {
+    from: Option<SnapshotFrom>,
+    bounds: SnapshotBounds,
+    copy: Copy,
+    /// The entry of the log at which it began.
+    begun: usize,
+}
+
+impl Watcher {
+    fn part(&mut self, rig: &mut Rig) {
+        let Some(from) = self.from.take() else { return };
+        let snapshot = KvCommand::Snapshot { prefix: Bytes::new(), key: None, from: from.clone() };
+        let outcome = rig.world.run(&Command::Kv(rig.store, snapshot));
+        let Outcome::Answered(Reply::KvSnapshot(part), seen) = outcome else { panic!("{outcome:?}") };
+        assert_eq!((part.upto, seen), (rig.world.lsn, rig.world.lsn));
+        for (key, message) in &part.changes {
+            let change = KvChange::decode(message.clone()).unwrap();
+            assert!(matches!(change.kind(), Change::Present | Change::Items));
+            assert!(change.version <= part.upto.0);
+            self.copy.apply(key, &change);
+        }
+        self.bounds.note(&from, &part);
+        self.from = part.next;
+    }
+
+    /// What it has at the end: the rest of the snapshot, and all of the feed.
+    fn finish(mut self, rig: &mut Rig) -> Copy {
+        while self.from.is_some() {
+            self.part(rig);
+        }
+        for (at, facts) in &rig.world.log[self.begun..] {
+            for fact in facts {
+                let Fact::RecordsAppended { records, .. } = fact else { continue };
+                for record in RecordSlices::new(records) {
+                    let record = RecordView::read(record.unwrap()).unwrap();
+                    let key = Bytes::copy_from_slice(record.key.unwrap());
+                    if !self.bounds.has(&key, at.lsn) {
+                        self.copy.apply(&key, &KvChange::decode(record.value).unwrap());
+                    } else {
+                        assert!(at.lsn <= self.bounds.last());
+                    }
+                }
+            }
+        }
+        self.copy
+    }
+}
+
 /// A store with a feed, and a reader of it.
 struct Rig {
     world: World,
@@ -268,7 +353,7 @@ const STORE: &str = "cart";
 const FEED: &str = "default/default/stream/cart-changes";
 
 fn with_feed(old_values: bool) -> Settings {
-    let feed = FeedSettings { stream: FEED.to_owned(), partitions: 0, old_values };
+    let feed = FeedSettings { stream: FEED.to_owned(), partitions: 0, old_values, late: false };
     Settings::Kv(KvSettings { feed: Some(feed), ..KvSettings::default() })
 }
 
@@ -283,7 +368,7 @@ impl Rig {
         let Settings::Kv(KvSettings { feed: Some(settings), .. }) = settings_of(&world, store) else {
             panic!("no feed")
         };
-        assert_eq!(settings.partitions, 4);
+        assert_eq!((settings.partitions, settings.late), (4, false));
         let feed = world.machine.catalog_snapshot().find(Kind::Stream, FEED).unwrap().id;
         let (copy, seen, ends) = (Copy::default(), world.log.len(), BTreeMap::new());
         Self { world, store, feed, settings, copy, seen, ends }
@@ -341,6 +426,28 @@ impl Rig {
         }
         self.seen = self.world.log.len();
         assert!(self.copy.unfinished.is_empty(), "one entry has all of a collection");
+    }
+
+    fn watch(&self) -> Watcher {
+        let copy = Copy { is_of_snapshot: true, ..Copy::default() };
+        let (from, begun) = (Some(SnapshotFrom::Start), self.world.log.len());
+        Watcher { from, bounds: SnapshotBounds::default(), copy, begun }
+    }
+
+    /// Another copy is what this one is, but for what has ended.
+    fn check_watched(&self, copy: &Copy) {
+        let now = self.world.machine.clamp(self.world.now).0;
+        let live = |copy: &Copy| {
+            let mut keys = copy.keys.clone();
+            keys.retain(|_, entry| entry.is_live(now));
+            for entry in keys.values_mut() {
+                if let Held::Hash(fields) = &mut entry.held {
+                    fields.retain(|_, (_, end)| end.is_none_or(|end| end > now));
+                }
+            }
+            keys
+        };
+        assert_eq!(live(copy), live(&self.copy));
     }
 
     /// The copy is what the store holds, and the feed has as many records as were read.
@@ -433,6 +540,8 @@ enum Step {
     Write,
     Fail,
     Crash,
+    Watch,
+    Part,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -450,6 +559,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Write),
         1 => Just(Step::Fail),
         2 => Just(Step::Crash),
+        2 => Just(Step::Watch),
+        6 => Just(Step::Part),
     ]
 }
 
@@ -460,6 +571,7 @@ proptest! {
         old_values in prop::bool::weighted(0.7), steps in prop::collection::vec(step(), 1..90)
     ) {
         let mut rig = Rig::new(old_values);
+        let mut watchers: Vec<Watcher> = Vec::new();
         for step in steps {
             match step {
                 Step::Run(ops, atomic, seed) => drop(rig.run(KvCommand::Run { ops: ops.into(), atomic, seed })),
@@ -481,6 +593,8 @@ proptest! {
                 Step::Write => drop(rig.world.write()),
                 Step::Fail => if rig.world.sealed.is_some() { rig.world.unseal() },
                 Step::Crash => rig.world.crash(),
+                Step::Watch => if watchers.len() < 4 { watchers.push(rig.watch()) },
+                Step::Part => watchers.iter_mut().for_each(|watcher| watcher.part(&mut rig)),
             }
             rig.follow();
             rig.world.machine.check_all();
@@ -488,6 +602,10 @@ proptest! {
         rig.check();
         rig.world.crash();
         rig.check();
+        for watcher in watchers {
+            let copy = watcher.finish(&mut rig);
+            rig.check_watched(&copy);
+        }
     }
 }
 
@@ -526,6 +644,78 @@ fn a_large_collection_that_gets_another_name_comes_in_pieces() {
     let more: u64 = rig.ends.iter().map(|(at, (next, _))| next - before.get(at).map_or(0, |end| end.0)).sum();
     assert_eq!(more, 1 + 3 + 3, "one for what goes, three pieces, and two values of the list a piece");
     rig.check();
+}
+
+/// Collections too large for one part change between the parts that have them.
+#[test]
+fn a_snapshot_of_large_collections_that_change_meanwhile_ends_as_the_store() {
+    let long = |n: usize| Bytes::from(format!("{n:05}{}", "x".repeat(900)));
+    let add = |rig: &mut Rig, n: usize| {
+        let score = Real::new(n as f64).unwrap();
+        rig.ops(vec![
+            on(
+                "a{t}",
+                KvAction::Hash(HashOp::Set {
+                    fields: vec![(long(n), long(n + 1))],
+                    if_absent: false,
+                    ttl: FieldTtl::Never,
+                }),
+            ),
+            on("b{t}", KvAction::Set(SetOp::Add(vec![long(n)]))),
+            on(
+                "c{t}",
+                KvAction::Sorted(SortedOp::Add {
+                    members: vec![(score, long(n))],
+                    only: AddIf::default(),
+                    changed: false,
+                }),
+            ),
+            on(
+                "d{t}",
+                KvAction::List(ListOp::Push { side: Side::Front, values: vec![long(n)], if_present: false }),
+            ),
+        ]);
+    };
+    let take = |rig: &mut Rig, n: usize| {
+        rig.ops(vec![
+            on("a{t}", KvAction::Hash(HashOp::Delete(vec![long(n)]))),
+            on("b{t}", KvAction::Set(SetOp::Remove(vec![long(n)]))),
+            on("c{t}", KvAction::Sorted(SortedOp::Remove(vec![long(n)]))),
+            on("d{t}", KvAction::List(ListOp::Pop(Side::Back, 1))),
+        ]);
+    };
+    for replaced in [false, true] {
+        let mut rig = Rig::new(false);
+        (0..1_500).step_by(2).for_each(|n| add(&mut rig, n));
+        let mut watcher = rig.watch();
+        let (mut parts, mut within, mut again) = (0, 0, 0);
+        while let Some(from) = watcher.from.clone() {
+            within += usize::from(matches!(from, SnapshotFrom::Within { .. }));
+            let before = watcher.bounds.clone();
+            watcher.part(&mut rig);
+            let is_within = matches!(from, SnapshotFrom::Within { .. });
+            again += usize::from(is_within && watcher.bounds != before);
+            parts += 1;
+            // A list that changes between all its parts is begun anew each time.
+            if parts % 3 == 0 && parts < 30 {
+                (0..40).for_each(|n| add(&mut rig, n * 31 % 1_500));
+                (0..40).for_each(|n| take(&mut rig, n * 17 % 1_500));
+            }
+            if replaced && parts == 2 {
+                let other = on("a{t}", KvAction::Set(SetOp::Add(vec![b("y")])));
+                rig.ops(vec![on("a{t}", KvAction::Key(KeyOp::Delete)), other]);
+                let to = KeyOp::Rename { to: b("b{t}"), if_absent: false };
+                rig.ops(vec![on("d{t}", KvAction::Key(to))]);
+            }
+            assert!(parts < 1_000, "it ends");
+        }
+        let least = if replaced { 1 } else { 4 };
+        assert!(within >= least, "{within} of {parts}");
+        assert!(again > 0 || replaced, "the list is begun anew");
+        let copy = watcher.finish(&mut rig);
+        rig.check_watched(&copy);
+        rig.check();
+    }
 }
 
 #[test]
@@ -682,6 +872,8 @@ fn a_store_that_gets_a_feed_later_has_its_changes_from_then_on() {
     let record = RecordSlices::new(&records[0]).next().unwrap().unwrap();
     let change = KvChange::decode(RecordView::read(record).unwrap().value).unwrap();
     assert_eq!(change.old.unwrap().value, Some(b("1")));
+    let Settings::Kv(KvSettings { feed: Some(feed), .. }) = settings_of(&world, store) else { panic!() };
+    assert!(feed.late, "its first records are not the first changes");
     assert_eq!(records.len(), 1);
     world.crash();
     world.machine.check_all();
@@ -694,7 +886,7 @@ fn partitions_of_a_feed_are_a_multiple_of_the_shards() {
     let mut world = World { machine: flowmesh_machine::Machine::new(config), ..World::default() };
     let path = ResourcePath::parse(Kind::Kv, STORE).unwrap();
     let asked = |partitions| {
-        let feed = FeedSettings { stream: FEED.to_owned(), partitions, old_values: false };
+        let feed = FeedSettings { stream: FEED.to_owned(), partitions, old_values: false, late: false };
         let settings = Settings::Kv(KvSettings { feed: Some(feed), ..KvSettings::default() });
         Command::Catalog(CatalogCommand::Create { path: path.clone(), settings, or_existing: false })
     };

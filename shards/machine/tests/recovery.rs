@@ -102,7 +102,8 @@ fn queue_settings() -> Settings {
 /// One of both with a feed, which is created and dropped with it.
 fn store_settings(name: &str) -> Settings {
     let stream = format!("default/default/stream/{name}-changes");
-    let feed = (name != NAMES[0]).then_some(FeedSettings { stream, partitions: 0, old_values: true });
+    let feed =
+        (name != NAMES[0]).then_some(FeedSettings { stream, partitions: 0, old_values: true, late: false });
     Settings::Kv(KvSettings { feed, ..KvSettings::default() })
 }
 

@@ -50,6 +50,12 @@ pub const PARTITIONS_MAX: u32 = 1024;
 pub const FEED_PARTITIONS: u32 = 4;
 /// Bytes of records of a feed that are appended together: a batch is read and sent as a whole.
 pub const FEED_BATCH_BYTES: usize = 512 * 1024;
+/// Keys of one part of a snapshot, and the bytes after which it ends: about as much work as a large read.
+pub const SNAPSHOT_KEYS_MAX: usize = 1_000;
+/// See [`SNAPSHOT_KEYS_MAX`].
+pub const SNAPSHOT_BYTES: usize = 512 * 1024;
+/// How often a list that is too large for one part of a snapshot, and changes while it is read, is begun anew.
+pub const SNAPSHOT_AGAIN_MAX: u32 = 16;
 /// Items of a collection that one record of a feed, or one message of a watch, has at most, and their bytes.
 pub const FEED_ITEMS_MAX: usize = 1_000;
 /// See [`FEED_ITEMS_MAX`].

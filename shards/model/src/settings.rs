@@ -434,6 +434,9 @@ pub struct FeedSettings {
     /// Whether records also say what was before, from the next change on.
     #[serde(default, skip_serializing_if = "is_false")]
     pub old_values: bool,
+    /// The store was there before it, so that its first records may not be the first changes. The catalog says so.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub late: bool,
 }
 
 impl FeedSettings {

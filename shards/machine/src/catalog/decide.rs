@@ -19,11 +19,12 @@ impl CatalogState {
     pub fn decide(&self, now: Millis, shards: u16, command: &CatalogCommand) -> Result<Decision, Reject> {
         match command {
             CatalogCommand::Create { path, settings, or_existing } => {
-                let settings = feed::placed(path, settings, shards)?;
+                let settings = feed::placed(path, settings, shards, None)?;
                 self.create(now, path, &settings, *or_existing)
             }
             CatalogCommand::Update { path, settings } => {
-                let settings = feed::placed(path, settings, shards)?;
+                let settings =
+                    feed::placed(path, settings, shards, self.catalog.find_path(path).map(|info| &**info))?;
                 self.update(path, &settings)
             }
             CatalogCommand::Delete { path } => self.delete(path),

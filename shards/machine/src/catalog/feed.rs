@@ -8,11 +8,13 @@ use flowmesh_model::{Durability, KvSettings, Reject, ResourceInfo, ResourcePath,
 
 use super::CatalogState;
 
-/// The settings with the number of partitions of a feed, which is as many on each shard.
+/// The settings with what of a feed the catalog says: the number of partitions, as many on each shard, and whether the
+/// store, which is `info`, was there before it.
 pub(super) fn placed<'s>(
     path: &ResourcePath,
     settings: &'s Settings,
     shards: u16,
+    info: Option<&ResourceInfo>,
 ) -> Result<Cow<'s, Settings>, Reject> {
     let Settings::Kv(kv @ KvSettings { feed: Some(feed), .. }) = settings else {
         return Ok(Cow::Borrowed(settings));
@@ -29,7 +31,12 @@ pub(super) fn placed<'s>(
     }
     let partitions =
         if feed.partitions == 0 { FeedSettings::partitions_for(shards) } else { feed.partitions };
-    let feed = FeedSettings { partitions, ..feed.clone() };
+    let late = match info.map(|info| &info.settings) {
+        Some(Settings::Kv(KvSettings { feed: Some(is), .. })) => is.late,
+        Some(_) => true,
+        None => false,
+    };
+    let feed = FeedSettings { partitions, late, ..feed.clone() };
     Ok(Cow::Owned(Settings::Kv(KvSettings { feed: Some(feed), ..kv.clone() })))
 }
 

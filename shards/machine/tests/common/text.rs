@@ -112,6 +112,7 @@ pub fn reply(reply: &Reply) -> String {
             Ok(outcome) => format!("version {} {:?}", outcome.version, outcome.result),
             Err(reject) => format!("{}: {reject}", reject.reason()),
         }),
+        Reply::KvSnapshot(part) => format!("snapshot {part:?}"),
         Reply::KvStatus(status) => format!("{status:?}"),
         Reply::KvCleared { count, more } => format!("cleared {count}, more: {more}"),
         Reply::Producer { id, epoch } => format!("producer {id} epoch {epoch}"),

@@ -262,6 +262,50 @@ impl KvChange {
     }
 }
 
+/// Where the items of a collection go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ItemsFrom {
+    /// With the first.
+    Start,
+    /// Behind this field or member.
+    Behind(Bytes),
+    /// At this place of a list.
+    Place(u64),
+}
+
+/// Where a snapshot of a store goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnapshotFrom {
+    /// With the first key.
+    Start,
+    /// Behind this key.
+    Behind(Bytes),
+    /// Within the collection of a key that is too large for one part.
+    Within {
+        /// The key.
+        key: Bytes,
+        /// The collection's number.
+        collection: u64,
+        /// The key's version when its first part was read.
+        version: Lsn,
+        /// Where.
+        items: ItemsFrom,
+    },
+}
+
+/// A part of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotPart {
+    /// Keys, each with an encoded [`KvChange`] of the kind `Present` or `Items`.
+    pub changes: Vec<(Bytes, Bytes)>,
+    /// Where the next part begins, if there is one.
+    pub next: Option<SnapshotFrom>,
+    /// All entries of the shard's log up to here are in it, and none behind.
+    pub upto: Lsn,
+    /// Of a part within a list: it had changed, and begins anew.
+    pub again: bool,
+}
+
 /// The version of a message that [`KvChange::encode`] wrote, without reading the rest.
 ///
 /// # Errors

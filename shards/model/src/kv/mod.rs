@@ -9,6 +9,7 @@ pub mod change;
 pub mod fact;
 mod outcome;
 mod real;
+pub mod snapshot;
 
 pub use outcome::{KeyInfo, KvOutcome, KvResult};
 pub use real::Real;

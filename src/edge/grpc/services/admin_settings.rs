@@ -160,7 +160,7 @@ fn feed(
         (_, partitions) => partitions,
     };
     let old_values = change.old_values.unwrap_or_else(|| base.is_some_and(|base| base.old_values));
-    Ok(Some(FeedSettings { stream, partitions, old_values }))
+    Ok(Some(FeedSettings { stream, partitions, old_values, late: false }))
 }
 
 /// A setting that may be absent: 0 takes it back.
@@ -403,8 +403,8 @@ mod tests {
         };
         let full = "default/default/stream/f".to_owned();
         let new = merge(None, "f", 0, None).unwrap();
-        assert_eq!(new, Some(FeedSettings { stream: full.clone(), partitions: 0, old_values: false }));
-        let is = FeedSettings { stream: full, partitions: 4, old_values: true };
+        assert_eq!(new, Some(FeedSettings { stream: full.clone(), ..FeedSettings::default() }));
+        let is = FeedSettings { stream: full, partitions: 4, old_values: true, late: false };
         assert_eq!(merge(Some(is.clone()), "", 0, None).unwrap(), Some(is.clone()));
         let without = FeedSettings { old_values: false, ..is.clone() };
         assert_eq!(merge(Some(is), "f", 0, Some(false)).unwrap(), Some(without));

@@ -55,9 +55,9 @@ const SEND_BYTES: usize = 512 * 1024;
 
 /// One partition of the subscription.
 #[derive(Clone, Copy, Debug)]
-struct Cursor {
-    partition: u32,
-    from: ReadFrom,
+pub(super) struct Cursor {
+    pub partition: u32,
+    pub from: ReadFrom,
     /// Where the subscription ends there.
     end: Option<Offset>,
     /// Bytes of the next read.
@@ -68,6 +68,12 @@ struct Cursor {
 }
 
 impl Cursor {
+    /// Of a partition that is read without a filter and without an end.
+    pub fn at(partition: u32, offset: Offset) -> Self {
+        let (from, bytes, told_at) = (ReadFrom::Offset(offset), BATCH_BYTES_DEFAULT, Millis(0));
+        Self { partition, from, end: None, bytes, unsaid: 0, told_at }
+    }
+
     /// Where to go on, and with how much: reads grow while they come back full, up to `behind`, and shrink to `wanted` when
     /// the consumer has caught up.
     fn behind(self, records: &RecordRuns, wanted: u32, behind: u32) -> Self {
@@ -153,11 +159,11 @@ pub async fn subscribe<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) ->
     Ok(())
 }
 
-type ReadOutcome = (Cursor, Result<RecordRuns, Reject>);
-type Reads = FuturesUnordered<LocalBoxFuture<'static, ReadOutcome>>;
+pub(super) type ReadOutcome = (Cursor, Result<RecordRuns, Reject>);
+pub(super) type Reads = FuturesUnordered<LocalBoxFuture<'static, ReadOutcome>>;
 
 /// A read that is done already, if there is one.
-async fn ready_now(reads: &mut Reads) -> Option<ReadOutcome> {
+pub(super) async fn ready_now(reads: &mut Reads) -> Option<ReadOutcome> {
     std::future::poll_fn(|cx| match reads.poll_next_unpin(cx) {
         Poll::Ready(done) => Poll::Ready(done),
         Poll::Pending => Poll::Ready(None),
@@ -166,7 +172,12 @@ async fn ready_now(reads: &mut Reads) -> Option<ReadOutcome> {
 }
 
 /// Reads on, unless the partition's end was reached.
-fn start_read<B: Backend>(edge: &Rc<Edge<B>>, info: &Arc<ResourceInfo>, cursor: Cursor, reads: &mut Reads) {
+pub(super) fn start_read<B: Backend>(
+    edge: &Rc<Edge<B>>,
+    info: &Arc<ResourceInfo>,
+    cursor: Cursor,
+    reads: &mut Reads,
+) {
     if let (Some(end), ReadFrom::Offset(next)) = (cursor.end, cursor.from)
         && next >= end
     {

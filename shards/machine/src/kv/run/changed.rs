@@ -13,7 +13,7 @@
 
 use bytes::Bytes;
 use flowmesh_model::kv::KvType;
-use flowmesh_model::kv::change::{ChangeItem, ChangeKind, ChangeOld, KvChange};
+use flowmesh_model::kv::change::{ChangeItem, ChangeKind, ChangeOld, ItemsFrom, KvChange};
 use flowmesh_model::kv::fact::KvFact;
 use flowmesh_model::limits::{FEED_ITEMS_BYTES_MAX, FEED_ITEMS_MAX, KV_LOOKED_MAX};
 use flowmesh_model::{Fact, Millis, Reject};
@@ -237,7 +237,7 @@ fn whole(found: &Found<'_>, to: &Bytes, first: KvChange) -> Result<Vec<Changed>,
     }
     let (mut changed, mut from) = (Vec::new(), ItemsFrom::Start);
     loop {
-        let (items, next) = items(&members, &from)?;
+        let (items, next) = items(&members, &from, true)?;
         change.items = items;
         change.more = next.is_some();
         changed.push((to.clone(), change));
@@ -263,18 +263,11 @@ pub(super) fn head(found: &Found<'_>, first: KvChange) -> KvChange {
     }
 }
 
-/// Where the items of a collection go on: behind one of them, or, of a list, at a place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum ItemsFrom {
-    Start,
-    Behind(Bytes),
-    Place(u64),
-}
-
-/// As many items as one record has, and where the others begin, if there are any.
+/// As many items as one record has, those that have ended included if `ended`, and where the others begin, if there are any.
 pub(super) fn items(
     members: &Members<'_>,
     from: &ItemsFrom,
+    ended: bool,
 ) -> Result<(Vec<ChangeItem>, Option<ItemsFrom>), Cold> {
     let mut cursor = match from {
         ItemsFrom::Start => members.items_from(0)?,
@@ -294,6 +287,9 @@ pub(super) fn items(
             return Ok((items, Some(next)));
         }
         let item = item(holds, member, value);
+        if !ended && item.expires_at.is_some_and(|end| end <= members.now) {
+            continue;
+        }
         bytes += item.bytes();
         items.push(item);
     }

@@ -10,7 +10,7 @@
 //! | `hash`, `set`, `sorted`, `list` | collections |
 //! | `combine` | several sets at once |
 //!
-//! `changed` says what facts change, for the feed of the store.
+//! `changed` says what facts change, for the feed of the store, and `snapshot` what keys hold in the same words.
 
 mod bytes;
 mod chance;
@@ -22,6 +22,7 @@ mod hash;
 mod keys;
 mod list;
 mod set;
+pub(super) mod snapshot;
 mod sorted;
 mod tried;
 
