@@ -27,6 +27,7 @@ mod e2e {
     mod disconnects;
     mod disk_full;
     mod docs;
+    mod docs_examples;
     mod durability;
     mod filters;
     mod group_consume;

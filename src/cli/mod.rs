@@ -8,6 +8,7 @@
 
 mod args;
 mod base64;
+mod confirm;
 mod connection;
 mod exec;
 mod failure;
@@ -28,6 +29,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod topology;
+mod watch;
 mod worker;
 
 use std::future::Future;

@@ -102,8 +102,8 @@ impl Serialize for Headers<'_> {
             if self.0.iter().take(index).any(|other| is_same(&other)) {
                 continue;
             }
-            let values: Vec<HeaderValue<'_>> =
-                self.0.iter().filter(is_same).map(|header| HeaderValue(&header.value)).collect();
+            let values: Vec<BytesJson<'_>> =
+                self.0.iter().filter(is_same).map(|header| BytesJson(&header.value)).collect();
             match values.as_slice() {
                 [value] => map.serialize_entry(&header.name, value)?,
                 _ => map.serialize_entry(&header.name, &values)?,
@@ -113,9 +113,11 @@ impl Serialize for Headers<'_> {
     }
 }
 
-struct HeaderValue<'a>(&'a [u8]);
+/// Bytes in JSON: text, or an object with `base64`.
+#[derive(Debug)]
+pub struct BytesJson<'a>(pub &'a [u8]);
 
-impl Serialize for HeaderValue<'_> {
+impl Serialize for BytesJson<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         if let Some(text) = text(self.0) {
             return serializer.serialize_str(text);

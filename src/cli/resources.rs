@@ -1,7 +1,5 @@
 //! `flowmesh resources`: list, describe, create, update, delete.
 
-use std::io::{self, IsTerminal, Write};
-
 use clap::{Args, Subcommand};
 use flowmesh::config::value;
 use flowmesh_model::compression::Codec;
@@ -11,6 +9,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::args::{Format, KindWord, Output, Server, Target};
+use super::confirm::Confirm;
 use super::connection::client;
 use super::failure::Failure;
 use super::output::{Out, time};
@@ -100,9 +99,8 @@ pub struct UpdateArgs {
 pub struct DeleteArgs {
     #[command(flatten)]
     target: Target,
-    /// Do not ask, where standard input is a terminal
-    #[arg(short, long)]
-    yes: bool,
+    #[command(flatten)]
+    confirm: Confirm,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -246,9 +244,8 @@ impl UpdateArgs {
 impl DeleteArgs {
     async fn run(self) -> Result<(), Failure> {
         let (kind, name) = self.target.resolve().map_err(Failure::Usage)?;
-        if !self.yes && io::stdin().is_terminal() && io::stderr().is_terminal() {
-            confirm(KindWord::text(kind), &name)?;
-        }
+        let question = format!("Delete {} {name} with everything in it?", KindWord::text(kind));
+        self.confirm.ask(&question, "not deleted")?;
         let mut admin = client!(admin_client::AdminClient, self.server.connect().await?);
         let request = v1::DeleteResourceRequest { kind: kind.into(), name };
         let deleted = admin.delete_resource(self.server.request(request)).await?.into_inner();
@@ -259,18 +256,6 @@ impl DeleteArgs {
             Format::Table => out.line(format!("{} is deleted", resource.path).as_bytes())?,
         }
         out.flush()
-    }
-}
-
-fn confirm(kind: &str, name: &str) -> Result<(), Failure> {
-    eprint!("Delete {kind} {name} with everything in it? [y/N] ");
-    let _ = io::stderr().flush();
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).map_err(Failure::io("read the answer"))?;
-    if matches!(answer.trim(), "y" | "Y" | "yes") {
-        Ok(())
-    } else {
-        Err(Failure::Usage("not deleted".to_owned()))
     }
 }
 

@@ -194,7 +194,10 @@ pub fn parse(words: &[Bytes]) -> Result<Request, SyntaxError> {
 
 fn no_such(name: &[u8]) -> SyntaxError {
     let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
-    let refused = REFUSED.iter().find(|refused| is(refused.name)).map(|refused| refused.instead);
+    let refused = REFUSED
+        .iter()
+        .find(|refused| refused.names.iter().any(|&name| is(name)))
+        .map(|refused| refused.instead);
     let elsewhere = || ELSEWHERE.iter().find(|(known, _)| is(known)).map(|(_, instead)| *instead);
     let (command, problem) = if let Some(instead) = refused.or_else(elsewhere) {
         (String::from_utf8_lossy(name).to_ascii_uppercase(), format!("has no equivalent. {instead}"))

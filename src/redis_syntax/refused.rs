@@ -2,67 +2,68 @@
 
 use super::Group;
 
-/// A command that is refused.
+/// Commands of a group that are refused for the same reason.
 #[derive(Clone, Copy, Debug)]
 pub struct Refused {
-    /// Its name.
-    pub name: &'static str,
-    /// Its group.
+    /// Their group.
     pub group: Group,
+    /// Their names.
+    pub names: &'static [&'static str],
     /// What to use instead, and why there is none: one sentence.
     pub instead: &'static str,
 }
 
-const fn refused(group: Group, name: &'static str, instead: &'static str) -> Refused {
-    Refused { name, group, instead }
+const fn refused(group: Group, names: &'static [&'static str], instead: &'static str) -> Refused {
+    Refused { group, names, instead }
 }
 
 const WAITS: &str =
     "Nothing waits for a list or a sorted set; a queue does: `queue reserve --wait`, or `queue work`.";
-const FORMAT: &str = "There is no binary form of a single key; `kv export` and `kv import` carry keys with their ends as JSON lines.";
-const SORTS: &str = "Nothing is sorted when it is read; keep a sorted set, or read with LRANGE or SMEMBERS and sort in the client.";
-const INTERNALS: &str =
-    "How a key is kept is not shown; `kv type -o json` says type, length, memory, version and end.";
-const WAITS_FOR_COPIES: &str = "A write is on disk when it is answered, unless durability is set otherwise; there are no replicas to wait for.";
 
 /// The commands.
 pub const REFUSED: &[Refused] = &[
     refused(
         Group::String,
-        "LCS",
+        &["LCS"],
         "The longest common subsequence takes time in the square of the values; read both and compare in the client.",
     ),
-    refused(Group::Generic, "DUMP", FORMAT),
     refused(
         Group::Generic,
-        "KEYS",
+        &["DUMP", "MIGRATE", "RESTORE"],
+        "There is no binary form of a single key; `kv export` and `kv import` carry keys with their ends as JSON lines.",
+    ),
+    refused(
+        Group::Generic,
+        &["KEYS"],
         "A whole store is not listed in one answer; `kv scan --prefix` does it page by page, in order.",
     ),
-    refused(Group::Generic, "MIGRATE", FORMAT),
     refused(
         Group::Generic,
-        "MOVE",
+        &["MOVE"],
         "Stores have no numbered databases; read the key, write it into the other store and delete it.",
     ),
-    refused(Group::Generic, "OBJECT", INTERNALS),
-    refused(Group::Generic, "RESTORE", FORMAT),
     refused(
         Group::Generic,
-        "SCAN",
+        &["OBJECT"],
+        "How a key is kept is not shown; `kv type -o json` says type, length, memory, version and end.",
+    ),
+    refused(
+        Group::Generic,
+        &["SCAN"],
         "`kv scan` walks over a store in byte order, with a prefix; its cursor is a key.",
     ),
-    refused(Group::Generic, "SORT", SORTS),
-    refused(Group::Generic, "SORT_RO", SORTS),
-    refused(Group::Generic, "WAIT", WAITS_FOR_COPIES),
-    refused(Group::Generic, "WAITAOF", WAITS_FOR_COPIES),
-    refused(Group::List, "BLMOVE", WAITS),
-    refused(Group::List, "BLMPOP", WAITS),
-    refused(Group::List, "BLPOP", WAITS),
-    refused(Group::List, "BRPOP", WAITS),
-    refused(Group::List, "BRPOPLPUSH", WAITS),
-    refused(Group::SortedSet, "BZMPOP", WAITS),
-    refused(Group::SortedSet, "BZPOPMAX", WAITS),
-    refused(Group::SortedSet, "BZPOPMIN", WAITS),
+    refused(
+        Group::Generic,
+        &["SORT", "SORT_RO"],
+        "Nothing is sorted when it is read; keep a sorted set, or read with LRANGE or SMEMBERS and sort in the client.",
+    ),
+    refused(
+        Group::Generic,
+        &["WAIT", "WAITAOF"],
+        "A write is on disk when it is answered, unless durability is set otherwise; there are no replicas to wait for.",
+    ),
+    refused(Group::List, &["BLMOVE", "BLMPOP", "BLPOP", "BRPOP", "BRPOPLPUSH"], WAITS),
+    refused(Group::SortedSet, &["BZMPOP", "BZPOPMAX", "BZPOPMIN"], WAITS),
 ];
 
 /// Of other groups, those one may look for here first.

@@ -74,8 +74,9 @@ fn the_documentation_lists_the_commands_there_are_and_those_there_are_not() {
         for command in group.commands() {
             wanted.push((group.as_str().to_owned(), command.name.to_owned(), true));
         }
-        for refused in REFUSED.iter().filter(|refused| refused.group == group) {
-            wanted.push((group.as_str().to_owned(), refused.name.to_owned(), false));
+        for name in REFUSED.iter().filter(|refused| refused.group == group).flat_map(|refused| refused.names)
+        {
+            wanted.push((group.as_str().to_owned(), (*name).to_owned(), false));
         }
     }
     wanted.sort();
@@ -86,7 +87,7 @@ fn the_documentation_lists_the_commands_there_are_and_those_there_are_not() {
     found.sort();
     assert_eq!(found, wanted);
     for (_, command, has) in &rows {
-        if let Some(refused) = REFUSED.iter().find(|refused| refused.name == command) {
+        if let Some(refused) = REFUSED.iter().find(|refused| refused.names.contains(&command.as_str())) {
             assert_eq!(has, &format!("no: {}", refused.instead));
         } else {
             let example = has.split('`').nth(1).unwrap_or_else(|| panic!("{command}: {has}"));
@@ -118,8 +119,10 @@ fn every_command_reads_its_example_and_says_its_syntax_where_it_is_wrong() {
 #[test]
 fn what_has_no_equivalent_is_refused_with_what_to_use_instead() {
     for refused in REFUSED {
-        let error = problem(&format!("{} a b c", refused.name.to_lowercase()));
-        assert_eq!(error, format!("{}: has no equivalent. {}", refused.name, refused.instead));
+        for name in refused.names {
+            let error = problem(&format!("{} a b c", name.to_lowercase()));
+            assert_eq!(error, format!("{name}: has no equivalent. {}", refused.instead));
+        }
         assert!(refused.instead.ends_with('.'), "{}", refused.instead);
     }
     assert!(problem("dbsize").contains("kv count"));

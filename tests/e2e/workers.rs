@@ -340,7 +340,7 @@ fn a_worker_of_a_shell_registers_runs_is_shown_and_is_seen_dead_when_it_is_kille
     let server = home.start();
     ok(&server, &home, "flowmesh queue enqueue mail one two bad slow");
     let script = "exec flowmesh queue work mail --worker w1 --session 2s --label zone=a -c 4 --exec \
-                  'case $(cat) in bad) exit 1;; slow) touch began; sleep 600;; esac'";
+                  'case $(cat) in bad) exit 1;; slow) touch began; while test -e began; do sleep 0.1; done;; esac'";
     let mut worker = shell(&server, &home, script).stderr(Stdio::null()).spawn().unwrap();
     eventually_blocking("the slow job runs", || home.scratch().join("began").exists().then_some(()));
     let seen = listed(&server, &home, "the others are settled", |worker| {

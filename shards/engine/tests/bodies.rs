@@ -17,11 +17,7 @@ use flowmesh_sim::{Random, SimDisk};
 
 /// A shard that makes a checkpoint only when it is told to, and keeps 16 KiB of bodies.
 fn open(dir: &Path, disk: &SimDisk) -> Rig {
-    disk.put_dir(dir);
-    Rig::open_with(dir, disk.clone(), SimTimer::default(), |config| {
-        config.checkpoint_interval_ms = 3_600_000;
-        config.checkpoint_log_bytes = u64::MAX;
-    })
+    Rig::open_quiet(dir, disk, &SimTimer::default(), |_| {})
 }
 
 fn payload(job: u64) -> Bytes {

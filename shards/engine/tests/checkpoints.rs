@@ -14,13 +14,8 @@ use flowmesh_model::{Kind, PartitionRef, ResourceId};
 use flowmesh_sim::{Random, SimDisk};
 use futures::task::noop_waker;
 
-/// A shard that makes a checkpoint only when it is told to.
 fn open(dir: &Path, disk: &SimDisk) -> Rig {
-    disk.put_dir(dir);
-    Rig::open_with(dir, disk.clone(), SimTimer::default(), |config| {
-        config.checkpoint_interval_ms = 3_600_000;
-        config.checkpoint_log_bytes = u64::MAX;
-    })
+    Rig::open_quiet(dir, disk, &SimTimer::default(), |_| {})
 }
 
 fn only(stream: ResourceId) -> PartitionRef {

@@ -23,13 +23,8 @@ use flowmesh_model::{
 };
 use flowmesh_sim::{Random, SimDisk};
 
-/// A shard that makes a checkpoint only when it is told to.
 fn open(dir: &Path, disk: &SimDisk, timer: &SimTimer) -> Rig {
-    disk.put_dir(dir);
-    Rig::open_with(dir, disk.clone(), timer.clone(), |config| {
-        config.checkpoint_interval_ms = 3_600_000;
-        config.checkpoint_log_bytes = u64::MAX;
-    })
+    Rig::open_quiet(dir, disk, timer, |_| {})
 }
 
 fn settings() -> StreamSettings {
@@ -232,10 +227,7 @@ fn the_bandwidth_is_kept_and_commands_go_on_meanwhile() {
     // What was not used for a while may be made up for, and one step is taken at once.
     const AT_ONCE: u64 = 70_000;
     let (dir, disk, timer) = (tempfile::tempdir().unwrap(), SimDisk::new(8), SimTimer::default());
-    disk.put_dir(dir.path());
-    let mut rig = Rig::open_with(dir.path(), disk, timer, |config| {
-        config.checkpoint_interval_ms = 3_600_000;
-        config.checkpoint_log_bytes = u64::MAX;
+    let mut rig = Rig::open_quiet(dir.path(), &disk, &timer, |config| {
         config.compaction_bytes_per_second = PER_SECOND;
     });
     let at = create(&mut rig, settings());

@@ -10,7 +10,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use common::{Answer, Rig, SimTimer, read_what_is_left, record};
+use common::{Answer, Rig, SimTimer, read_what_is_left, record, seeds};
 use flowmesh_model::command::{NewJob, SetEntry, SetIf, SetTtl};
 use flowmesh_model::{
     Batch, Command, Kind, KvCommand, Offset, PartitionRef, QueueCommand, Reject, Reply, ResourceId, Settings,
@@ -146,12 +146,7 @@ fn crash_run(seed: u64) {
                     ledger.enqueued.push(rig.submit(Command::Queue(ids.1, enqueue)));
                 }
             }
-            if random.below(3) == 0 {
-                rig.run();
-            }
-            if random.below(5) == 0 {
-                rig.timer.advance(random.below(30));
-            }
+            rig.go_on(&mut random);
         }
         rig.run();
         rig.shard.check_all();
@@ -163,7 +158,7 @@ fn crash_run(seed: u64) {
 
 #[test]
 fn what_was_acknowledged_survives_a_power_cut_at_any_operation() {
-    let count = std::env::var("FLOWMESH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(25);
+    let count = seeds(25);
     for seed in 0..count {
         crash_run(seed);
     }
@@ -217,7 +212,7 @@ fn many_partitions_run(seed: u64) {
 
 #[test]
 fn checkpoints_of_many_partitions_survive_a_power_cut_at_any_operation() {
-    let count = std::env::var("FLOWMESH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    let count = seeds(12);
     for seed in 0..count {
         many_partitions_run(seed);
     }

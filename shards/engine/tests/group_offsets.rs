@@ -20,13 +20,8 @@ const RETENTION_MS: u64 = 60_000;
 /// A clock that is moved while the shard sleeps a little is late by as much.
 const A_LITTLE_MS: u64 = 2_000;
 
-/// A shard that makes a checkpoint only when it is told to.
 fn open(dir: &Path, disk: &SimDisk, timer: &SimTimer) -> Rig {
-    disk.put_dir(dir);
-    Rig::open_with(dir, disk.clone(), timer.clone(), |config| {
-        config.checkpoint_interval_ms = 3_600_000;
-        config.checkpoint_log_bytes = u64::MAX;
-    })
+    Rig::open_quiet(dir, disk, timer, |_| {})
 }
 
 fn ask(rig: &mut Rig, group: ResourceId, command: GroupCommand) -> GroupReply {

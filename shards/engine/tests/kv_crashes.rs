@@ -10,7 +10,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use common::{Answer, Rig, SimTimer};
+use common::{Answer, Rig, SimTimer, seeds};
 use flowmesh_engine::Timer;
 use flowmesh_model::command::SetIf;
 use flowmesh_model::kv::{
@@ -353,12 +353,7 @@ fn crash_run(seed: u64) -> u64 {
             if !matches!(&*answer.borrow(), Some(Err(_))) {
                 sent.push(Sent { changes, now, answer });
             }
-            if random.below(3) == 0 {
-                rig.run();
-            }
-            if random.below(5) == 0 {
-                rig.timer.advance(random.below(30));
-            }
+            rig.go_on(&mut random);
         }
         rig.run();
         rig.shard.check_all();
@@ -370,7 +365,7 @@ fn crash_run(seed: u64) -> u64 {
 
 #[test]
 fn collections_survive_a_power_cut_at_any_operation() {
-    let count = std::env::var("FLOWMESH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    let count = seeds(12);
     let acknowledged: u64 = (0..count).map(crash_run).sum();
     assert!(acknowledged > 10 * count, "only {acknowledged} changes in {count} runs");
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use bytes::Bytes;
-use common::{Answer, Rig, SimTimer, read_all, record};
+use common::{Answer, Rig, SimTimer, read_all, record, seeds};
 use flowmesh_model::{
     Command, Durability, Kind, Offset, PartitionRef, ProducerId, ProducerStamp, Reply, ResourceId,
     StreamCommand,
@@ -140,7 +140,7 @@ fn crash_run(seed: u64) {
 
 #[test]
 fn each_record_is_there_once_after_power_cuts_at_any_operation() {
-    let count = std::env::var("FLOWMESH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(25);
+    let count = seeds(25);
     for seed in 0..count {
         crash_run(seed);
     }

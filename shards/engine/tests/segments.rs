@@ -19,14 +19,8 @@ use flowmesh_model::{
 };
 use flowmesh_sim::{Operation, SimDisk};
 
-/// A shard that makes a checkpoint only when it is told to.
 fn open(dir: &Path, disk: &SimDisk, timer: &SimTimer) -> Rig {
-    disk.put_dir(dir);
-    Rig::open_with(dir, disk.clone(), timer.clone(), |config| {
-        config.checkpoint_interval_ms = 3_600_000;
-        config.checkpoint_log_bytes = u64::MAX;
-        config.tail_bytes = 0;
-    })
+    Rig::open_quiet(dir, disk, timer, |config| config.tail_bytes = 0)
 }
 
 fn create(rig: &mut Rig, settings: StreamSettings) -> PartitionRef {
@@ -231,12 +225,7 @@ fn a_read_may_wait_for_bytes() {
 fn who_reads_old_records_takes_no_memory_from_those_who_read_the_newest() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, timer) = (SimDisk::new(9), SimTimer::default());
-    disk.put_dir(dir.path());
-    let mut rig = Rig::open_with(dir.path(), disk.clone(), timer, |config| {
-        config.checkpoint_interval_ms = 3_600_000;
-        config.checkpoint_log_bytes = u64::MAX;
-        config.tail_bytes = 64 << 10;
-    });
+    let mut rig = Rig::open_quiet(dir.path(), &disk, &timer, |config| config.tail_bytes = 64 << 10);
     let at = create(&mut rig, StreamSettings::default());
     fill(&mut rig, at, 0, 300);
     checkpoint(&mut rig);
@@ -257,4 +246,36 @@ fn who_reads_old_records_takes_no_memory_from_those_who_read_the_newest() {
         assert_eq!(records.next, Offset(offset + 10));
     }
     assert!(rig.ask(read(100)).is_err());
+}
+
+#[test]
+fn who_reads_on_and_on_leaves_the_disk_to_the_log_while_it_is_written() {
+    let (dir, disk, timer) = (tempfile::tempdir().unwrap(), SimDisk::new(10), SimTimer::default());
+    let mut rig = open(dir.path(), &disk, &timer);
+    let settings = StreamSettings { segment_bytes: 4 << 20, ..StreamSettings::default() };
+    let at = PartitionRef { resource: rig.create_with("s", Settings::Stream(settings)), partition: 0 };
+    // Three files: the first two are not written to any more.
+    for _ in 0..100 {
+        assert!(rig.ask(append(at, &vec![b'.'; 100_000])).is_ok());
+    }
+    checkpoint(&mut rig);
+    // A read of the disk takes some polls: those that begin together are under way together.
+    let read_from = |first: u64, rig: &mut Rig, write: bool| {
+        disk.reads_at_once();
+        for offset in (first..first + 30).step_by(3) {
+            if write {
+                assert!(rig.ask(append(at, b"a")).is_ok());
+            }
+            let from = ReadFrom::Offset(Offset(offset));
+            let (records_max, bytes_max, bytes_min, wait_until) = (3, 1 << 20, 0, None);
+            let read = StreamCommand::Read { from, records_max, bytes_max, bytes_min, wait_until };
+            let Ok(Reply::Records(records)) = rig.ask(Command::Stream(at, read)) else { panic!() };
+            assert_eq!(records.next, Offset(offset + 3));
+        }
+        disk.reads_at_once()
+    };
+    assert_eq!(read_from(0, &mut rig, true), 1, "one at a time while there are commits");
+    timer.advance(1_000);
+    let at_once = read_from(45, &mut rig, false);
+    assert!(at_once > 1, "{at_once} at once when there are none");
 }

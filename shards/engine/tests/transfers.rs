@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{Answer, Rig, SimTimer};
+use common::{Answer, Rig, SimTimer, seeds};
 use flowmesh_engine::{Health, ReplySink, Shard, SinkFn, Transport};
 use flowmesh_model::command::{LeaseRef, Nack, NewJob};
 use flowmesh_model::job::{JobCursor, JobFilter, JobPhase, NackKind, Which};
@@ -339,7 +339,7 @@ impl Test {
 
 #[test]
 fn what_is_sent_arrives_once_though_the_power_of_either_shard_fails_at_any_operation() {
-    let count = std::env::var("FLOWMESH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
+    let count = seeds(8);
     let mut moved = 0;
     for seed in 0..count {
         let mut test = Test::new(seed);

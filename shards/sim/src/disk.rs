@@ -96,6 +96,9 @@ struct World {
     cut_at: Option<u64>,
     space: Option<u64>,
     planned: Vec<(Operation, u64, io::ErrorKind)>,
+    /// Reads that have begun and neither ended nor were given up, and the most of them at once.
+    reads: u64,
+    reads_most: u64,
 }
 
 /// What becomes of an operation.
@@ -173,6 +176,8 @@ impl SimDisk {
             cut_at: None,
             space: None,
             planned: Vec::new(),
+            reads: 0,
+            reads_most: 0,
         };
         Self { world: Rc::new(RefCell::new(world)) }
     }
@@ -204,6 +209,8 @@ impl SimDisk {
             polls_max: world.polls_max,
             next_id: world.next_id,
             space: world.space,
+            reads: 0,
+            reads_most: 0,
         };
         Self { world: Rc::new(RefCell::new(after)) }
     }
@@ -241,6 +248,13 @@ impl SimDisk {
     /// How many operations there were.
     pub fn operations(&self) -> u64 {
         self.world.borrow().operations
+    }
+
+    /// The most reads that were under way at once since this was asked last.
+    pub fn reads_at_once(&self) -> u64 {
+        let mut world = self.world.borrow_mut();
+        let reads = world.reads;
+        std::mem::replace(&mut world.reads_most, reads)
     }
 
     /// Flips a bit of a file, on the disk itself.
@@ -314,6 +328,24 @@ async fn act<T>(
         (Some(error), _) => Err(error),
         (None, Some(outcome)) => outcome,
         (None, None) => Err(io::Error::other("an operation without a fate")),
+    }
+}
+
+/// A read that is under way.
+struct Reading<'a>(&'a Rc<RefCell<World>>);
+
+impl<'a> Reading<'a> {
+    fn begin(world: &'a Rc<RefCell<World>>) -> Self {
+        let mut of = world.borrow_mut();
+        of.reads += 1;
+        of.reads_most = of.reads_most.max(of.reads);
+        Self(world)
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.borrow_mut().reads -= 1;
     }
 }
 
@@ -489,6 +521,7 @@ impl DiskFile for SimFile {
         );
         let start = usize::try_from(position).expect("files fit memory");
         let read = |world: &mut World| Ok(SimBuf(world.file(self.id).read(start, bytes).to_vec()));
+        let _under_way = Reading::begin(&self.world);
         act(&self.world, Operation::Read, read).await
     }
 

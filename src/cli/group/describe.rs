@@ -1,8 +1,5 @@
 //! `flowmesh group describe`: who owns what and why, and how far behind; `group watch`: the same lag again and again.
 
-use std::io::{IsTerminal, stdout};
-use std::time::Duration;
-
 use clap::Args;
 use flowmesh_proto::v1::{self, group_client::GroupClient};
 use serde::Serialize;
@@ -10,10 +7,11 @@ use tonic::transport::Channel;
 
 use super::selection::selection_text;
 use super::{GroupJson, short_name, state_word};
-use crate::cli::args::{Format, Output, Server, duration};
-use crate::cli::connection::{Backoff, client};
-use crate::cli::failure::{Failure, Refusal};
+use crate::cli::args::{Format, Output, Server};
+use crate::cli::connection::client;
+use crate::cli::failure::Failure;
 use crate::cli::output::{Out, base64_text, text, time};
+use crate::cli::watch::Watch;
 
 /// Arguments of `group describe`.
 #[derive(Args, Debug)]
@@ -34,14 +32,8 @@ pub struct DescribeArgs {
 pub struct WatchArgs {
     /// The group
     group: String,
-    /// How often
-    #[arg(short, long, default_value = "2s", value_name = "TIME", value_parser = duration)]
-    every: Duration,
-    /// End after so many rounds
-    #[arg(short = 'n', long, value_name = "N")]
-    rounds: Option<u64>,
     #[command(flatten)]
-    output: Output,
+    watch: Watch,
     #[command(flatten)]
     server: Server,
 }
@@ -126,44 +118,24 @@ impl DescribeArgs {
 
 impl WatchArgs {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let client: GroupClient<Channel> = client!(group_client::GroupClient, self.server.connect().await?);
-        let mut backoff = Backoff::new(None);
-        let mut rounds = self.rounds.unwrap_or(u64::MAX);
-        while rounds > 0 {
-            let request = v1::DescribeGroupRequest {
-                group: self.group.clone(),
-                with_time_lag: true,
-                without_lag: false,
-            };
-            match client.clone().describe(self.server.request(request)).await {
-                Ok(group) => {
-                    backoff.succeeded();
-                    self.write(&group.into_inner())?;
-                    rounds -= 1;
-                }
-                Err(status) => backoff.wait(Refusal::of_status(&status)).await?,
-            }
-            if rounds > 0 {
-                tokio::time::sleep(self.every).await;
-            }
-        }
-        Ok(())
+        let mut client: GroupClient<Channel> =
+            client!(group_client::GroupClient, self.server.connect().await?);
+        let ask = async || {
+            let group = self.group.clone();
+            let request = v1::DescribeGroupRequest { group, with_time_lag: true, without_lag: false };
+            client.describe(self.server.request(request)).await.map(tonic::Response::into_inner)
+        };
+        self.watch.run(ask, write_lag).await
     }
+}
 
-    fn write(&self, group: &v1::DescribeGroupResponse) -> Result<(), Failure> {
-        let mut out = Out::new();
-        match self.output.format {
-            Format::Json => out.json(&json(group))?,
-            Format::Table => {
-                if stdout().is_terminal() {
-                    // Home, and everything below cleared: the table stays in its place.
-                    out.raw(b"\x1b[H\x1b[J")?;
-                }
-                out.line(headline(group).as_bytes())?;
-                out.table(&PARTITION_COLUMNS, group.partitions.iter().map(partition_row).collect())?;
-            }
+fn write_lag(out: &mut Out, format: Format, group: &v1::DescribeGroupResponse) -> Result<(), Failure> {
+    match format {
+        Format::Json => out.json(&json(group)),
+        Format::Table => {
+            out.line(headline(group).as_bytes())?;
+            out.table(&PARTITION_COLUMNS, group.partitions.iter().map(partition_row).collect())
         }
-        out.flush()
     }
 }
 

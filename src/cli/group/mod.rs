@@ -4,13 +4,12 @@ mod describe;
 mod offsets;
 mod selection;
 
-use std::io::{self, IsTerminal, Write};
-
 use clap::{Args, Subcommand};
 use flowmesh_proto::v1;
 use serde::Serialize;
 
 use super::args::{Format, Output, Server};
+use super::confirm::Confirm;
 use super::connection::client;
 use super::failure::Failure;
 use super::output::Out;
@@ -72,9 +71,8 @@ pub struct DeleteArgs {
     /// Though it has members
     #[arg(long)]
     force: bool,
-    /// Do not ask, where standard input is a terminal
-    #[arg(short, long)]
-    yes: bool,
+    #[command(flatten)]
+    confirm: Confirm,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -153,18 +151,6 @@ pub fn short_name<'a>(kind: &str, path: &'a str) -> &'a str {
     in_defaults.filter(|(word, _)| *word == kind).map_or(path, |(_, name)| name)
 }
 
-/// Asks before something is done that cannot be undone, where there is somebody to ask.
-pub fn confirm(yes: bool, question: &str, refused: &str) -> Result<(), Failure> {
-    if yes || !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        return Ok(());
-    }
-    eprint!("{question} [y/N] ");
-    let _ = io::stderr().flush();
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).map_err(Failure::io("read the answer"))?;
-    if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(Failure::Usage(refused.to_owned())) }
-}
-
 impl ListArgs {
     async fn run(self) -> Result<(), Failure> {
         const COLUMNS: [&str; 7] = ["GROUP", "STATE", "MEMBERS", "PARTITIONS", "OWNED", "OFFSETS", "EPOCH"];
@@ -213,7 +199,7 @@ impl RemoveMemberArgs {
 
 impl DeleteArgs {
     async fn run(self) -> Result<(), Failure> {
-        confirm(self.yes, &format!("Delete group {} with its offsets?", self.group), "not deleted")?;
+        self.confirm.ask(&format!("Delete group {} with its offsets?", self.group), "not deleted")?;
         let mut client = client!(group_client::GroupClient, self.server.connect().await?);
         let request = v1::DeleteGroupRequest { group: self.group, force: self.force };
         let deleted = client.delete(self.server.request(request)).await?.into_inner();

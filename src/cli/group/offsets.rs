@@ -5,8 +5,9 @@ use flowmesh_proto::v1::{self, reset_offsets_request::To};
 use serde::Serialize;
 
 use super::selection::selection;
-use super::{confirm, short_name};
+use super::short_name;
 use crate::cli::args::{Format, Output, Server};
+use crate::cli::confirm::Confirm;
 use crate::cli::connection::client;
 use crate::cli::failure::{Failure, Refusal};
 use crate::cli::output::{Out, base64_text, readable, text, time};
@@ -41,9 +42,8 @@ pub struct ResetArgs {
     /// Only show what would be
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Do not ask, where standard input is a terminal
-    #[arg(short, long)]
-    yes: bool,
+    #[command(flatten)]
+    confirm: Confirm,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -154,8 +154,10 @@ impl OffsetsArgs {
 
 impl ResetArgs {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let yes = self.yes || self.dry_run;
-        confirm(yes, &format!("Move the offsets of group {}?", self.group), "not reset")?;
+        if !self.dry_run {
+            let question = format!("Move the offsets of group {}?", self.group);
+            self.confirm.ask(&question, "not reset")?;
+        }
         let mut client = client!(group_client::GroupClient, self.server.connect().await?);
         let request = v1::ResetOffsetsRequest {
             group: self.group,

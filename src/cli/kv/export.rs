@@ -13,8 +13,8 @@ use v1::operation::Action;
 use v1::operation_outcome::Result as Came;
 use v1::page::Items;
 
-use super::KvClient;
 use super::lines::{Content, Line, Number};
+use super::{KvClient, operation};
 use crate::cli::args::Server;
 use crate::cli::connection::client;
 use crate::cli::failure::{Failure, Refusal};
@@ -178,7 +178,7 @@ impl Export<'_> {
 
     /// Writes keys with all they hold; gives back those that hold something else by now.
     async fn collections(&mut self, keys: Vec<Bytes>) -> Result<Vec<Bytes>, Failure> {
-        let inspect = |key: &Bytes| operation(key, Action::Inspect(v1::KeyInspect {}));
+        let inspect = |key: &Bytes| operation(key.clone(), Action::Inspect(v1::KeyInspect {}));
         let outcomes = self.run(keys.iter().map(inspect).collect()).await?;
         let mut changed = Vec::new();
         let (mut small, mut bytes) = (Vec::new(), 0);
@@ -210,7 +210,7 @@ impl Export<'_> {
         if keys.is_empty() {
             return Ok(Vec::new());
         }
-        let read = |known: &Known| operation(&known.key, whole(known.info.r#type()));
+        let read = |known: &Known| operation(known.key.clone(), whole(known.info.r#type()));
         let outcomes = self.run(keys.iter().map(read).collect()).await?;
         let mut changed = Vec::new();
         let mut lines = Vec::new();
@@ -241,7 +241,7 @@ impl Export<'_> {
         let mut limit = known.page_items();
         loop {
             let read = page(known.info.r#type(), &from, limit);
-            let outcome = self.run(vec![operation(&known.key, read)]).await?.into_iter().next();
+            let outcome = self.run(vec![operation(known.key.clone(), read)]).await?.into_iter().next();
             let outcome = outcome.unwrap_or_default();
             // A page of values that are larger than most.
             if is_refused(&outcome, "TOO_LARGE") && limit > 1 {
@@ -289,7 +289,7 @@ impl Export<'_> {
         for line in &*lines {
             if let Content::Hash(fields) = &line.content {
                 let fields = fields.iter().map(|(field, ..)| field.clone()).collect();
-                operations.push(operation(&line.key, Action::HashEnds(v1::HashEnds { fields })));
+                operations.push(operation(line.key.clone(), Action::HashEnds(v1::HashEnds { fields })));
             }
         }
         if operations.is_empty() {
@@ -306,10 +306,6 @@ impl Export<'_> {
         }
         Ok(())
     }
-}
-
-fn operation(key: &Bytes, action: Action) -> v1::Operation {
-    v1::Operation { key: key.clone(), condition: None, action: Some(action) }
 }
 
 fn came(outcome: v1::OperationOutcome) -> Result<Came, Failure> {

@@ -9,8 +9,8 @@ use flowmesh_proto::v1;
 use indicatif::ProgressBar;
 use v1::operation::Action;
 
-use super::KvClient;
 use super::lines::{Content, Field, Line, Number, read};
+use super::{KvClient, operation};
 use crate::cli::args::Server;
 use crate::cli::connection::client;
 use crate::cli::failure::{Failure, Refusal};
@@ -228,8 +228,7 @@ fn operations(line: Line, ends_by_itself: bool) -> Vec<v1::Operation> {
         let end = Some(v1::End { end: Some(end) });
         actions.push(Action::Expire(v1::KeyExpire { end, only: v1::EndIf::Always.into() }));
     }
-    let operation = |action| v1::Operation { key: key.clone(), condition: None, action: Some(action) };
-    actions.into_iter().map(operation).collect()
+    actions.into_iter().map(|action| operation(key.clone(), action)).collect()
 }
 
 /// Fields, those in a row that end at the same time in one operation.

@@ -19,9 +19,10 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use super::run::{BytesJson, DecimalJson};
+use super::run::DecimalJson;
 use crate::cli::base64;
 use crate::cli::json_lines::{optional_bytes, parse};
+use crate::cli::output::BytesJson;
 
 /// A field of a hash, its value, and when it ends, if it does.
 pub type Field = (Bytes, Bytes, Option<u64>);

@@ -394,6 +394,16 @@ fn write_flags<'a>(
     out.flush()
 }
 
+/// When a key ends, for people.
+fn end_text(end: Option<u64>) -> String {
+    end.map_or_else(|| "never".to_owned(), time)
+}
+
+/// An operation that asks for nothing beforehand.
+fn operation(key: Bytes, action: v1::operation::Action) -> v1::Operation {
+    v1::Operation { key, condition: None, action: Some(action) }
+}
+
 fn as_bytes(keys: &[String]) -> Vec<Bytes> {
     keys.iter().map(|key| Bytes::copy_from_slice(key.as_bytes())).collect()
 }
@@ -406,7 +416,7 @@ fn row(entry: &v1::ScanEntry) -> Vec<String> {
         readable(&entry.key),
         type_word(holds).to_owned(),
         entry.version.to_string(),
-        entry.expires_at_ms.map_or_else(|| "never".to_owned(), time),
+        end_text(entry.expires_at_ms),
         readable(&entry.value),
     ]
 }

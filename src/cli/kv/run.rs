@@ -12,17 +12,15 @@ use flowmesh::redis_syntax::{Request, parse, words};
 use flowmesh_model::limits::BATCH_ITEMS_MAX;
 use flowmesh_proto::{rpc, v1};
 use prost::Message;
-use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use tonic::{Code, Status};
 
 use super::KvClient;
 use crate::cli::args::{Format, Output, Server};
-use crate::cli::base64;
 use crate::cli::connection::client;
 use crate::cli::failure::{Failure, Refusal};
 use crate::cli::input::{Source, batches};
-use crate::cli::output::{Out, note, text};
+use crate::cli::output::{BytesJson, Out, note};
 
 /// Commands that are sent at once: as many lines as a batch of input has at most.
 const LINES_MAX: usize = 1_000;
@@ -316,20 +314,6 @@ fn operation_of(status: &Status) -> Option<usize> {
 struct ErrorJson<'a> {
     error: &'a str,
     message: &'a str,
-}
-
-/// Bytes in JSON: text, or an object with `base64`.
-pub struct BytesJson<'a>(pub &'a [u8]);
-
-impl Serialize for BytesJson<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if let Some(text) = text(self.0) {
-            return serializer.serialize_str(text);
-        }
-        let mut map = serializer.serialize_map(Some(1))?;
-        map.serialize_entry("base64", &base64::encode(self.0))?;
-        map.end()
-    }
 }
 
 /// A number in JSON: infinite ones as text.

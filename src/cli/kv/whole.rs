@@ -1,6 +1,5 @@
 //! `flowmesh kv type`, `count`, `random` and `clear`: what is known of a key, and what is asked of a whole store.
 
-use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,11 +9,12 @@ use serde::Serialize;
 use v1::operation::Action;
 use v1::operation_outcome::Result as Came;
 
-use super::type_word;
+use super::{end_text, operation, type_word};
 use crate::cli::args::{Format, Output, Server, ValueFormat};
+use crate::cli::confirm::Confirm;
 use crate::cli::connection::client;
 use crate::cli::failure::{Failure, Refusal};
-use crate::cli::output::{Out, base64_text, readable, text, time};
+use crate::cli::output::{Out, base64_text, readable, text};
 
 /// How long clearing a store may take beyond the timeout of a call.
 const CLEAR_PATIENCE: Duration = Duration::from_hours(24);
@@ -62,9 +62,8 @@ pub struct RandomArgs {
 pub struct ClearArgs {
     /// The store
     store: String,
-    /// Do not ask, where standard input is a terminal
-    #[arg(short, long)]
-    yes: bool,
+    #[command(flatten)]
+    confirm: Confirm,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -105,19 +104,12 @@ struct ClearJson {
     deleted: u64,
 }
 
-fn end_text(end: Option<u64>) -> String {
-    end.map_or_else(|| "never".to_owned(), time)
-}
-
 impl TypeArgs {
     /// Runs it.
     pub async fn run(self) -> Result<(), Failure> {
         let mut kv = client!(kv_client::KvClient, self.server.connect().await?);
-        let inspect = v1::Operation {
-            key: Bytes::copy_from_slice(self.key.as_bytes()),
-            condition: None,
-            action: Some(Action::Inspect(v1::KeyInspect {})),
-        };
+        let inspect =
+            operation(Bytes::copy_from_slice(self.key.as_bytes()), Action::Inspect(v1::KeyInspect {}));
         let request = v1::RunRequest { store: self.store, operations: vec![inspect], atomic: false };
         let outcomes = kv.run(self.server.request(request)).await?.into_inner().outcomes;
         let outcome = outcomes.into_iter().next().unwrap_or_default();
@@ -219,9 +211,7 @@ impl RandomArgs {
 impl ClearArgs {
     /// Runs it.
     pub async fn run(self) -> Result<(), Failure> {
-        if !self.yes && io::stdin().is_terminal() && io::stderr().is_terminal() {
-            confirm(&self.store)?;
-        }
+        self.confirm.ask(&format!("Delete all keys of {}?", self.store), "not cleared")?;
         let mut kv = client!(kv_client::KvClient, self.server.connect().await?);
         let request = v1::ClearRequest { store: self.store.clone() };
         let request = self.server.waiting_request(request, CLEAR_PATIENCE);
@@ -234,17 +224,5 @@ impl ClearArgs {
             }
         }
         out.flush()
-    }
-}
-
-fn confirm(store: &str) -> Result<(), Failure> {
-    eprint!("Delete all keys of {store}? [y/N] ");
-    let _ = io::stderr().flush();
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).map_err(Failure::io("read the answer"))?;
-    if matches!(answer.trim(), "y" | "Y" | "yes") {
-        Ok(())
-    } else {
-        Err(Failure::Usage("not cleared".to_owned()))
     }
 }

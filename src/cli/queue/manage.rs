@@ -11,9 +11,9 @@ use tonic::transport::Channel;
 use super::show::Filter;
 use super::transfer::unless_full;
 use crate::cli::args::{Format, Output, Server, duration, lease, millis, moment};
+use crate::cli::confirm::Confirm;
 use crate::cli::connection::client;
 use crate::cli::failure::{Failure, Refusal};
-use crate::cli::group::confirm;
 use crate::cli::output::{Out, note};
 
 /// Arguments of `queue cancel`.
@@ -92,9 +92,8 @@ pub struct PurgeArgs {
     /// Kept jobs that are done, instead of dead ones
     #[arg(long)]
     done: bool,
-    /// Do not ask, where standard input is a terminal
-    #[arg(short, long)]
-    yes: bool,
+    #[command(flatten)]
+    confirm: Confirm,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -275,7 +274,7 @@ impl PurgeArgs {
     pub async fn run(self) -> Result<(), Failure> {
         self.which.check()?;
         let queue = &self.which.queue;
-        confirm(self.yes, &format!("Forget these jobs of {queue} for good?"), "not purged")?;
+        self.confirm.ask(&format!("Forget these jobs of {queue} for good?"), "not purged")?;
         let mut client = connect(&self.server).await?;
         let phase = if self.done { v1::JobPhase::Done } else { v1::JobPhase::Dead };
         let (mut jobs, mut after) = (0, None);

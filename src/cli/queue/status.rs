@@ -1,17 +1,15 @@
 //! `flowmesh queue status`: all counts of a queue; `queue watch`: the same again and again.
 
-use std::io::{IsTerminal, stdout};
-use std::time::Duration;
-
 use clap::Args;
 use flowmesh_proto::v1::{self, queue_client::QueueClient};
 use serde::Serialize;
 use tonic::transport::Channel;
 
-use crate::cli::args::{Format, Output, Server, duration};
-use crate::cli::connection::{Backoff, client};
-use crate::cli::failure::{Failure, Refusal};
+use crate::cli::args::{Format, Output, Server};
+use crate::cli::connection::client;
+use crate::cli::failure::Failure;
 use crate::cli::output::Out;
+use crate::cli::watch::Watch;
 
 /// Arguments of `queue status`.
 #[derive(Args, Debug)]
@@ -29,14 +27,8 @@ pub struct StatusArgs {
 pub struct WatchArgs {
     /// The queue
     queue: String,
-    /// How often
-    #[arg(short, long, default_value = "2s", value_name = "TIME", value_parser = duration)]
-    every: Duration,
-    /// End after so many rounds
-    #[arg(short = 'n', long, value_name = "N")]
-    rounds: Option<u64>,
     #[command(flatten)]
-    output: Output,
+    watch: Watch,
     #[command(flatten)]
     server: Server,
 }
@@ -156,32 +148,8 @@ impl WatchArgs {
     /// Runs it.
     pub async fn run(self) -> Result<(), Failure> {
         let mut client = client!(queue_client::QueueClient, self.server.connect().await?);
-        let mut backoff = Backoff::new(None);
-        let mut rounds = self.rounds.unwrap_or(u64::MAX);
-        while rounds > 0 {
-            match ask(&mut client, &self.server, &self.queue).await {
-                Ok(status) => {
-                    backoff.succeeded();
-                    self.write(&status)?;
-                    rounds -= 1;
-                }
-                Err(status) => backoff.wait(Refusal::of_status(&status)).await?,
-            }
-            if rounds > 0 {
-                tokio::time::sleep(self.every).await;
-            }
-        }
-        Ok(())
-    }
-
-    fn write(&self, status: &v1::QueueStatusResponse) -> Result<(), Failure> {
-        let mut out = Out::new();
-        if self.output.format == Format::Table && stdout().is_terminal() {
-            // Home, and everything below cleared: the table stays in its place.
-            out.raw(b"\x1b[H\x1b[J")?;
-        }
-        write(&mut out, self.output.format, &self.queue, status)?;
-        out.flush()
+        let show = |out: &mut Out, format, status: &_| write(out, format, &self.queue, status);
+        self.watch.run(async || ask(&mut client, &self.server, &self.queue).await, show).await
     }
 }
 

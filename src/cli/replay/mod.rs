@@ -13,9 +13,9 @@ use serde::Serialize;
 use tonic::transport::Channel;
 
 use super::args::{Format, Output, Server};
+use super::confirm::Confirm;
 use super::connection::client;
 use super::failure::Failure;
-use super::group::confirm;
 use super::output::Out;
 use super::pages::{PAGE_ITEMS, write_all};
 
@@ -99,9 +99,8 @@ pub struct ListArgs {
 pub struct DeleteArgs {
     /// The session
     session: String,
-    /// Do not ask, where standard input is a terminal
-    #[arg(short, long)]
-    yes: bool,
+    #[command(flatten)]
+    confirm: Confirm,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -214,7 +213,7 @@ impl ListArgs {
 
 impl DeleteArgs {
     async fn run(self) -> Result<(), Failure> {
-        confirm(self.yes, &format!("Delete replay session {}?", self.session), "not deleted")?;
+        self.confirm.ask(&format!("Delete replay session {}?", self.session), "not deleted")?;
         let mut client = connect(&self.server).await?;
         let deleted = client.delete(self.server.request(which(&self.session))).await?.into_inner();
         let mut out = Out::new();

@@ -11,9 +11,9 @@ use serde::Serialize;
 use tonic::transport::Channel;
 
 use super::args::{Format, Output, Server};
+use super::confirm::Confirm;
 use super::connection::client;
 use super::failure::Failure;
-use super::group::confirm;
 use super::output::{Out, time};
 use super::pages::{PAGE_ITEMS, write_all};
 
@@ -99,9 +99,8 @@ pub struct DeleteArgs {
     queue: String,
     /// The schedule
     name: String,
-    /// Do not ask, where standard input is a terminal
-    #[arg(short, long)]
-    yes: bool,
+    #[command(flatten)]
+    confirm: Confirm,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -203,7 +202,7 @@ impl NextArgs {
 
 impl DeleteArgs {
     async fn run(self) -> Result<(), Failure> {
-        confirm(self.yes, &format!("Delete schedule {} of {}?", self.name, self.queue), "not deleted")?;
+        self.confirm.ask(&format!("Delete schedule {} of {}?", self.name, self.queue), "not deleted")?;
         let mut client = connect(&self.server).await?;
         let request = v1::ScheduleRequest { queue: self.queue.clone(), name: self.name.clone() };
         let deleted = client.delete(self.server.request(request)).await?.into_inner().schedule;

@@ -7,9 +7,9 @@ use tonic::transport::Channel;
 
 use super::start::StartAt;
 use crate::cli::args::{Format, Output, Server};
+use crate::cli::confirm::Confirm;
 use crate::cli::connection::client;
 use crate::cli::failure::Failure;
-use crate::cli::group::confirm;
 use crate::cli::output::{Out, time};
 
 /// Arguments of `stream offsets`.
@@ -40,9 +40,8 @@ pub struct TrimArgs {
     /// Only this partition; may be repeated
     #[arg(short, long = "partition", value_name = "N")]
     partitions: Vec<u32>,
-    /// Do not ask, where standard input is a terminal
-    #[arg(short, long)]
-    yes: bool,
+    #[command(flatten)]
+    confirm: Confirm,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -115,7 +114,7 @@ impl TrimArgs {
             }
             _ => format!("Delete records of {} partitions of {}?", places.len(), self.stream),
         };
-        confirm(self.yes, &question, "nothing was deleted")?;
+        self.confirm.ask(&question, "nothing was deleted")?;
         let (mut out, mut rows) = (Out::new(), Vec::new());
         for (partition, before_offset) in places {
             let request = v1::TrimRequest { stream: self.stream.clone(), partition, before_offset };

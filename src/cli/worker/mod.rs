@@ -3,18 +3,16 @@
 
 mod show;
 
-use std::io::{IsTerminal, stdout};
-use std::time::Duration;
-
 use clap::{Args, Subcommand, ValueEnum};
 use flowmesh_proto::v1::{self, worker_client::WorkerClient};
 use tonic::Status;
 use tonic::transport::Channel;
 
-use super::args::{Format, Output, Server, duration};
-use super::connection::{Backoff, client};
-use super::failure::{Failure, Refusal};
+use super::args::{Format, Output, Server};
+use super::connection::client;
+use super::failure::Failure;
 use super::output::Out;
+use super::watch::Watch;
 use show::{NAMES, WorkerJson, row, write_details, write_sentence};
 
 /// Commands on workers.
@@ -76,14 +74,8 @@ pub struct ListArgs {
 pub struct WatchArgs {
     #[command(flatten)]
     which: Which,
-    /// How often
-    #[arg(short, long, default_value = "2s", value_name = "TIME", value_parser = duration)]
-    every: Duration,
-    /// End after so many rounds
-    #[arg(short = 'n', long, value_name = "N")]
-    rounds: Option<u64>,
     #[command(flatten)]
-    output: Output,
+    watch: Watch,
     #[command(flatten)]
     server: Server,
 }
@@ -188,32 +180,8 @@ impl ListArgs {
 impl WatchArgs {
     async fn run(self) -> Result<(), Failure> {
         let mut client = connect(&self.server).await?;
-        let mut backoff = Backoff::new(None);
-        let mut rounds = self.rounds.unwrap_or(u64::MAX);
-        while rounds > 0 {
-            match self.which.all(&mut client, &self.server).await {
-                Ok(workers) => {
-                    backoff.succeeded();
-                    self.write(&workers)?;
-                    rounds -= 1;
-                }
-                Err(status) => backoff.wait(Refusal::of_status(&status)).await?,
-            }
-            if rounds > 0 {
-                tokio::time::sleep(self.every).await;
-            }
-        }
-        Ok(())
-    }
-
-    fn write(&self, workers: &[v1::WorkerInfo]) -> Result<(), Failure> {
-        let mut out = Out::new();
-        if self.output.format == Format::Table && stdout().is_terminal() {
-            // Home, and everything below cleared: the table stays in its place.
-            out.raw(b"\x1b[H\x1b[J")?;
-        }
-        write_list(&mut out, self.output.format, workers)?;
-        out.flush()
+        let write = |out: &mut Out, format, workers: &Vec<_>| write_list(out, format, workers);
+        self.watch.run(async || self.which.all(&mut client, &self.server).await, write).await
     }
 }
 

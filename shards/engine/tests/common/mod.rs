@@ -16,7 +16,7 @@ use flowmesh_model::{
     CatalogCommand, Command, Durability, Kind, Millis, Offset, PartitionRef, Reject, Reply, ResourceId,
     ResourcePath, Settings, ShardId, StreamCommand,
 };
-use flowmesh_sim::SimDisk;
+use flowmesh_sim::{Random, SimDisk};
 use flowmesh_store::index::IndexError;
 use futures::executor::LocalPool;
 use futures::task::LocalSpawnExt;
@@ -36,6 +36,11 @@ impl SimTimer {
         self.now.set(self.now.get() + ms);
         self.sleepers.borrow_mut().drain(..).for_each(Waker::wake);
     }
+}
+
+/// How many runs by chance: what the environment says, else so many.
+pub fn seeds(default: u64) -> u64 {
+    std::env::var("FLOWMESH_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(default)
 }
 
 impl Timer for SimTimer {
@@ -95,6 +100,31 @@ impl Rig {
         let rig = Self::open_among(dir, disk, timer, change);
         rig.shard.set_catalog(rig.shard.catalog_snapshot());
         rig
+    }
+
+    /// Lets the shard run, or some time pass, or neither.
+    pub fn go_on(&mut self, random: &mut Random) {
+        if random.below(3) == 0 {
+            self.run();
+        }
+        if random.below(5) == 0 {
+            self.timer.advance(random.below(30));
+        }
+    }
+
+    /// One that makes a checkpoint only when it is told to; with other settings.
+    pub fn open_quiet(
+        dir: &Path,
+        disk: &SimDisk,
+        timer: &SimTimer,
+        change: impl FnOnce(&mut ShardConfig),
+    ) -> Self {
+        disk.put_dir(dir);
+        Self::open_with(dir, disk.clone(), timer.clone(), |config| {
+            config.checkpoint_interval_ms = 3_600_000;
+            config.checkpoint_log_bytes = u64::MAX;
+            change(config);
+        })
     }
 
     /// One of several shards: which resources there are it has still to be told.

@@ -61,24 +61,15 @@ pub(super) fn run(config: IndexConfig, ops: &mpsc::Receiver<Op>, bodies: OpenBod
     if let Some(on_start) = &config.on_thread_start {
         on_start();
     }
-    let store = match Store::open(&config) {
-        Ok(Opened { store, applied }) => {
-            *lock(&bodies) = Some(store.bodies());
+    match Store::open(&config) {
+        Ok(store) => {
+            let applied = store.applied;
+            let worker = Worker::new(config, store, bodies);
             drop(opened.send(Ok(applied)));
-            Worker {
-                config,
-                committed: applied,
-                checkpoint: None,
-                database: Database::Open(Box::new(store)),
-                bodies,
-            }
+            worker.serve(ops);
         }
-        Err(error) => {
-            drop(opened.send(Err(error)));
-            return;
-        }
-    };
-    store.serve(ops);
+        Err(error) => drop(opened.send(Err(error))),
+    }
 }
 
 /// Whether the database can be used.
@@ -107,6 +98,13 @@ impl Drop for Worker {
 }
 
 impl Worker {
+    fn new(config: IndexConfig, opened: Opened, bodies: OpenBodies) -> Self {
+        let Opened { store, applied } = opened;
+        *lock(&bodies) = Some(store.bodies());
+        let database = Database::Open(Box::new(store));
+        Self { config, committed: applied, checkpoint: None, database, bodies }
+    }
+
     fn serve(mut self, ops: &mpsc::Receiver<Op>) {
         for op in ops {
             match op {
@@ -249,15 +247,8 @@ mod tests {
 
     fn worker(dir: &std::path::Path) -> Worker {
         let config = IndexConfig::new(dir, ShardId(0));
-        let Opened { store, applied } = Store::open(&config).unwrap();
-        let bodies = OpenBodies::default();
-        Worker {
-            config,
-            committed: applied,
-            checkpoint: None,
-            database: Database::Open(Box::new(store)),
-            bodies,
-        }
+        let opened = Store::open(&config).unwrap();
+        Worker::new(config, opened, OpenBodies::default())
     }
 
     /// A checkpoint of one key, all of it.
