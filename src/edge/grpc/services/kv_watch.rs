@@ -103,12 +103,15 @@ pub async fn watch<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) -> Res
         for shard in watch.shards(edge) {
             watch.read_snapshot(edge, call, shard, &mut outgoing).await?;
         }
-        outgoing.close(&watch.token(&offsets), true);
-        call.send(outgoing.take()).await?;
     }
+    // From here on a watcher knows where to go on, and that no later change is missed.
+    let is_snapshot = matches!(request.start, Some(Start::Snapshot(true)));
+    outgoing.close(&watch.token(&offsets), is_snapshot);
+    call.send(outgoing.take()).await?;
     let mut reads = FuturesUnordered::new();
     for (partition, offset) in offsets.iter().copied() {
-        start_read(edge, &watch.feed, Cursor::at(partition, offset), &mut reads);
+        let cursor = Cursor::of_many(partition, offset, offsets.len());
+        start_read(edge, &watch.feed, cursor, &mut reads);
     }
     let (mut unsaid, mut told_at) = (false, edge.backend.now());
     while let Some(first) = call.until_over(reads.next()).await? {
@@ -121,7 +124,7 @@ pub async fn watch<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) -> Res
             if let Some((_, offset)) = place {
                 *offset = records.next;
             }
-            let cursor = Cursor { from: ReadFrom::Offset(records.next), ..cursor };
+            let cursor = Cursor::of_many(cursor.partition, records.next, offsets.len());
             start_read(edge, &watch.feed, cursor, &mut reads);
             let more = outgoing.out.len() + outgoing.events.len() < MESSAGE_BYTES;
             next = if more { ready_now(&mut reads).await } else { None };

@@ -57,7 +57,7 @@ const SEND_BYTES: usize = 512 * 1024;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cursor {
     pub partition: u32,
-    pub from: ReadFrom,
+    from: ReadFrom,
     /// Where the subscription ends there.
     end: Option<Offset>,
     /// Bytes of the next read.
@@ -68,9 +68,10 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    /// Of a partition that is read without a filter and without an end.
-    pub fn at(partition: u32, offset: Offset) -> Self {
-        let (from, bytes, told_at) = (ReadFrom::Offset(offset), BATCH_BYTES_DEFAULT, Millis(0));
+    /// Of one of so many partitions that are read without a filter and without an end.
+    pub fn of_many(partition: u32, offset: Offset, partitions: usize) -> Self {
+        let share = (READS_BYTES_MAX / partitions.max(1)).max(16 * 1024) as u32;
+        let (from, bytes, told_at) = (ReadFrom::Offset(offset), BATCH_BYTES_DEFAULT.min(share), Millis(0));
         Self { partition, from, end: None, bytes, unsaid: 0, told_at }
     }
 

@@ -104,13 +104,11 @@ impl<'a> Asked<'a> {
         let Some(found) = self.live(key) else { return Ok(None) };
         let first = KvChange { kind: ChangeKind::Present, version: found.version, ..KvChange::default() };
         let change = head(&found, first);
-        match Members::of(&found) {
-            Some(members) => pieces(part, key, &found, &members, change, ItemsFrom::Start),
-            None => {
-                part.push(key, &change);
-                Ok(None)
-            }
+        if let Some(members) = Members::of(&found) {
+            return pieces(part, key, &found, &members, change, ItemsFrom::Start);
         }
+        part.push(key, &change);
+        Ok(None)
     }
 
     /// More of a collection that was begun in another part, if it is still there.
