@@ -4,6 +4,7 @@
 
 mod resources;
 mod server;
+mod stores;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -169,7 +170,8 @@ impl Collector for Scrape {
         self.operations(&mut encoder)?;
         self.calls(&mut encoder)?;
         server::encode(self, &mut encoder)?;
-        resources::encode(self, &mut encoder)
+        resources::encode(self, &mut encoder)?;
+        stores::encode(self, &mut encoder)
     }
 }
 

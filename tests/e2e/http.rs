@@ -19,7 +19,7 @@ async fn health_and_readiness_are_green() {
 
 /// The text format of Prometheus, as far as a scraper minds: every sample belongs to a family that was described
 /// before, no family and no sample comes twice, every value is a number.
-fn check_exposition(body: &str) {
+pub fn check_exposition(body: &str) {
     let mut described = Vec::new();
     let mut samples = BTreeSet::new();
     for line in body.lines().filter(|line| !line.is_empty()) {

@@ -2,11 +2,12 @@
 //! with it, compare.
 //!
 //! [`lab`] is what a scenario works with and [`row`] what it brings back; [`process`] runs servers, [`fill`] writes what
-//! is read; [`unary`], [`streams`], [`backlog`], [`compaction`], [`groups`], [`queues`], [`workers`], [`kv`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
+//! is read; [`unary`], [`streams`], [`backlog`], [`compaction`], [`groups`], [`queues`], [`workers`], [`kv`], [`expiry`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
 
 pub mod backlog;
 pub mod compaction;
 pub mod cores;
+pub mod expiry;
 pub mod fill;
 pub mod groups;
 pub mod kv;
@@ -32,7 +33,7 @@ struct Scenario {
 }
 
 /// All scenarios, in the order of the targets.
-const SCENARIOS: [Scenario; 30] = [
+const SCENARIOS: [Scenario; 31] = [
     Scenario {
         name: "lone-append",
         what: "one client appends, one record at a time",
@@ -103,6 +104,7 @@ const SCENARIOS: [Scenario; 30] = [
         run: kv::sorted,
     },
     Scenario { name: "kv-entries", what: "10 M entries in memory, on disk, at a start", run: kv::entries },
+    Scenario { name: "kv-expiry", what: "100 k of 10 M keys end every second", run: expiry::expiry },
     Scenario {
         name: "wrong-core",
         what: "two shards, every request to the wrong core",

@@ -2,6 +2,7 @@
 
 pub mod resources;
 mod spans;
+pub mod stores;
 
 use flowmesh_machine::MachineStats;
 pub use flowmesh_machine::Spread;
@@ -11,6 +12,7 @@ use flowmesh_model::{
 
 pub use resources::{GroupRows, OffsetRows, PartitionRows, QueueRows};
 pub use spans::Spans;
+pub use stores::StoreRows;
 
 /// Operations that are counted and timed, each with its batch forms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -382,6 +384,8 @@ pub struct ShardStats {
     pub offsets: OffsetRows,
     /// Groups, as far as they have numbers of their own.
     pub groups: GroupRows,
+    /// What the shard has of single stores; filled in only when someone asks.
+    pub stores: StoreRows,
     /// How late jobs of schedules were enqueued; filled in only when someone asks.
     pub schedule_lateness: Spread,
 }

@@ -223,6 +223,9 @@ impl<D: Disk> State<D> {
         stats.commands += 1;
         stats.items += if items > 0 { items } else { outcome.as_ref().map_or(0, items_of) };
         stats.rejected += u64::from(outcome.is_err());
+        if let Ok(reply) = &outcome {
+            self.resources.looked(&command, reply);
+        }
         outgoing.outcome = outcome;
         self.park_or_release(seen, need, outgoing, now_ns, effects);
         None

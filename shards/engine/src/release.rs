@@ -1,7 +1,7 @@
 //! Phase 6, release: a reply waits until what it shows is as durable as its resource asks.
 //!
 //! While one batch of the log is on its way to the disk, the next one gathers. A reply needs one of the two, so there
-//! are two buckets and no ordering: when the flight lands, its whole bucket is released.
+//! are two buckets, and no order by LSN: when the flight lands, its whole bucket is released.
 //!
 //! ```text
 //! park(needs <= flight.last) ─► flying    ── batch landed ─► released
@@ -114,11 +114,15 @@ impl Parked {
         self.sync_wanted = false;
     }
 
-    /// The flight landed: its replies move to `released`.
+    /// The flight landed: its replies move to `released`, in the order in which they were asked for: a worker that waited is
+    /// told of its job before who enqueued it.
     pub fn land(&mut self, released: &mut Vec<Outgoing>) {
         self.written = self.flight_last;
         if self.flight_syncs {
             self.synced = self.flight_last;
+        }
+        if !self.flying.is_sorted_by_key(|outgoing| outgoing.started_ns) {
+            self.flying.sort_by_key(|outgoing| outgoing.started_ns);
         }
         released.append(&mut self.flying);
     }
@@ -194,6 +198,18 @@ mod tests {
         parked.take_off(Lsn(1), true);
         land(&mut parked);
         assert_eq!(*seen.borrow(), [1, 2]);
+    }
+
+    #[test]
+    fn who_asked_first_is_answered_first() {
+        let (mut parked, seen) = (Parked::new(Lsn(0)), Seen::default());
+        for (number, started_ns) in [(1, 30), (2, 10), (3, 20), (4, 10)] {
+            let outgoing = Outgoing { started_ns, ..reply(number, &seen) };
+            parked.park(Lsn(number), Need::Synced, outgoing);
+        }
+        parked.take_off(Lsn(4), true);
+        land(&mut parked);
+        assert_eq!(*seen.borrow(), [2, 4, 3, 1]);
     }
 
     proptest! {

@@ -189,6 +189,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         let state = &mut *self.inner.state.borrow_mut();
         (stats.partitions, stats.queues, stats.groups, stats.offsets) =
             state.resources.rows(&mut state.machine, now);
+        stats.stores = state.resources.stores(&state.machine);
         stats.schedule_lateness = state.resources.lateness().clone();
         stats
     }

@@ -19,32 +19,44 @@ use flowmesh_model::{IndexWrite, Space};
 /// Listed changes below which a list is not worth thinning out. Small, so that tests get there.
 const THIN_ABOVE: usize = 32;
 
-/// What an item knows about the index.
+/// What an item knows about the index: the epoch, and in the lowest bit whether the index may have its key. There are
+/// very many of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Mark {
-    epoch: u32,
-    in_index: bool,
-}
+pub(crate) struct Mark(u32);
+
+/// Marks have no later epoch: 2^31 checkpoints are far away.
+const NEVER: u32 = u32::MAX >> 1;
 
 impl Mark {
     /// The mark of an item that comes out of the index.
-    pub const IN_INDEX: Self = Self { epoch: u32::MAX, in_index: true };
+    pub const IN_INDEX: Self = Self(NEVER << 1 | 1);
 
     /// The mark of an item that the index knows nothing of.
-    pub const NEW: Self = Self { epoch: u32::MAX, in_index: false };
+    pub const NEW: Self = Self(NEVER << 1);
 
     /// A new item, of which the index may have an older version under the same key.
     pub fn new(in_index: bool) -> Self {
-        Self { epoch: u32::MAX, in_index }
+        Self(NEVER << 1 | u32::from(in_index))
+    }
+
+    #[inline]
+    fn epoch(self) -> u32 {
+        self.0 >> 1
     }
 
     /// Whether the index may have the item's key.
+    #[inline]
     pub fn in_index(self) -> bool {
-        self.in_index
+        self.0 & 1 != 0
     }
 
     pub fn set_in_index(&mut self) {
-        self.in_index = true;
+        self.0 |= 1;
+    }
+
+    #[inline]
+    fn set_epoch(&mut self, epoch: u32) {
+        self.0 = epoch << 1 | self.0 & 1;
     }
 }
 
@@ -91,8 +103,8 @@ impl Seals {
     pub fn seal(&mut self) {
         assert!(self.are_made(), "a machine without checkpoints is not sealed");
         assert!(!self.writing, "one checkpoint at a time");
-        // Epochs of marks that are long past never meet again: 2^32 checkpoints are far away.
         self.epoch += 1;
+        assert!(self.epoch < NEVER, "epochs of marks that are long past never meet again");
         self.writing = true;
     }
 
@@ -114,23 +126,25 @@ impl Seals {
     /// Marks an item that is about to change.
     #[inline]
     pub fn touch(&self, mark: &mut Mark) -> Touch {
-        if mark.epoch == self.epoch || self.epoch == 0 {
+        if mark.epoch() == self.epoch || self.epoch == 0 {
             return Touch::Known;
         }
         let sealed = self.is_sealed(*mark);
-        mark.epoch = self.epoch;
-        mark.in_index |= sealed;
+        mark.set_epoch(self.epoch);
+        if sealed {
+            mark.set_in_index();
+        }
         if sealed { Touch::CaptureAndList } else { Touch::List }
     }
 
     /// Whether the item is as it was at the seal and still to be written.
     pub fn is_sealed(&self, mark: Mark) -> bool {
-        self.writing && mark.epoch == self.epoch - 1
+        self.writing && mark.epoch() == self.epoch - 1
     }
 
     /// Whether the item is on the current list of changes.
     pub fn is_listed(&self, mark: Mark) -> bool {
-        mark.epoch == self.epoch
+        mark.epoch() == self.epoch
     }
 
     /// Marks an item whose image was just written.
@@ -139,18 +153,19 @@ impl Seals {
     }
 }
 
-/// Changes of one kind of item, by key.
+/// Changes of one kind of item, by key. Items that are there may be listed by something shorter, `K`, than what the index
+/// has them under, `G`.
 #[derive(Debug)]
-pub(crate) struct Changes<K> {
+pub(crate) struct Changes<K, G = K> {
     dirty: Vec<K>,
-    gone: BTreeSet<K>,
+    gone: BTreeSet<G>,
     sealed: Vec<K>,
     collected: usize,
-    sealed_gone: BTreeSet<K>,
-    collected_gone: Vec<K>,
+    sealed_gone: BTreeSet<G>,
+    collected_gone: Vec<G>,
 }
 
-impl<K> Default for Changes<K> {
+impl<K, G> Default for Changes<K, G> {
     fn default() -> Self {
         Self {
             dirty: Vec::new(),
@@ -163,7 +178,7 @@ impl<K> Default for Changes<K> {
     }
 }
 
-impl<K: Ord + Clone> Changes<K> {
+impl<K: Ord + Clone, G: Ord + Clone> Changes<K, G> {
     /// Lists a change.
     #[inline]
     pub fn list(&mut self, key: K) {
@@ -177,13 +192,15 @@ impl<K: Ord + Clone> Changes<K> {
         self.dirty.len() > 4 * live + THIN_ABOVE
     }
 
-    /// Forgets listed keys that `keep` does not want. They must be of items that are gone.
+    /// Forgets listed keys that `keep` does not want, which must be of items that are gone, and those that came twice.
     pub fn thin(&mut self, keep: impl FnMut(&K) -> bool) {
         self.dirty.retain(keep);
+        self.dirty.sort_unstable();
+        self.dirty.dedup();
     }
 
     /// Lists the removal of an item that the index may have.
-    pub fn list_gone(&mut self, key: K) {
+    pub fn list_gone(&mut self, key: G) {
         self.gone.insert(key);
     }
 
@@ -191,7 +208,7 @@ impl<K: Ord + Clone> Changes<K> {
     #[inline]
     pub fn is_back<Q: Ord + ?Sized>(&mut self, key: &Q) -> bool
     where
-        K: std::borrow::Borrow<Q>,
+        G: std::borrow::Borrow<Q>,
     {
         !self.gone.is_empty() && self.gone.remove(key)
     }
@@ -212,7 +229,7 @@ impl<K: Ord + Clone> Changes<K> {
     }
 
     /// The next sealed change to write.
-    pub fn next(&mut self) -> Option<Change<K>> {
+    pub fn next(&mut self) -> Option<Change<K, G>> {
         if let Some(key) = self.sealed_gone.pop_first() {
             self.collected_gone.push(key.clone());
             return Some(Change::Gone(key));
@@ -220,6 +237,12 @@ impl<K: Ord + Clone> Changes<K> {
         let key = self.sealed.get(self.collected)?.clone();
         self.collected += 1;
         Some(Change::Listed(key))
+    }
+
+    /// At most so many of the sealed changes to write next, but for what is gone.
+    pub fn ahead(&self, items_max: usize) -> &[K] {
+        let ahead = self.sealed.get(self.collected..).unwrap_or_default();
+        ahead.get(..items_max).unwrap_or(ahead)
     }
 
     /// The sealed state is in the index.
@@ -230,7 +253,7 @@ impl<K: Ord + Clone> Changes<K> {
     }
 
     /// The sealed state did not get into the index: returns the keys of items that changed or went.
-    pub fn unseal(&mut self) -> (Vec<K>, Vec<K>) {
+    pub fn unseal(&mut self) -> (Vec<K>, Vec<G>) {
         let mut gone = std::mem::take(&mut self.collected_gone);
         gone.extend(std::mem::take(&mut self.sealed_gone));
         (std::mem::take(&mut self.sealed), gone)
@@ -238,11 +261,11 @@ impl<K: Ord + Clone> Changes<K> {
 }
 
 /// One sealed change.
-pub(crate) enum Change<K> {
+pub(crate) enum Change<K, G = K> {
     /// The item may have changed: its mark says whether its image must be written.
     Listed(K),
     /// The item is gone.
-    Gone(K),
+    Gone(G),
 }
 
 /// An index write that removes a key.

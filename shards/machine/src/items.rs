@@ -2,6 +2,7 @@
 //! is all.
 
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 
 use bytes::Bytes;
 use flowmesh_model::{IndexWrite, Space};
@@ -46,21 +47,68 @@ pub(crate) trait Indexed<H> {
 }
 
 #[derive(Debug)]
-struct Entry<V> {
+pub(crate) struct Entry<V> {
     item: V,
     mark: Mark,
 }
 
-/// Items by key, in the order of the keys.
-#[derive(Debug)]
-pub(crate) struct Items<K, V> {
-    map: BTreeMap<K, Entry<V>>,
-    changes: Changes<K>,
+/// What items are kept in, in the order of their keys.
+pub(crate) trait Map<K, E>: Default {
+    fn get(&self, key: &K) -> Option<&E>;
+    fn get_mut(&mut self, key: &K) -> Option<&mut E>;
+    fn insert(&mut self, key: K, entry: E) -> Option<E>;
+    fn remove_entry(&mut self, key: &K) -> Option<(K, E)>;
+    fn pop_first(&mut self) -> Option<(K, E)>;
+    fn len(&self) -> usize;
+    fn each<'a>(&'a self) -> impl Iterator<Item = (K, &'a E)>
+    where
+        E: 'a;
 }
 
-impl<K, V> Default for Items<K, V> {
+impl<K: Ord + Clone, E> Map<K, E> for BTreeMap<K, E> {
+    fn get(&self, key: &K) -> Option<&E> {
+        self.get(key)
+    }
+
+    fn get_mut(&mut self, key: &K) -> Option<&mut E> {
+        self.get_mut(key)
+    }
+
+    fn insert(&mut self, key: K, entry: E) -> Option<E> {
+        self.insert(key, entry)
+    }
+
+    fn remove_entry(&mut self, key: &K) -> Option<(K, E)> {
+        self.remove_entry(key)
+    }
+
+    fn pop_first(&mut self) -> Option<(K, E)> {
+        self.pop_first()
+    }
+
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn each<'a>(&'a self) -> impl Iterator<Item = (K, &'a E)>
+    where
+        E: 'a,
+    {
+        self.iter().map(|(key, entry)| (key.clone(), entry))
+    }
+}
+
+/// Items by key, in the order of the keys.
+#[derive(Debug)]
+pub(crate) struct Items<K, V, M = BTreeMap<K, Entry<V>>> {
+    map: M,
+    changes: Changes<K>,
+    values: PhantomData<V>,
+}
+
+impl<K, V, M: Default> Default for Items<K, V, M> {
     fn default() -> Self {
-        Self { map: BTreeMap::new(), changes: Changes::default() }
+        Self { map: M::default(), changes: Changes::default(), values: PhantomData }
     }
 }
 
@@ -70,6 +118,17 @@ pub(crate) const fn item_bytes<K, V>() -> u64 {
 }
 
 impl<K: Key, V: Item> Items<K, V> {
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.map.iter().map(|(key, entry)| (key, &entry.item))
+    }
+
+    pub fn range(&self, keys: impl std::ops::RangeBounds<K>) -> impl Iterator<Item = (&K, &V)> {
+        self.map.range(keys).map(|(key, entry)| (key, &entry.item))
+    }
+}
+
+impl<K: Key, V: Item, M: Map<K, Entry<V>>> Items<K, V, M> {
+    #[inline]
     pub fn get(&self, key: &K) -> Option<&V> {
         self.map.get(key).map(|entry| &entry.item)
     }
@@ -79,12 +138,12 @@ impl<K: Key, V: Item> Items<K, V> {
         self.map.get_mut(key).map(|entry| &mut entry.item)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        self.map.iter().map(|(key, entry)| (key, &entry.item))
-    }
-
-    pub fn range(&self, keys: impl std::ops::RangeBounds<K>) -> impl Iterator<Item = (&K, &V)> {
-        self.map.range(keys).map(|(key, entry)| (key, &entry.item))
+    /// All items, in order.
+    pub fn each<'a>(&'a self) -> impl Iterator<Item = (K, &'a V)>
+    where
+        V: 'a,
+    {
+        self.map.each().map(|(key, entry)| (key, &entry.item))
     }
 
     pub fn len(&self) -> usize {
@@ -118,7 +177,7 @@ impl<K: Key, V: Item> Items<K, V> {
         if touch != Touch::Known {
             self.changes.list(key.clone());
             if self.changes.is_stale(self.map.len()) {
-                self.changes.thin(|key| self.map.contains_key(key));
+                self.changes.thin(|key| self.map.get(key).is_some());
             }
         }
         result
@@ -144,14 +203,14 @@ impl<K: Key, V: Item> Items<K, V> {
     /// Checks that exactly what changed is listed.
     pub fn check(&self, seals: &Seals) {
         if seals.are_made() {
-            for (key, entry) in &self.map {
-                assert_eq!(seals.is_listed(entry.mark), self.changes.has_listed(key));
+            for (key, entry) in self.map.each() {
+                assert_eq!(seals.is_listed(entry.mark), self.changes.has_listed(&key));
             }
         }
     }
 }
 
-impl<K: Key, V: Item> Indexed<K::Home> for Items<K, V> {
+impl<K: Key, V: Item, M: Map<K, Entry<V>>> Indexed<K::Home> for Items<K, V, M> {
     fn seal(&mut self) {
         self.changes.seal();
     }

@@ -50,4 +50,4 @@ pub use decision::{
 };
 pub use machine::Machine;
 pub use queue::{QueueTally, Spread};
-pub use walk::{PartitionHeld, QueueHeld};
+pub use walk::{PartitionHeld, QueueHeld, StoreHeld};

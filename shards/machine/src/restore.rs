@@ -136,7 +136,7 @@ impl Machine {
                     queue.finish_restore();
                     self.outgoing.insert(*id);
                 }
-                Parts::Kv(_) => {}
+                Parts::Kv(store) => store.finish_restore(),
             }
             self.memory_bytes += HELD_BYTES + held.parts.memory_bytes();
             let due = held.parts.next_due();

@@ -33,6 +33,15 @@ pub struct QueueHeld {
     pub schedules_held_back: u64,
 }
 
+/// What a shard holds of a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreHeld {
+    /// Keys, those included whose time is up and that are not removed yet.
+    pub keys: u64,
+    /// An estimate of what they take in memory.
+    pub memory_bytes: u64,
+}
+
 impl Machine {
     /// Whether the catalog has a resource of that number.
     pub fn is_known(&self, id: ResourceId) -> bool {
@@ -63,6 +72,15 @@ impl Machine {
                 let (schedules, held_back) = (queue.schedules.len(), queue.schedules.held_back());
                 let schedules_held_back = held_back as u64;
                 each(id, QueueHeld { status, schedules: schedules as u64, schedules_held_back });
+            }
+        }
+    }
+
+    /// Every store, and what the shard holds of it. In no order.
+    pub fn each_store(&self, each: &mut dyn FnMut(ResourceId, StoreHeld)) {
+        for (id, held) in self.named() {
+            if let Parts::Kv(store) = &held.parts {
+                each(id, StoreHeld { keys: store.len() as u64, memory_bytes: store.memory_bytes() });
             }
         }
     }

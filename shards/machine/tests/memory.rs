@@ -14,8 +14,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use common::{World, pack};
-use flowmesh_model::command::NewJob;
-use flowmesh_model::{Command, Kind, PartitionRef, QueueCommand, Settings, StreamCommand, StreamSettings};
+use flowmesh_model::command::{NewJob, SetEntry, SetIf, SetTtl};
+use flowmesh_model::{
+    Command, Kind, KvCommand, PartitionRef, QueueCommand, ResourceId, Settings, StreamCommand, StreamSettings,
+};
 
 /// Counts the bytes that this thread holds.
 struct Counting;
@@ -105,4 +107,62 @@ fn a_job_that_waits_takes_little() {
         assert!(bytes <= 100.0, "{bytes} bytes for a job that waits");
         assert!((told - bytes).abs() < 15.0, "its own estimate: {told} for {bytes}");
     }
+}
+
+const KEY_BYTES: usize = 16;
+const VALUE_BYTES: usize = 100;
+
+/// Sets a thousand keys, in an order that means nothing.
+fn set_thousand(world: &mut World, store: ResourceId, thousand: u64, ttl: SetTtl) {
+    let entry = |number: u64| SetEntry {
+        key: format!("{:0KEY_BYTES$x}", number.wrapping_mul(0x9E37_79B9_7F4A_7C15)).into(),
+        value: vec![7; VALUE_BYTES].into(),
+        ttl,
+        condition: SetIf::Always,
+    };
+    let entries = (thousand * 1_000..(thousand + 1) * 1_000).map(entry).collect();
+    world.run(&Command::Kv(store, KvCommand::Set { entries }));
+}
+
+/// Besides key and value an entry takes its place, its version, and a few bytes of table and order.
+#[test]
+fn an_entry_takes_little_besides_key_and_value() {
+    const ENTRIES: u64 = 200_000;
+    for (ttl, bytes_max) in [(SetTtl::Default, 66.0), (SetTtl::Millis(1_000_000), 104.0)] {
+        let mut world = World::default();
+        let store = world.create(Kind::Kv, "full");
+        let before = held();
+        for thousand in 0..ENTRIES / 1_000 {
+            set_thousand(&mut world, store, thousand, ttl);
+            world.seal();
+            world.write();
+            // What the test keeps: the disk.
+            (world.log, world.index) = Default::default();
+        }
+        let beside = |bytes: f64| bytes / ENTRIES as f64 - (KEY_BYTES + VALUE_BYTES) as f64;
+        let bytes = beside((held() - before) as f64);
+        let told = beside(world.machine.memory_bytes() as f64);
+        println!("bytes an entry beside key and value, {ttl:?}: {bytes:.1}; by its own word {told:.1}");
+        assert!(bytes <= bytes_max, "{bytes} bytes for an entry");
+        // The allocator's share is in its own word, not in what is counted here.
+        assert!((told - 8.0 - bytes).abs() < 15.0, "its own estimate: {told} for {bytes}");
+    }
+}
+
+/// What came and went since the last checkpoint is not remembered once for each time.
+#[test]
+fn keys_that_come_and_go_leave_nothing() {
+    let mut world = World::default();
+    let store = world.create(Kind::Kv, "busy");
+    let churn = |world: &mut World, times: u64| {
+        for _ in 0..times {
+            set_thousand(world, store, 0, SetTtl::Default);
+            world.run(&Command::Kv(store, KvCommand::Clear { keys_max: 1_000 }));
+            world.log = Vec::new();
+        }
+        held()
+    };
+    let before = churn(&mut world, 10);
+    let after = churn(&mut world, 200);
+    assert!(after - before < 100_000, "{} bytes of nothing", after - before);
 }

@@ -85,6 +85,8 @@ struct Driver {
     appended: BTreeMap<PartitionRef, Vec<Vec<u8>>>,
 }
 
+const SIZE_STEP: usize = 300;
+
 const NAMES: [&str; 2] = ["a", "b{tag}"];
 
 fn stream_settings() -> Settings {
@@ -157,7 +159,8 @@ impl Driver {
             Step::Set { store, key, size, ttl, condition } => {
                 let entry = SetEntry {
                     key: Bytes::from(vec![b'k', *key]),
-                    value: Bytes::from(vec![*size; usize::from(*size)]),
+                    // Short ones lie with their keys, long ones apart.
+                    value: Bytes::from(vec![*size; usize::from(*size) * SIZE_STEP]),
                     ttl: ttl.map_or(SetTtl::Keep, SetTtl::Millis),
                     condition: match condition {
                         0 => SetIf::Absent,

@@ -126,7 +126,7 @@ pub const JOBS_LOOKED_MAX: usize = 10_000;
 /// A worker's error text or name, kept with the job.
 pub const TEXT_BYTES_MAX: usize = 1024;
 
-/// Partitions, and as many queues, that have metrics of their own, over all shards; each has some 35 lines of them. Those
+/// Partitions, and as many queues and stores, that have metrics of their own, over all shards; each has some 35 lines of them. Those
 /// of all others are added up. Every shard has at least one.
 pub const METRIC_RESOURCES_MAX: usize = 200;
 

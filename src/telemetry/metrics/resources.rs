@@ -24,7 +24,7 @@ type Group = Row<GroupCounts, GroupHolds>;
 type Offsets = Row<OffsetCounts, OffsetHolds>;
 
 /// A name without the suffix of its type, its help, and the number it says.
-type Numbers<T> = (&'static str, &'static str, fn(&T) -> u64);
+pub(super) type Numbers<T> = (&'static str, &'static str, fn(&T) -> u64);
 
 /// A name, its help, and the durations it says.
 type Durations<T> = (&'static str, &'static str, fn(&T) -> &Spans);
@@ -152,13 +152,13 @@ const OFFSET_COUNTERS: &[Numbers<Offsets>] =
     &[("flowmesh_consumer_group_offset_commits", "Offsets committed", |o| o.counts.commits)];
 
 /// What stands for all that have no labels of their own.
-const OTHER: &str = "other";
+pub(super) const OTHER: &str = "other";
 
 /// The rows of one kind, with their labels.
-struct Labelled<L, C, H>(Vec<(L, Row<C, H>)>);
+pub(super) struct Labelled<L, C, H>(pub Vec<(L, Row<C, H>)>);
 
-/// Tenant, namespace, queue or group.
-type QueueLabels = [(&'static str, String); 3];
+/// Tenant, namespace, queue or group or store.
+pub(super) type QueueLabels = [(&'static str, String); 3];
 
 /// Tenant, namespace, stream, partition.
 type PartitionLabels = [(&'static str, String); 4];
@@ -315,7 +315,10 @@ fn partition_labels(catalog: &Catalog, at: Option<PartitionRef>) -> Option<Parti
     Some(labels([path.tenant(), path.namespace(), path.name(), &at.partition.to_string()], NAMES))
 }
 
-fn labels<const N: usize>(values: [&str; N], names: [&'static str; N]) -> [(&'static str, String); N] {
+pub(super) fn labels<const N: usize>(
+    values: [&str; N],
+    names: [&'static str; N],
+) -> [(&'static str, String); N] {
     let mut values = values.into_iter();
     names.map(|name| (name, values.next().unwrap_or_default().to_owned()))
 }
@@ -340,7 +343,11 @@ fn label<'a, K: Copy + 'a, C: Merge + Clone + PartialEq + 'a, H: Merge + Clone +
 }
 
 impl<L: EncodeLabelSet, C, H> Labelled<L, C, H> {
-    fn gauges(&self, encoder: &mut DescriptorEncoder<'_>, families: &[Numbers<Row<C, H>>]) -> fmt::Result {
+    pub(super) fn gauges(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        families: &[Numbers<Row<C, H>>],
+    ) -> fmt::Result {
         for (name, help, number) in families {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for (labels, row) in &self.0 {
@@ -351,7 +358,11 @@ impl<L: EncodeLabelSet, C, H> Labelled<L, C, H> {
         Ok(())
     }
 
-    fn counters(&self, encoder: &mut DescriptorEncoder<'_>, families: &[Numbers<Row<C, H>>]) -> fmt::Result {
+    pub(super) fn counters(
+        &self,
+        encoder: &mut DescriptorEncoder<'_>,
+        families: &[Numbers<Row<C, H>>],
+    ) -> fmt::Result {
         for (name, help, number) in families {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             for (labels, row) in &self.0 {

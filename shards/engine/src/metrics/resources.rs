@@ -11,11 +11,13 @@ use flowmesh_machine::{Machine, Spread};
 pub use flowmesh_machine::{PartitionHeld, QueueHeld, QueueTally};
 use flowmesh_model::group::fact::GroupFact;
 use flowmesh_model::job::fact::QueueFact;
+use flowmesh_model::limits::METRIC_RESOURCES_MAX;
 use flowmesh_model::transfer::fact::TransferFact;
 use flowmesh_model::{
     Command, Fact, Millis, Offset, PartitionRef, QueueCommand, Reply, ResourceId, StreamCommand,
 };
 
+use super::stores::{StoreCounts, StoreRows, counts_of, looks_of};
 use super::{Operation, Spans};
 
 /// What is counted of a stream's partition since the shard's start.
@@ -300,6 +302,8 @@ pub(crate) struct Resources {
     queues: Bounded<ResourceId, QueueCounts>,
     groups: Bounded<ResourceId, GroupCounts>,
     offsets: Bounded<GroupPartition, OffsetCounts>,
+    /// All shards have something of a store, so that dividing places between them would save none.
+    stores: Bounded<ResourceId, StoreCounts>,
     lateness: Spread,
 }
 
@@ -311,6 +315,7 @@ impl Resources {
             queues: Bounded::new(max),
             groups: Bounded::new(max),
             offsets: Bounded::new(max),
+            stores: Bounded::new(METRIC_RESOURCES_MAX),
             lateness: Spread::default(),
         }
     }
@@ -318,6 +323,7 @@ impl Resources {
     /// Counts facts that become true. They follow each other by resource, so there is one look-up for each resource.
     pub fn facts<'a>(&mut self, facts: impl IntoIterator<Item = &'a Fact>) {
         let mut queue: Option<(ResourceId, [u64; 3])> = None;
+        let mut store: Option<(ResourceId, StoreCounts)> = None;
         for fact in facts {
             let (id, counts) = match fact {
                 Fact::RecordsAppended { at, count, records, .. }
@@ -350,7 +356,15 @@ impl Resources {
                     (*queue, [0, 1, 0])
                 }
                 Fact::JobReturned { queue, .. } | Fact::JobDied { queue, .. } => (*queue, [0, 0, 1]),
-                _ => continue,
+                _ => {
+                    if let Some((id, counts)) = counts_of(fact) {
+                        match &mut store {
+                            Some((same, sums)) if *same == id => sums.merge(&counts),
+                            _ => self.keys(store.replace((id, counts))),
+                        }
+                    }
+                    continue;
+                }
             };
             match &mut queue {
                 Some((same, sums)) if *same == id => {
@@ -365,6 +379,18 @@ impl Resources {
         }
         if let Some((id, sums)) = queue {
             self.jobs(id, sums);
+        }
+        self.keys(store);
+    }
+
+    /// Counts what a command that is decided has read.
+    pub fn looked(&mut self, command: &Command, reply: &Reply) {
+        self.keys(looks_of(command, reply));
+    }
+
+    fn keys(&mut self, counted: Option<(ResourceId, StoreCounts)>) {
+        if let Some((id, counts)) = counted {
+            self.stores.of(id).merge(&counts);
         }
     }
 
@@ -398,7 +424,12 @@ impl Resources {
         &self.lateness
     }
 
-    /// All rows, with what the machine holds now.
+    /// Rows of stores, with what the machine holds of them now.
+    pub fn stores(&mut self, machine: &Machine) -> StoreRows {
+        self.stores.rows(|id| machine.is_known(id), |row| machine.each_store(row))
+    }
+
+    /// All other rows, with what the machine holds now.
     pub fn rows(
         &mut self,
         machine: &mut Machine,

@@ -1,10 +1,8 @@
 //! How facts change a store.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use flowmesh_model::codec::detached;
 use flowmesh_model::kv::KvType;
 use flowmesh_model::kv::fact::KvFact;
 use flowmesh_model::{Millis, Space};
@@ -12,7 +10,7 @@ use flowmesh_model::{Millis, Space};
 use super::change::{self, collection_of};
 use super::pages::AllPages;
 use super::value::{Collection, Value};
-use super::{Entry, Key, Store, index};
+use super::{Entry, Place, Store, index, memory_bytes};
 use crate::changes::{Mark, Seals, Touch, image};
 use crate::held::Apply;
 use crate::keys::Home;
@@ -20,7 +18,8 @@ use crate::keys::Home;
 impl Store {
     /// `KeySet`.
     pub fn set(&mut self, cx: &mut Apply<'_>, key: &Bytes, value: &Bytes, expires_at: Option<Millis>) {
-        self.overwrite(cx, key, Value::Bytes(detached(value)), expires_at.unwrap_or_default());
+        let (version, end) = (cx.at.lsn, expires_at.unwrap_or_default());
+        self.write(cx, key, end, || Value::Bytes(value.clone()), |entry| entry.put_over(value, version, end));
     }
 
     /// What else became true of it.
@@ -31,11 +30,12 @@ impl Store {
             }
             KvFact::EndSet { key, expires_at } => {
                 let end = expires_at.unwrap_or_default();
-                self.change(cx, key, |entry, _, _, _| entry.expires_at = end);
+                self.change(cx, key, |entry, _, _, _| entry.set_end(end));
             }
             KvFact::Renamed { key, to } => {
                 let Some(entry) = self.take(cx, key) else { panic!("a key was renamed that there is not") };
-                self.overwrite(cx, to, entry.value, entry.expires_at);
+                let end = entry.end();
+                self.overwrite(cx, to, entry.into_value(), end);
             }
             KvFact::Copied { key, to } => self.copy(cx, key, to),
             KvFact::PagesFreed { collection, upto } => {
@@ -50,7 +50,7 @@ impl Store {
                     self.overwrite(cx, key, Value::Collection(value), Millis(0));
                 }
                 self.change(cx, key, |entry, pages, home, seals| {
-                    let Value::Collection(collection) = &mut entry.value else {
+                    let Some(collection) = entry.collection_mut() else {
                         panic!("a fact about items of no collection: {fact:?}")
                     };
                     let mut pages = pages.change(home, seals, collection);
@@ -68,7 +68,7 @@ impl Store {
 
     fn copy(&mut self, cx: &mut Apply<'_>, key: &[u8], to: &Bytes) {
         let Some(entry) = self.entry(key) else { panic!("a key was copied that there is not") };
-        let (value, expires_at) = (entry.value.clone(), entry.expires_at);
+        let (value, expires_at) = (entry.view().to_value(), entry.end());
         let value = match value {
             Value::Collection(from) => {
                 let new = self.new_collection(cx, to, from.holds);
@@ -82,38 +82,53 @@ impl Store {
     }
 
     /// A key holds this from now on.
-    fn overwrite(&mut self, cx: &mut Apply<'_>, key: &[u8], value: Value, expires_at: Millis) {
+    fn overwrite(&mut self, cx: &mut Apply<'_>, key: &[u8], value: Value, end: Millis) {
+        self.write(cx, key, end, || value, |_| false);
+    }
+
+    /// A key holds this value from now on, put over what is there if that can be.
+    fn write(
+        &mut self,
+        cx: &mut Apply<'_>,
+        key: &[u8],
+        end: Millis,
+        value: impl FnOnce() -> Value,
+        put_over: impl FnOnce(&mut Entry) -> bool,
+    ) {
         let hash = self.sip.hash(key);
-        if self.table.find(hash, key).is_none() {
-            return self.insert(cx, hash, key, value, expires_at);
-        }
-        self.change(cx, key, |entry, pages, home, seals| {
-            entry.expires_at = expires_at;
-            if let Value::Collection(before) = std::mem::replace(&mut entry.value, value) {
+        let Some(place) = self.table.find(hash, key, &self.slab) else {
+            return self.insert(cx, hash, key, value(), end);
+        };
+        let version = cx.at.lsn;
+        self.change_at(cx, place, |entry, pages, home, seals| {
+            if !put_over(entry)
+                && let Some(before) = entry.replace(value(), version, end)
+            {
                 pages.leave(home, seals, &before);
             }
         });
     }
 
-    fn insert(&mut self, cx: &mut Apply<'_>, hash: u64, key: &[u8], value: Value, expires_at: Millis) {
-        let key: Key = Arc::from(key);
-        let mut mark = Mark::new(self.changes.is_back(&*key));
+    fn insert(&mut self, cx: &mut Apply<'_>, hash: u64, key: &[u8], value: Value, end: Millis) {
+        let mut mark = Mark::new(self.changes.is_back(key));
         let touch = cx.seals.touch(&mut mark);
-        let new = Arc::clone(&key);
-        let version = cx.at.lsn;
-        self.last_change = version;
-        self.put(hash, Entry { key, value, version, expires_at, due: Millis(0), expiry_number: 0, mark });
+        self.last_change = cx.at.lsn;
+        let place = self.put(hash, Entry::new(key, value, cx.at.lsn, end, mark));
+        self.ordered.insert(&self.slab, place);
+        if let Some(due) = self.slab.get(place).map(Entry::next_end) {
+            reschedule(&mut self.expiry, place, Millis(0), due);
+        }
         if touch != Touch::Known {
-            self.list(new);
+            self.list(place);
         }
     }
 
-    /// Adds an entry that is not there.
-    pub(super) fn put(&mut self, hash: u64, mut entry: Entry) {
-        self.schedule(&mut entry);
-        self.memory_bytes += entry.memory_bytes();
-        self.ordered.insert(Arc::clone(&entry.key));
-        self.table.insert(hash, entry);
+    /// Adds an entry that is not there, to no order.
+    pub(super) fn put(&mut self, hash: u64, entry: Entry) -> Place {
+        self.memory_bytes += memory_bytes(&entry, entry.next_end());
+        let place = self.slab.insert(entry);
+        self.table.insert(hash, place);
+        place
     }
 
     /// Changes an entry that is there, and what hangs on it: its image in the sealed state, the list of changes, the order
@@ -124,79 +139,87 @@ impl Store {
         key: &[u8],
         change: impl FnOnce(&mut Entry, &mut AllPages, &Home, &mut Seals),
     ) {
-        let hash = self.sip.hash(key);
-        let Some(entry) = self.table.find_mut(hash, key) else { panic!("a key changed that there is not") };
+        let Some(place) = self.place(key) else { panic!("a key changed that there is not") };
+        self.change_at(cx, place, change);
+    }
+
+    fn change_at(
+        &mut self,
+        cx: &mut Apply<'_>,
+        place: Place,
+        change: impl FnOnce(&mut Entry, &mut AllPages, &Home, &mut Seals),
+    ) {
+        let Some(entry) = self.slab.get_mut(place) else { panic!("a key changed that there is not") };
         let touch = cx.seals.touch(&mut entry.mark);
         if touch == Touch::CaptureAndList {
-            cx.seals.capture(image(Space::Keys, cx.home.entry_key(key), index::encode(entry)));
+            cx.seals.capture(image(Space::Keys, cx.home.entry_key(entry.key()), index::encode(entry)));
         }
-        let before = entry.memory_bytes();
+        let due = entry.next_end();
+        let before = memory_bytes(entry, due);
         change(entry, &mut self.pages, cx.home, cx.seals);
-        entry.version = cx.at.lsn;
+        entry.set_version(cx.at.lsn);
         self.last_change = cx.at.lsn;
-        reschedule(&mut self.expiry, &mut self.expiry_number, entry);
-        self.memory_bytes = self.memory_bytes + entry.memory_bytes() - before;
+        let due_now = entry.next_end();
+        self.memory_bytes = self.memory_bytes + memory_bytes(entry, due_now) - before;
+        reschedule(&mut self.expiry, place, due, due_now);
         if touch != Touch::Known {
-            let key = Arc::clone(&entry.key);
-            self.list(key);
+            self.list(place);
         }
     }
 
     /// `KeyDeleted` or `KeyExpired`.
     pub fn removed(&mut self, cx: &mut Apply<'_>, key: &[u8]) {
         let Some(entry) = self.take(cx, key) else { panic!("a key was removed that there was not") };
-        if let Value::Collection(collection) = &entry.value {
-            self.pages.leave(cx.home, cx.seals, collection);
+        if let Some(collection) = entry.into_collection() {
+            self.pages.leave(cx.home, cx.seals, &collection);
         }
     }
 
     /// Takes an entry out; pages of its collection stay.
     fn take(&mut self, cx: &mut Apply<'_>, key: &[u8]) -> Option<Entry> {
-        let mut entry = self.table.remove(self.sip.hash(key), key)?;
+        let place = self.place(key)?;
+        let entry = self.slab.get_mut(place)?;
         if cx.seals.touch(&mut entry.mark) == Touch::CaptureAndList {
-            cx.seals.capture(image(Space::Keys, cx.home.entry_key(key), index::encode(&entry)));
+            cx.seals.capture(image(Space::Keys, cx.home.entry_key(key), index::encode(entry)));
         }
-        self.memory_bytes -= entry.memory_bytes();
-        self.ordered.remove(key);
-        if entry.due.0 != 0 {
-            self.expiry.remove(&(entry.due, entry.expiry_number));
-        }
+        let entry = self.forget(place)?;
         (self.last_removal, self.last_change) = (cx.at.lsn, cx.at.lsn);
         if entry.mark.in_index() {
-            self.changes.list_gone(Arc::clone(&entry.key));
+            self.changes.list_gone(key.into());
         }
         Some(entry)
     }
 
-    fn schedule(&mut self, entry: &mut Entry) {
-        reschedule(&mut self.expiry, &mut self.expiry_number, entry);
+    /// Takes an entry out of every structure.
+    pub(super) fn forget(&mut self, place: Place) -> Option<Entry> {
+        let entry = self.slab.get(place)?;
+        let due = entry.next_end();
+        self.memory_bytes -= memory_bytes(entry, due);
+        self.ordered.remove(&self.slab, entry.key());
+        self.table.remove(self.sip.hash(entry.key()), place);
+        reschedule(&mut self.expiry, place, due, Millis(0));
+        self.slab.remove(place)
     }
 
     /// Lists a change of an entry that is there: of one that is not, thinning out would forget it.
-    pub(super) fn list(&mut self, key: Key) {
-        self.changes.list(key);
-        if self.changes.is_stale(self.ordered.len()) {
-            let (table, sip) = (&self.table, self.sip);
-            let lives =
-                |key: &Key| table.find(sip.hash(key), key).is_some_and(|entry| Arc::ptr_eq(&entry.key, key));
-            self.changes.thin(lives);
+    pub(super) fn list(&mut self, place: Place) {
+        self.changes.list(place);
+        if self.changes.is_stale(self.slab.len()) {
+            let slab = &self.slab;
+            self.changes.thin(|place| slab.get(*place).is_some());
         }
     }
 }
 
 /// Puts an entry where its next end belongs.
-fn reschedule(expiry: &mut BTreeMap<(Millis, u64), Key>, last: &mut u64, entry: &mut Entry) {
-    let due = entry.next_end();
-    if due == entry.due {
+fn reschedule(expiry: &mut BTreeSet<(Millis, Place)>, place: Place, before: Millis, due: Millis) {
+    if before == due {
         return;
     }
-    if entry.due.0 != 0 {
-        expiry.remove(&(entry.due, entry.expiry_number));
+    if before.0 != 0 {
+        expiry.remove(&(before, place));
     }
-    entry.due = due;
     if due.0 != 0 {
-        *last += 1;
-        entry.expiry_number = *last;
-        expiry.insert((due, *last), Arc::clone(&entry.key));
+        expiry.insert((due, place));
     }
 }

@@ -17,7 +17,7 @@ pub(super) struct Current {
 
 impl Current {
     pub fn of(entry: &Entry) -> Self {
-        Self { version: entry.version, expires_at: entry.expires_at(), text: entry.value.text() }
+        Self { version: entry.version(), expires_at: entry.expires_at(), text: entry.view().text() }
     }
 }
 

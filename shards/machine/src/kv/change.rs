@@ -4,6 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::Millis;
 use flowmesh_model::kv::fact::KvFact;
 use flowmesh_model::kv::{KvType, Real, Side};
+use smallvec::SmallVec;
 
 use super::tree::{Cold, Pages, PagesMut};
 use super::value::Collection;
@@ -49,9 +50,13 @@ pub(super) fn apply(
         KvFact::MemberAdded { member, .. } => drop(collection.items.insert(pages, member, &[])?),
         KvFact::MemberRemoved { member, .. } => drop(collection.items.remove(pages, member)?),
         KvFact::ScoreSet { member, score, .. } => {
-            remove_score(collection, pages, member)?;
-            collection.items.insert(pages, member, &score.to_ordered())?;
-            collection.order.insert(pages, &ordered(&score.to_ordered(), member), &[])?;
+            let score = score.to_ordered();
+            let before =
+                collection.items.insert_over(pages, member, &score, |score| ordered(score, member))?;
+            if let Some(before) = before {
+                collection.order.remove(pages, &before)?;
+            }
+            collection.order.insert(pages, &ordered(&score, member), &[])?;
         }
         KvFact::ScoreRemoved { member, .. } => {
             remove_score(collection, pages, member)?;
@@ -130,8 +135,8 @@ fn note_ends(collection: &mut Collection, pages: &impl Pages) -> Result<(), Cold
 }
 
 /// The key of an item in an order: what it is ordered by, and its own key.
-pub(super) fn ordered(by: &[u8], key: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(by.len() + key.len());
+pub(super) fn ordered(by: &[u8], key: &[u8]) -> SmallVec<[u8; 64]> {
+    let mut out = SmallVec::with_capacity(by.len() + key.len());
     out.extend_from_slice(by);
     out.extend_from_slice(key);
     out

@@ -1,42 +1,43 @@
 //! A store's invariants, and its state as text.
 
 use std::fmt::Write;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use flowmesh_model::Millis;
 use flowmesh_model::kv::KvType;
 
-use super::Store;
 use super::change::{self, read_field};
 use super::tree::Order;
-use super::value::{Collection, Value};
+use super::value::Collection;
+use super::{Store, View, memory_bytes};
 use crate::changes::Seals;
 
 impl Store {
     /// Checks every invariant.
     pub fn check(&self, seals: &Seals) {
-        let (mut memory_bytes, mut expiring, mut pages) = (0, 0, 0);
-        for key in &self.ordered {
-            let Some(entry) = self.entry(key) else { panic!("a key in order but not in the table: {key:?}") };
-            assert!(Arc::ptr_eq(&entry.key, key), "key bytes exist once");
-            memory_bytes += entry.memory_bytes();
-            assert_eq!(entry.due, entry.next_end());
-            if entry.due.0 != 0 {
-                let due = self.expiry.get(&(entry.due, entry.expiry_number));
-                assert!(due.is_some_and(|other| Arc::ptr_eq(other, key)));
+        let (mut memory, mut expiring, mut pages) = (0, 0, 0);
+        for place in self.ordered.iter() {
+            let Some(entry) = self.slab.get(place) else { panic!("a key in order that is not there") };
+            assert_eq!(self.place(entry.key()), Some(place), "a key in order but not in the table");
+            let due = entry.next_end();
+            memory += memory_bytes(entry, due);
+            if due.0 != 0 {
+                assert!(self.expiry.contains(&(due, place)));
                 expiring += 1;
             }
-            if let Value::Collection(collection) = &entry.value {
+            if let Some(collection) = entry.view().collection() {
                 pages += self.check_collection(collection);
             }
             if seals.is_listed(entry.mark) && seals.are_made() {
-                assert!(self.changes.has_listed(key), "a key is marked but not listed: {key:?}");
+                assert!(self.changes.has_listed(&place), "a key is marked but not listed: {entry:?}");
             }
         }
+        self.slab.check();
+        self.ordered.check(&self.slab);
+        assert_eq!(self.slab.len(), self.ordered.len());
         assert_eq!(self.table.len(), self.ordered.len());
         assert_eq!(self.expiry.len(), expiring);
-        assert_eq!(self.memory_bytes, memory_bytes);
+        assert_eq!(self.memory_bytes, memory);
         self.pages.check(seals, pages);
     }
 
@@ -78,21 +79,17 @@ impl Store {
     /// The state as text.
     pub fn dump(&self, out: &mut String) {
         let _ = writeln!(out, "  last removal {}", self.last_removal);
-        for key in &self.ordered {
-            if let Some(entry) = self.entry(key) {
-                let (key, version, end) = (Bytes::copy_from_slice(key), entry.version, entry.expires_at());
-                let _ = writeln!(
-                    out,
-                    "  {key:?} = {} version {version} ends {end:?}",
-                    self.text_of(&entry.value)
-                );
-            }
+        for entry in self.ordered.iter().filter_map(|place| self.slab.get(place)) {
+            let (key, version, end) =
+                (Bytes::copy_from_slice(entry.key()), entry.version(), entry.expires_at());
+            let _ =
+                writeln!(out, "  {key:?} = {} version {version} ends {end:?}", self.text_of(entry.view()));
         }
     }
 
     /// What a key holds, as text.
-    fn text_of(&self, value: &Value) -> String {
-        let Value::Collection(collection) = value else { return format!("{:?}", value.text()) };
+    fn text_of(&self, value: View<'_>) -> String {
+        let Some(collection) = value.collection() else { return format!("{:?}", value.text()) };
         let pages = self.pages.look(collection);
         let mut out = format!("{} {}:", collection.holds.as_str(), collection.number);
         let Ok(mut cursor) = collection.items.before_rank(&pages, 0) else { return out };

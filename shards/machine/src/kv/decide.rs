@@ -1,6 +1,6 @@
 //! What can be asked of single keys.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use flowmesh_model::command::{SetEntry, SetIf, SetTtl};
 use flowmesh_model::limits::{DELAY_MS_MAX, KEY_BYTES_MAX, REPLY_BYTES_MAX, VALUE_BYTES_MAX};
 use flowmesh_model::placement::PlacementHash;
@@ -35,7 +35,8 @@ impl<'a> Asked<'a> {
             KvCommand::Exists { keys } => {
                 check_keys(keys)?;
                 let mut seen = Lsn(0);
-                let flags = keys.iter().map(|key| self.look(key, &mut seen).is_some()).collect();
+                let found = self.store.entries(keys);
+                let flags = found.iter().map(|entry| self.live(*entry, &mut seen).is_some()).collect();
                 Ok(Decision::Answer { reply: Reply::Flags(flags), seen })
             }
             KvCommand::Scan(scan) => self.scan(scan),
@@ -50,27 +51,45 @@ impl<'a> Asked<'a> {
     /// The entry of a key if it is there now. `seen` grows to what this shows.
     #[inline]
     pub fn look(&self, key: &[u8], seen: &mut Lsn) -> Option<&'a Entry> {
-        let entry = self.store.entry(key);
-        *seen = (*seen).max(entry.map_or(self.store.last_removal, |entry| entry.version));
+        self.live(self.store.entry(key), seen)
+    }
+
+    /// What was found of a key if it is there now. `seen` grows to what this shows.
+    #[inline]
+    fn live(&self, entry: Option<&'a Entry>, seen: &mut Lsn) -> Option<&'a Entry> {
+        *seen = (*seen).max(entry.map_or(self.store.last_removal, Entry::version));
         entry.filter(|entry| entry.is_live(self.now))
     }
 
     fn get(&self, keys: &[Bytes]) -> Result<Decision, Reject> {
         check_keys(keys)?;
-        let (mut seen, mut bytes) = (Lsn(0), 0);
+        let (mut seen, mut bytes, mut packed_bytes) = (Lsn(0), 0, 0);
+        let found = self.store.entries(keys);
         let mut values = Batch::with_capacity(keys.len());
-        for key in keys {
-            let found = self.look(key, &mut seen);
-            let value = found.map(|entry| value_of(entry, true));
-            bytes += value.as_ref().map_or(0, |value| value.value.len());
-            values.push(value);
+        for entry in &found {
+            values.push(self.live(*entry, &mut seen).map(|entry| {
+                let packed = entry.packed_value();
+                let value = value_of(entry, packed.is_none());
+                bytes += value.value.len();
+                packed_bytes += packed.map_or(0, <[u8]>::len);
+                value
+            }));
         }
+        bytes += packed_bytes;
         if bytes > REPLY_BYTES_MAX {
             return Err(Reject::TooLarge {
                 what: "values of one reply",
                 size: bytes as u64,
                 max: REPLY_BYTES_MAX as u64,
             });
+        }
+        // All that lie with their keys share one piece of memory.
+        let mut packed = BytesMut::with_capacity(packed_bytes);
+        for (value, entry) in values.iter_mut().zip(found) {
+            if let (Some(value), Some(text)) = (value, entry.and_then(Entry::packed_value)) {
+                packed.extend_from_slice(text);
+                value.value = packed.split().freeze();
+            }
         }
         Ok(Decision::Answer { reply: Reply::Values(values), seen })
     }
@@ -80,6 +99,8 @@ impl<'a> Asked<'a> {
         let (mut facts, mut seen) = (Batch::with_capacity(entries.len()), Lsn(0));
         let mut written = Written::when(entries.len() > 1 && entries.iter().any(looks), self.store.sip);
         let mut outcomes = Batch::with_capacity(entries.len());
+        // Some are looked up here, and all when they change.
+        self.store.warm(entries.iter().map(|entry| &*entry.key));
         for entry in entries {
             check_entry(entry)?;
             // What is there is looked up only if it matters.
@@ -126,6 +147,7 @@ impl<'a> Asked<'a> {
         let mut seen = Lsn(0);
         let (mut facts, mut flags) = (Batch::new(), Batch::with_capacity(keys.len()));
         let mut deleted = Written::when(keys.len() > 1, self.store.sip);
+        self.store.warm(keys.iter().map(|key| &**key));
         for key in keys {
             let there = deleted.get(key).is_none() && self.look(key, &mut seen).is_some();
             flags.push(there);
@@ -157,11 +179,11 @@ impl<'a> Asked<'a> {
 
 /// What a reply shows of an entry; of a collection no value.
 pub(super) fn value_of(entry: &Entry, with_value: bool) -> EntryValue {
-    let value = if with_value { entry.value.text() } else { None };
+    let value = if with_value { entry.view().text() } else { None };
     EntryValue {
-        holds: entry.value.holds(),
+        holds: entry.view().holds(),
         value: value.unwrap_or_default(),
-        version: entry.version,
+        version: entry.version(),
         expires_at: entry.expires_at(),
     }
 }

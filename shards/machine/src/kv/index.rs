@@ -1,14 +1,12 @@
 //! A store's part of checkpoints.
 
-use std::sync::Arc;
-
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, Reader, put_varint};
 use flowmesh_model::{IndexWrite, Lsn, Millis, SlotId, Space};
 
 use super::value::Value;
-use super::{Entry, Store};
-use crate::changes::{Change, Mark, Seals, Touch, image, removal};
+use super::{Entry, Order, Store, View};
+use crate::changes::{Change, Seals, Touch, image, removal};
 use crate::items::Indexed;
 use crate::keys::{self, Home};
 
@@ -21,14 +19,18 @@ use crate::keys::{self, Home};
 /// | expires at | varint | ms, 0 = never |
 /// | value | the rest | format 1: the bytes; format 2: as [`Value::encode`] says |
 pub(super) fn encode(entry: &Entry) -> Bytes {
-    let bytes = if let Value::Bytes(bytes) = &entry.value { Some(bytes) } else { None };
-    let mut out = BytesMut::with_capacity(21 + bytes.map_or(256, Bytes::len));
-    out.put_u8(if bytes.is_some() { keys::FORMAT } else { TYPED });
-    put_varint(&mut out, entry.version.0);
-    put_varint(&mut out, entry.expires_at.0);
-    match bytes {
-        Some(bytes) => out.put_slice(bytes),
-        None => entry.value.encode(&mut out),
+    let (bytes, other) = match entry.view() {
+        View::Bytes(bytes) => (bytes, None),
+        View::Value(Value::Bytes(bytes)) => (&**bytes, None),
+        View::Value(other) => (&[][..], Some(other)),
+    };
+    let mut out = BytesMut::with_capacity(21 + if other.is_some() { 256 } else { bytes.len() });
+    out.put_u8(if other.is_some() { TYPED } else { keys::FORMAT });
+    put_varint(&mut out, entry.version().0);
+    put_varint(&mut out, entry.end().0);
+    match other {
+        Some(value) => value.encode(&mut out),
+        None => out.put_slice(bytes),
     }
     out.freeze()
 }
@@ -64,19 +66,24 @@ impl Store {
         let format = reader.byte()?;
         let (version, expires_at) = (Lsn(reader.varint()?), Millis(reader.varint()?));
         let value = match format {
-            // Shared, it would keep the piece of the index alive that it was read with.
-            keys::FORMAT => Value::Bytes(Bytes::copy_from_slice(&reader.take(reader.remaining())?)),
+            keys::FORMAT => Value::Bytes(reader.take(reader.remaining())?),
             TYPED => Value::decode(&mut reader, slot)?,
             _ => return Err(Malformed("index value of an unknown format")),
         };
         keys::close(&reader)?;
         let hash = self.sip.hash(key);
-        if self.table.find(hash, key).is_some() {
+        if self.table.find(hash, key, &self.slab).is_some() {
             return Err(Malformed("the same key twice"));
         }
-        let (key, mark) = (Arc::from(key), Mark::IN_INDEX);
-        self.put(hash, Entry { key, value, version, expires_at, due: Millis(0), expiry_number: 0, mark });
+        self.put(hash, Entry::restored(key, value, version, expires_at));
         Ok(())
+    }
+
+    /// All entries are there: builds the orders. One by one, each would wait for memory that no other needs.
+    pub fn finish_restore(&mut self) {
+        self.ordered = Order::of(&self.slab);
+        let ends = self.slab.iter().map(|(place, entry)| (entry.next_end(), place));
+        self.expiry = ends.filter(|(end, _)| end.0 != 0).collect();
     }
 
     /// What else a checkpoint takes.
@@ -98,6 +105,7 @@ impl Store {
         items_max: usize,
         out: &mut Vec<IndexWrite>,
     ) -> usize {
+        self.warm_places(self.changes.ahead(items_max));
         for count in 0..items_max {
             match self.changes.next() {
                 None => {
@@ -106,11 +114,12 @@ impl Store {
                     });
                 }
                 Some(Change::Gone(key)) => out.push(removal(Space::Keys, home.entry_key(&key))),
-                Some(Change::Listed(key)) => {
-                    let entry = self.table.find_mut(self.sip.hash(&key), &key);
+                Some(Change::Listed(place)) => {
+                    // Another entry may be there by now: then its mark says that it came later.
+                    let entry = self.slab.get_mut(place);
                     if let Some(entry) = entry.filter(|entry| seals.is_sealed(entry.mark)) {
                         Seals::written(&mut entry.mark);
-                        out.push(image(Space::Keys, home.entry_key(&key), encode(entry)));
+                        out.push(image(Space::Keys, home.entry_key(entry.key()), encode(entry)));
                     }
                 }
             }
@@ -128,17 +137,15 @@ impl Store {
     pub fn unseal(&mut self, seals: &Seals) {
         self.indexed().into_iter().for_each(|items| items.unseal(seals));
         let (changed, gone) = self.changes.unseal();
-        for key in changed {
-            let entry = self.table.find_mut(self.sip.hash(&key), &key);
-            if let Some(entry) = entry
+        for place in changed {
+            if let Some(entry) = self.slab.get_mut(place)
                 && seals.touch(&mut entry.mark) != Touch::Known
             {
-                let key = Arc::clone(&entry.key);
-                self.changes.list(key);
+                self.changes.list(place);
             }
         }
         for key in gone {
-            match self.table.find_mut(self.sip.hash(&key), &key) {
+            match self.place(&key).and_then(|place| self.slab.get_mut(place)) {
                 Some(entry) => entry.mark.set_in_index(),
                 None => self.changes.list_gone(key),
             }
@@ -149,20 +156,19 @@ impl Store {
     /// to `gone`. Returns how many it took: fewer means that is all.
     pub fn bury(&mut self, home: &Home, items_max: usize, gone: &mut Vec<(Space, Bytes)>) -> usize {
         for count in 0..items_max {
-            let (key, in_index) = if let Some(key) = self.ordered.pop_first() {
-                let entry = self.table.remove(self.sip.hash(&key), &key);
-                (key, entry.is_some_and(|entry| entry.mark.in_index()))
+            if let Some(place) = self.ordered.pop_first() {
+                let entry = self.slab.remove(place);
+                if let Some(entry) = entry.filter(|entry| entry.mark.in_index()) {
+                    gone.push((Space::Keys, home.entry_key(entry.key())));
+                }
             } else if let Some(Change::Gone(key)) = self.changes.next() {
-                (key, true)
+                gone.push((Space::Keys, home.entry_key(&key)));
             } else {
-                self.expiry = std::collections::BTreeMap::new();
+                (self.table, self.expiry) = Default::default();
                 return self
                     .indexed()
                     .into_iter()
                     .fold(count, |count, items| count + items.bury(home, items_max - count, gone));
-            };
-            if in_index {
-                gone.push((Space::Keys, home.entry_key(&key)));
             }
         }
         items_max

@@ -4,10 +4,11 @@ use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, put_varint};
 use flowmesh_model::{SlotId, Space};
 
+use super::shelf::Shelf;
 use super::tree::{Order, Page, PageNo, Pages, PagesMut};
 use super::value::Collection;
 use crate::changes::Seals;
-use crate::items::{self, Items, item_bytes};
+use crate::items::{self, Entry, Items, item_bytes};
 use crate::keys::{self, Home};
 
 /// A page of a store.
@@ -98,7 +99,7 @@ impl items::Item for Gone {
 /// All pages of a store.
 #[derive(Debug, Default)]
 pub(crate) struct AllPages {
-    pub pages: Items<PageKey, Stored>,
+    pub pages: Items<PageKey, Stored, Shelf<Entry<Stored>>>,
     /// Collections that are gone and still have pages.
     pub gone: Items<GoneKey, Gone>,
     pub memory_bytes: u64,
@@ -176,11 +177,11 @@ impl AllPages {
             gone.is_some_and(|gone| (gone.freed..gone.upto).contains(&key.page.0))
         };
         assert_eq!(
-            self.pages.iter().filter(|(key, _)| !is_gone(key)).count(),
+            self.pages.each().filter(|(key, _)| !is_gone(key)).count(),
             pages,
             "a link leads to each page"
         );
-        let bytes = self.pages.iter().map(|(_, stored)| memory_bytes(&stored.page)).sum::<u64>();
+        let bytes = self.pages.each().map(|(_, stored)| memory_bytes(&stored.page)).sum::<u64>();
         assert_eq!(self.memory_bytes, bytes);
         self.pages.check(seals);
         self.gone.check(seals);

@@ -7,11 +7,12 @@ use flowmesh_model::command::KeyScan;
 use flowmesh_model::limits::{BATCH_ITEMS_MAX, KEY_BYTES_MAX, REPLY_BYTES_MAX};
 use flowmesh_model::reply::KvStatus;
 use flowmesh_model::settings::within;
-use flowmesh_model::{Batch, Fact, Lsn, Reject, Reply};
+use flowmesh_model::{Batch, Fact, Reject, Reply};
 
-use super::Key;
 use super::decide::{Asked, value_of};
+use super::entry::Entry;
 use super::run::glob;
+use super::slab::Place;
 use crate::decision::Decision;
 use crate::limit::size;
 
@@ -62,23 +63,23 @@ impl Asked<'_> {
             let reply = Reply::Scanned { entries: Vec::new(), next: None };
             return Ok(Decision::Answer { reply, seen: self.store.last_removal });
         }
-        let keys = self.store.ordered.range::<[u8], _>((low, high));
+        let keys = self.store.ordered.range(&self.store.slab, (low, high));
         Ok(if scan.reverse { self.show(scan, keys.rev()) } else { self.show(scan, keys) })
     }
 
-    fn show<'k>(&self, scan: &KeyScan, keys: impl Iterator<Item = &'k Key>) -> Decision {
+    fn show(&self, scan: &KeyScan, places: impl Iterator<Item = Place>) -> Decision {
         let (mut entries, mut bytes, mut passed) = (Vec::new(), 0, 0);
         let mut seen = self.store.last_removal;
         let (mut last, mut more) = (None, false);
-        for key in keys {
+        for held in places.filter_map(|place| self.store.slab.get(place)) {
             if entries.len() == scan.keys_max as usize || passed == PASSED_MAX {
                 more = true;
                 break;
             }
-            let mut version = Lsn(0);
+            let key = held.key();
             let matches = scan.glob.as_ref().is_none_or(|glob| glob::matches(glob, key));
-            let Some(entry) = self.look(key, &mut version).filter(|_| matches) else {
-                seen = seen.max(version);
+            let Some(entry) = Some(held).filter(|entry| matches && entry.is_live(self.now)) else {
+                seen = seen.max(held.version());
                 passed += 1;
                 last = Some(key);
                 continue;
@@ -89,11 +90,11 @@ impl Asked<'_> {
                 more = true;
                 break;
             }
-            seen = seen.max(version);
+            seen = seen.max(entry.version());
             entries.push((Bytes::copy_from_slice(key), value));
             last = Some(key);
         }
-        let next = last.filter(|_| more).map(|key| Bytes::copy_from_slice(key));
+        let next = last.filter(|_| more).map(Bytes::copy_from_slice);
         Decision::Answer { reply: Reply::Scanned { entries, next }, seen }
     }
 
@@ -101,10 +102,15 @@ impl Asked<'_> {
     pub(super) fn random(&self, seed: u64) -> Decision {
         const DRAWS: usize = 32;
         let mut seen = self.store.last_removal;
-        let drawn = self.store.draw(seed, DRAWS).find_map(|entry| self.look(&entry.key, &mut seen));
-        let live = drawn.or_else(|| self.store.ordered.iter().find_map(|key| self.look(key, &mut seen)));
-        let entries = live
-            .map(|entry| (Bytes::copy_from_slice(&entry.key), value_of(entry, false)))
+        let mut is_live = |entry: &&Entry| {
+            seen = seen.max(entry.version());
+            entry.is_live(self.now)
+        };
+        let drawn = self.store.draw(seed, DRAWS).find(&mut is_live);
+        let first = || self.store.ordered.iter().filter_map(|place| self.store.slab.get(place)).find(is_live);
+        let entries = drawn
+            .or_else(first)
+            .map(|entry| (Bytes::copy_from_slice(entry.key()), value_of(entry, false)))
             .into_iter()
             .collect();
         Decision::Answer { reply: Reply::Scanned { entries, next: None }, seen }
@@ -123,7 +129,8 @@ impl Asked<'_> {
     pub(super) fn clear(&self, keys_max: u32) -> Result<Decision, Reject> {
         within("keys_max", u64::from(keys_max), 1, BATCH_ITEMS_MAX as u64)?;
         let first = self.store.ordered.iter().take(keys_max as usize);
-        let gone = |key: &Key| Fact::KeyDeleted { store: self.id, key: Bytes::copy_from_slice(key) };
+        let key_of = |place| Bytes::copy_from_slice(self.store.slab.key(place));
+        let gone = |place| Fact::KeyDeleted { store: self.id, key: key_of(place) };
         let facts: Batch<Fact> = first.map(gone).collect();
         let (count, more) = (facts.len(), self.store.len() > facts.len());
         let reply = Reply::KvCleared { count: count as u64, more };

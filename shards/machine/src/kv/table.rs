@@ -1,53 +1,64 @@
 //! Entries by the hash of their key.
 //!
-//! Entries live behind a pointer and their hash beside it, so that a table that grows moves sixteen bytes an entry and
-//! touches none. It is cut into parts that grow one at a time: moving one part of ten million entries takes some
-//! milliseconds instead of some hundreds.
+//! The table has half of each hash and where the entry is, eight bytes: one that grows touches no entry. It is cut into
+//! parts that grow one at a time: moving one part of ten million entries takes some milliseconds instead of some hundreds.
 
 use hashbrown::HashTable;
-use hashbrown::hash_table;
+use hashbrown::hash_table::OccupiedEntry;
 
-use super::Entry;
+use super::slab::{Place, Slab};
 
 /// Parts of a table. Each costs nothing while it is empty but its header.
 const PARTS: usize = 64;
 
-type Part = HashTable<(u64, Box<Entry>)>;
+type Part = HashTable<(u32, Place)>;
 
-/// Entries by hash. Never iterated but to draw one by chance.
+/// Where entries are, by hash. Never iterated but to draw one by chance.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     /// Empty until the first entry.
     parts: Vec<Part>,
 }
 
-/// Bits that neither the table's buckets (low bits) nor its tags (the top seven) use.
+/// Bits that are not in the half that is kept.
 fn part_of(hash: u64) -> usize {
     (hash >> 48) as usize % PARTS
 }
 
+/// The half of a hash that is kept.
+fn half(hash: u64) -> u32 {
+    hash as u32
+}
+
+/// What a part is ordered by: buckets take its low bits, tags the top seven.
+fn spread(half: u32) -> u64 {
+    u64::from(half) << 32 | u64::from(half)
+}
+
 impl Table {
+    /// Where the entry of a key is.
     #[inline]
-    pub fn find(&self, hash: u64, key: &[u8]) -> Option<&Entry> {
+    pub fn find(&self, hash: u64, key: &[u8], slab: &Slab) -> Option<Place> {
         let part = self.parts.get(part_of(hash))?;
-        part.find(hash, |(other, entry)| *other == hash && *entry.key == *key)
-            .map(|(_, entry)| entry.as_ref())
+        let is_it = |(other, place): &(u32, Place)| *other == half(hash) && slab.key(*place) == key;
+        part.find(spread(half(hash)), is_it).map(|(_, place)| *place)
     }
 
+    /// Where the entry of a key is in all likelihood, if there is one: looks at no entry. Keys of which as much of the hash
+    /// is the same are one in some billions.
     #[inline]
-    pub fn find_mut(&mut self, hash: u64, key: &[u8]) -> Option<&mut Entry> {
-        let part = self.parts.get_mut(part_of(hash))?;
-        part.find_mut(hash, |(other, entry)| *other == hash && *entry.key == *key)
-            .map(|(_, entry)| entry.as_mut())
+    pub fn guess(&self, hash: u64) -> Option<Place> {
+        let part = self.parts.get(part_of(hash))?;
+        part.find(spread(half(hash)), |(other, _)| *other == half(hash)).map(|(_, place)| *place)
     }
 
     /// Adds an entry whose key is not there.
-    pub fn insert(&mut self, hash: u64, entry: Entry) {
+    pub fn insert(&mut self, hash: u64, place: Place) {
         if self.parts.is_empty() {
             self.parts.resize_with(PARTS, Part::new);
         }
         if let Some(part) = self.parts.get_mut(part_of(hash)) {
-            part.insert_unique(hash, (hash, Box::new(entry)), |(hash, _)| *hash);
+            part.insert_unique(spread(half(hash)), (half(hash), place), |(half, _)| spread(*half));
         }
     }
 
@@ -57,21 +68,71 @@ impl Table {
     }
 
     /// The entry of a place, in no order that means anything: for those who draw one by chance. Goes over one part.
-    pub fn nth(&self, mut place: usize) -> Option<&Entry> {
+    pub fn nth(&self, mut nth: usize) -> Option<Place> {
         for part in &self.parts {
-            if place < part.len() {
-                return part.iter().nth(place).map(|(_, entry)| entry.as_ref());
+            if nth < part.len() {
+                return part.iter().nth(nth).map(|(_, place)| *place);
             }
-            place -= part.len();
+            nth -= part.len();
         }
         None
     }
 
-    pub fn remove(&mut self, hash: u64, key: &[u8]) -> Option<Entry> {
-        let part = self.parts.get_mut(part_of(hash))?;
-        let found: Result<hash_table::OccupiedEntry<'_, _>, _> =
-            part.find_entry(hash, |(other, entry)| *other == hash && *entry.key == *key);
-        let ((_, entry), _) = found.ok()?.remove();
-        Some(*entry)
+    /// Forgets where an entry is.
+    pub fn remove(&mut self, hash: u64, place: Place) -> bool {
+        let Some(part) = self.parts.get_mut(part_of(hash)) else { return false };
+        let found = part.find_entry(spread(half(hash)), |(_, other)| *other == place);
+        found.map(OccupiedEntry::remove).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use flowmesh_model::{Lsn, Millis};
+    use proptest::prelude::*;
+
+    use super::super::entry::Entry;
+    use super::super::value::Value;
+    use super::*;
+    use crate::changes::Mark;
+
+    proptest! {
+        /// Hashes meet as often as they can: only keys tell entries apart.
+        #[test]
+        fn keys_are_told_apart_whatever_their_hashes(steps: Vec<(u8, u8, bool)>) {
+            let (mut table, mut slab) = (Table::default(), Slab::default());
+            let mut model: BTreeMap<u8, Place> = BTreeMap::new();
+            let hash_of = |key: u8| u64::from(key % 4) | u64::from(key % 3) << 48;
+            for (key, asked, put) in steps {
+                let (hash, found) = (hash_of(key), table.find(hash_of(key), &[key], &slab));
+                prop_assert_eq!(found, model.get(&key).copied());
+                match found {
+                    Some(place) if !put => {
+                        prop_assert!(table.remove(hash, place));
+                        slab.remove(place);
+                        model.remove(&key);
+                    }
+                    None if put => {
+                        let value = Value::Bytes(bytes::Bytes::new());
+                        let place = slab.insert(Entry::new(&[key], value, Lsn(1), Millis(0), Mark::NEW));
+                        table.insert(hash, place);
+                        model.insert(key, place);
+                    }
+                    _ => {}
+                }
+                prop_assert_eq!(table.len(), model.len());
+                prop_assert_eq!(table.find(hash_of(asked), &[asked], &slab), model.get(&asked).copied());
+                if let Some(place) = table.guess(hash_of(asked)) {
+                    prop_assert_eq!(hash_of(slab.key(place)[0]), hash_of(asked));
+                } else {
+                    prop_assert!(!model.contains_key(&asked));
+                }
+                let drawn: std::collections::BTreeSet<Place> =
+                    (0..table.len()).filter_map(|nth| table.nth(nth)).collect();
+                prop_assert_eq!(drawn, model.values().copied().collect());
+            }
+        }
     }
 }

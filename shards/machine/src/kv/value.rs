@@ -103,14 +103,8 @@ impl Value {
         if let Self::Collection(collection) = self { Some(collection) } else { None }
     }
 
-    /// When something of it ends first; 0 if nothing does.
-    pub fn first_end(&self) -> Millis {
-        self.collection().map_or(Millis(0), |collection| collection.first_end)
-    }
-
-    /// When all of it has ended; 0 if never.
-    pub fn last_end(&self) -> Millis {
-        self.collection().map_or(Millis(0), |collection| collection.last_end)
+    pub fn collection_mut(&mut self) -> Option<&mut Collection> {
+        if let Self::Collection(collection) = self { Some(collection) } else { None }
     }
 
     /// What it takes in memory besides itself and pages that are the store's.

@@ -260,9 +260,11 @@ impl Store {
         batch.commit()
     }
 
-    /// Writes what is pending to the stage.
+    /// Writes what is pending to the stage, in the order of the keys.
     fn spill(&mut self) -> fjall::Result<()> {
-        let pending = std::mem::take(&mut self.pending);
+        let mut pending = std::mem::take(&mut self.pending);
+        // Stable: the last change of a key stays the last.
+        pending.writes.sort_by(|one, other| (one.space, &one.key).cmp(&(other.space, &other.key)));
         Ok(self.stage.add(new_number, &pending.writes)?)
     }
 

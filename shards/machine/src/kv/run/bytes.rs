@@ -11,6 +11,7 @@ use smallvec::smallvec;
 
 use super::found::Found;
 use super::{Answer, Done, Facts, Run, check_value, end_at, integer, part};
+use crate::kv::entry::View;
 use crate::kv::value::Value;
 
 /// What can be counted.
@@ -135,14 +136,14 @@ fn check_len(len: u64) -> Result<(), Reject> {
 
 fn integer_of(found: &Found<'_>) -> Result<i64, Reject> {
     match found.value {
-        Value::Counter(Number::Integer(value)) => Ok(*value),
+        View::Value(Value::Counter(Number::Integer(value))) => Ok(*value),
         _ => read_whole("the value", &found.text()?),
     }
 }
 
 fn real_of(found: &Found<'_>) -> Result<Real, Reject> {
     match found.value {
-        Value::Counter(Number::Float(value)) => Ok(*value),
+        View::Value(Value::Counter(Number::Float(value))) => Ok(*value),
         _ => read_real("the value", &found.text()?),
     }
 }

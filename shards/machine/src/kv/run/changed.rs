@@ -22,6 +22,7 @@ use super::found::{Found, Members};
 use super::tried::Tries;
 use crate::kv::change::{read_field, read_score};
 use crate::kv::decide::Asked;
+use crate::kv::entry::View;
 use crate::kv::tree::Cold;
 use crate::kv::value::Value;
 
@@ -50,6 +51,9 @@ impl<'a> Changes<'a> {
     /// # Errors
     /// [`Reject::TooLarge`] if a collection that gets another name has more members than one call may look at.
     pub fn of(&mut self, fact: &Fact) -> Result<Vec<Changed>, Reject> {
+        if let Some(tries) = &mut self.tries {
+            tries.prepare_fact(fact);
+        }
         let mut changed = Vec::new();
         if let Some((key, mut change)) = direct(fact) {
             change.old = if self.old_values { self.old(fact, &key)? } else { None };
@@ -245,7 +249,7 @@ fn whole(found: &Found<'_>, to: &Bytes, first: KvChange) -> Result<Vec<Changed>,
         from = next;
         change = KvChange {
             kind: ChangeKind::Items,
-            holds: Some(members.collection.holds),
+            holds: Some(members.holds()),
             ..KvChange::default()
         };
     }
@@ -253,7 +257,7 @@ fn whole(found: &Found<'_>, to: &Bytes, first: KvChange) -> Result<Vec<Changed>,
 
 /// What a key holds, but for the items of a collection.
 pub(super) fn head(found: &Found<'_>, first: KvChange) -> KvChange {
-    let number = if let Value::Counter(number) = found.value { Some(*number) } else { None };
+    let number = if let View::Value(Value::Counter(number)) = found.value { Some(*number) } else { None };
     KvChange {
         holds: Some(found.value.holds()),
         value: found.value.text().unwrap_or_default(),
@@ -271,10 +275,10 @@ pub(super) fn items(
 ) -> Result<(Vec<ChangeItem>, Option<ItemsFrom>), Cold> {
     let mut cursor = match from {
         ItemsFrom::Start => members.items_from(0)?,
-        ItemsFrom::Behind(member) => members.collection.items.behind_key(&members.pages, member)?,
+        ItemsFrom::Behind(member) => members.items_behind(member)?,
         ItemsFrom::Place(place) => members.items_from(*place)?,
     };
-    let holds = members.collection.holds;
+    let holds = members.holds();
     let (mut items, mut bytes) = (Vec::new(), 0);
     while let Some((member, value)) = cursor.forward()? {
         let full = items.len() == FEED_ITEMS_MAX || bytes > FEED_ITEMS_BYTES_MAX;
@@ -287,7 +291,7 @@ pub(super) fn items(
             return Ok((items, Some(next)));
         }
         let item = item(holds, member, value);
-        if !ended && item.expires_at.is_some_and(|end| end <= members.now) {
+        if !ended && item.expires_at.is_some_and(|end| members.has_ended(end)) {
             continue;
         }
         bytes += item.bytes();

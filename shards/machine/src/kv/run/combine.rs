@@ -175,7 +175,7 @@ fn combine(
 
 /// Calls `see` with members and scores, 1 of a set's, until it returns false.
 fn each(set: &Members<'_>, mut see: impl FnMut(&[u8], Real) -> Result<bool, Reject>) -> Result<(), Reject> {
-    let is_set = set.collection.holds == KvType::Set;
+    let is_set = set.holds() == KvType::Set;
     let mut cursor = set.items_from(0)?;
     while let Some((member, item)) = cursor.forward()? {
         if !see(member, if is_set { Real::ONE } else { read_score(item) })? {

@@ -8,19 +8,23 @@ use flowmesh_model::settings::within;
 use flowmesh_model::{Lsn, Millis, Reject};
 
 use super::glob;
+use super::later::Later;
 use crate::kv::change::{ordered, read_end, read_field, read_score};
+use crate::kv::entry::View;
 use crate::kv::pages::Look;
 use crate::kv::tree::{Cold, Cursor, Page, PageNo, Pages, Scratch};
-use crate::kv::value::{Collection, Value};
+use crate::kv::value::Collection;
 
 /// A key that is there.
 #[derive(Clone, Copy)]
 pub(super) struct Found<'r> {
-    pub value: &'r Value,
+    pub value: View<'r>,
     pub version: Lsn,
     pub expires_at: Option<Millis>,
     pub memory_bytes: u64,
     pub pages: Seen<'r>,
+    /// Members that are not in the pages, of a key that is tried.
+    pub later: Option<&'r Later>,
     pub now: Millis,
 }
 
@@ -60,18 +64,20 @@ impl<'r> Found<'r> {
         match self.value.collection() {
             Some(collection) => {
                 let collection = collection.expect(expected)?;
-                Ok(Members { collection, pages: self.pages, now: self.now })
+                Ok(self.members(collection))
             }
             None => Err(Reject::WrongType { expected, actual: self.value.holds() }),
         }
     }
 
+    fn members(&self, collection: &'r Collection) -> Members<'r> {
+        Members { collection, pages: self.pages, later: self.later, now: self.now }
+    }
+
     pub fn info(&self) -> Result<KeyInfo, Reject> {
-        let len = match self.value {
-            Value::Collection(collection) => {
-                Members { collection, pages: self.pages, now: self.now }.live_len()?
-            }
-            other => other.text().map_or(0, |text| text.len() as u64),
+        let len = match self.value.collection() {
+            Some(collection) => self.members(collection).live_len()?,
+            None => self.value.text().map_or(0, |text| text.len() as u64),
         };
         Ok(KeyInfo {
             holds: self.value.holds(),
@@ -94,9 +100,10 @@ pub(super) fn members<'r>(
 /// A collection and its pages.
 #[derive(Clone, Copy)]
 pub(super) struct Members<'r> {
-    pub collection: &'r Collection,
-    pub pages: Seen<'r>,
-    pub now: Millis,
+    collection: &'r Collection,
+    pages: Seen<'r>,
+    later: Option<&'r Later>,
+    now: Millis,
 }
 
 /// The end and value of a field.
@@ -111,13 +118,38 @@ pub(super) type Paged = (Vec<(Bytes, Bytes)>, Option<Bytes>);
 impl<'r> Members<'r> {
     /// The collection that a key holds, if it holds one.
     pub fn of(found: &Found<'r>) -> Option<Self> {
-        let collection = found.value.collection()?;
-        Some(Self { collection, pages: found.pages, now: found.now })
+        found.value.collection().map(|collection| found.members(collection))
+    }
+
+    /// The number that names its pages.
+    pub fn number(&self) -> u64 {
+        self.collection.number
+    }
+
+    /// Whether what ends then has ended.
+    pub fn has_ended(&self, end: Millis) -> bool {
+        end <= self.now
+    }
+
+    /// Items behind this field or member.
+    pub fn items_behind(&self, key: &[u8]) -> Result<Cursor<'_, Seen<'r>>, Cold> {
+        self.trees().items.behind_key(&self.pages, key)
+    }
+
+    /// The collection with its trees, of which nothing may be missing.
+    fn trees(&self) -> &'r Collection {
+        assert!(self.later.is_none_or(Later::is_empty), "an operation asks for more than members");
+        self.collection
+    }
+
+    /// Of which type it is.
+    pub fn holds(&self) -> KvType {
+        self.collection.holds
     }
 
     /// Items, those included that have ended and are not removed.
     pub fn len(&self) -> u64 {
-        self.collection.items.len()
+        self.trees().items.len()
     }
 
     /// Items that are there now.
@@ -127,7 +159,7 @@ impl<'r> Members<'r> {
 
     /// Fields that have ended and are not removed.
     pub fn ended_len(&self) -> Result<u64, Cold> {
-        let first_end = self.collection.first_end;
+        let first_end = self.trees().first_end;
         if self.collection.holds != KvType::Hash || first_end.0 == 0 || first_end > self.now {
             return Ok(0);
         }
@@ -137,6 +169,9 @@ impl<'r> Members<'r> {
 
     /// The value of an item that is there.
     pub fn get(&self, key: &[u8]) -> Result<Option<&[u8]>, Cold> {
+        if let Some(item) = self.later.and_then(|later| later.get(key)) {
+            return Ok(Some(item));
+        }
         self.collection.items.get(&self.pages, key)
     }
 
@@ -166,27 +201,27 @@ impl<'r> Members<'r> {
     /// The rank of a member by its score.
     pub fn rank(&self, score: Real, member: &[u8]) -> Result<u64, Cold> {
         let key = ordered(&score.to_ordered(), member);
-        Ok(either(self.collection.order.rank(&self.pages, &key)?))
+        Ok(either(self.trees().order.rank(&self.pages, &key)?))
     }
 
     /// How many keys of the order are below these bytes.
     pub fn below(&self, key: &[u8]) -> Result<u64, Cold> {
-        Ok(either(self.collection.order.rank(&self.pages, key)?))
+        Ok(either(self.trees().order.rank(&self.pages, key)?))
     }
 
     /// Items from a rank on.
     pub fn items_from(&self, rank: u64) -> Result<Cursor<'_, Seen<'r>>, Cold> {
-        self.collection.items.before_rank(&self.pages, rank)
+        self.trees().items.before_rank(&self.pages, rank)
     }
 
     /// The order from a rank on.
     pub fn order_from(&self, rank: u64) -> Result<Cursor<'_, Seen<'r>>, Cold> {
-        self.collection.order.before_rank(&self.pages, rank)
+        self.trees().order.before_rank(&self.pages, rank)
     }
 
     /// Key and item of a rank.
     pub fn at(&self, rank: u64) -> Result<Option<Pair<'_>>, Cold> {
-        self.collection.items.at(&self.pages, rank)
+        self.trees().items.at(&self.pages, rank)
     }
 
     /// Keys and items of a page in the order of the keys; `item` says what is shown of an item, if it is.
@@ -194,7 +229,7 @@ impl<'r> Members<'r> {
         within("limit", u64::from(page.limit), 1, BATCH_ITEMS_MAX as u64)?;
         let mut cursor = match &page.after {
             None => self.items_from(0)?,
-            Some(after) => self.collection.items.behind_key(&self.pages, after)?,
+            Some(after) => self.items_behind(after)?,
         };
         let (mut items, mut last) = (Vec::new(), None);
         for _ in 0..page.limit {

@@ -1,8 +1,9 @@
 //! Operations on what keys hold, one after the other.
 //!
 //! An operation looks at its key and says which facts become true of it. Where a key comes again within a command, facts
-//! are tried on a copy of what it holds first ([`tried`]), so that the next operation finds what it would find later; the
-//! pages of a collection are copied as far as they change.
+//! are tried on a copy of what it holds first ([`tried`]), so that the next operation finds what it would find later. Members put into sets
+//! are only noted ([`later`]) as long as nothing but single members is asked for; else the pages of a collection are copied as far
+//! as they change.
 //!
 //! | module | operations on |
 //! |---|---|
@@ -20,6 +21,7 @@ mod found;
 pub(super) mod glob;
 mod hash;
 mod keys;
+mod later;
 mod list;
 mod set;
 pub(super) mod snapshot;
@@ -87,6 +89,7 @@ impl<'a> Asked<'a> {
     pub(super) fn run(&'a self, ops: &[KvOp], atomic: bool, seed: u64) -> Result<Decision, Reject> {
         items("operations", ops.len())?;
         check_places(self, ops, atomic)?;
+        self.store.warm(ops.iter().map(|op| &*op.key));
         let mut run = Run {
             asked: self,
             tries: Tries::new(self, ops),
@@ -95,6 +98,7 @@ impl<'a> Asked<'a> {
         let (mut facts, mut outcomes) = (Batch::new(), Batch::with_capacity(ops.len()));
         let (mut facts_bytes, mut reply_bytes) = (0, 0);
         for (index, op) in ops.iter().enumerate() {
+            run.tries.prepare(op);
             let done = run.one(op).and_then(|done| {
                 facts_bytes += done.facts.iter().map(Fact::encoded_len_max).sum::<usize>();
                 within_bytes("changes of one call", facts_bytes, ENTRY_BYTES_MAX)?;

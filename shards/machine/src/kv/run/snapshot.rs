@@ -17,8 +17,8 @@ use super::changed::{head, items};
 use super::found::{Found, Members};
 use super::tried::stored;
 use crate::decision::Decision;
-use crate::kv::Key;
 use crate::kv::decide::Asked;
+use crate::kv::entry::Entry;
 use crate::limit::size;
 
 /// A part in the making.
@@ -74,11 +74,11 @@ impl<'a> Asked<'a> {
                 _ => self.key(part, key),
             };
         }
-        let ordered = &self.store.ordered;
-        let bounds = (from.map(|key| &key[..]), Bound::Unbounded);
-        let keys = ordered.range::<[u8], _>(bounds).take_while(|key| key.starts_with(prefix));
-        let mut last: Option<&Key> = None;
-        for (passed, key) in keys.enumerate() {
+        let slab = &self.store.slab;
+        let places = self.store.ordered.range(slab, (from.map(|key| &key[..]), Bound::Unbounded));
+        let keys = places.filter_map(|place| slab.get(place)).map(Entry::key);
+        let mut last: Option<&[u8]> = None;
+        for (passed, key) in keys.take_while(|key| key.starts_with(prefix)).enumerate() {
             if let Some(last) = last.filter(|_| part.is_full() || passed == BATCH_ITEMS_MAX) {
                 return Ok(Some(SnapshotFrom::Behind(Bytes::copy_from_slice(last))));
             }
@@ -122,16 +122,16 @@ impl<'a> Asked<'a> {
     ) -> Result<(Option<SnapshotFrom>, bool), Reject> {
         let behind = Some(SnapshotFrom::Behind(key.clone()));
         let Some(found) = self.live(key) else { return Ok((behind, false)) };
-        let Some(members) = Members::of(&found).filter(|of| of.collection.number == collection) else {
+        let Some(members) = Members::of(&found).filter(|of| of.number() == collection) else {
             return Ok((behind, false));
         };
-        if members.collection.holds == KvType::List && found.version != version {
+        if members.holds() == KvType::List && found.version != version {
             return Ok((self.key(part, key)?.or(behind), true));
         }
         let change = KvChange {
             kind: ChangeKind::Items,
             version: found.version,
-            holds: Some(members.collection.holds),
+            holds: Some(members.holds()),
             ..KvChange::default()
         };
         let next = pieces(part, key, &found, &members, change, from.clone())?;
@@ -161,7 +161,7 @@ fn pieces(
         part.push(key, &change);
         let Some(next) = next else { return Ok(None) };
         if part.bytes - before > SNAPSHOT_BYTES {
-            let collection = members.collection.number;
+            let collection = members.number();
             let (key, version) = (key.clone(), found.version);
             return Ok(Some(SnapshotFrom::Within { key, collection, version, items: next }));
         }
@@ -169,7 +169,7 @@ fn pieces(
         change = KvChange {
             kind: ChangeKind::Items,
             version: found.version,
-            holds: Some(members.collection.holds),
+            holds: Some(members.holds()),
             ..KvChange::default()
         };
     }

@@ -8,12 +8,14 @@ use flowmesh_model::kv::fact::KvFact;
 use flowmesh_model::{Fact, Lsn, Millis, SlotId};
 
 use super::found::{Found, Seen};
+use super::later::{Later, is_of_members};
 use crate::kv::change::{self, collection_of};
 use crate::kv::decide::Asked;
+use crate::kv::entry::{Entry, View};
 use crate::kv::pages::Look;
 use crate::kv::tree::Scratch;
 use crate::kv::value::{Collection, Value};
-use crate::kv::{Entry, is_live, memory_bytes_of};
+use crate::kv::{is_live, memory_bytes_of};
 use crate::siphash::SipKey;
 
 /// By key. Never iterated.
@@ -35,6 +37,43 @@ struct Tried<'a> {
     version: Lsn,
     expires_at: Millis,
     pages: Scratch<Look<'a>>,
+    /// What is not in `value` and `pages`.
+    later: Later,
+}
+
+impl Tried<'_> {
+    fn found(&self, key: &[u8], now: Millis) -> Option<Found<'_>> {
+        let value = self.value.as_ref().map(View::from);
+        let value = value.filter(|value| is_live(*value, self.expires_at, now))?;
+        Some(Found {
+            value,
+            version: self.version,
+            expires_at: some_end(self.expires_at),
+            memory_bytes: memory_bytes_of(key, value),
+            pages: Seen::Tried(&self.pages),
+            later: Some(&self.later),
+            now,
+        })
+    }
+
+    /// Puts what was noted where it belongs.
+    fn settle(&mut self) {
+        let Some(Value::Collection(collection)) = &mut self.value else {
+            assert!(self.later.is_empty(), "members were noted of a key that holds none");
+            return;
+        };
+        for fact in self.later.take() {
+            // What it needs was found in memory when it was decided.
+            let applied = change::apply(collection, &mut self.pages, &fact);
+            debug_assert!(applied.is_ok(), "a page went while it was used");
+        }
+    }
+
+    /// The key holds something else from now on, or nothing.
+    fn hold(&mut self, value: Option<Value>) {
+        self.later.take();
+        self.value = value;
+    }
 }
 
 impl<'a> Tries<'a> {
@@ -57,6 +96,33 @@ impl<'a> Tries<'a> {
 
     pub fn seen(&self) -> Lsn {
         self.seen.get()
+    }
+
+    /// An operation comes next: it must find what it asks for.
+    pub fn prepare(&mut self, op: &KvOp) {
+        let Some(keys) = &mut self.keys else { return };
+        if is_of_members(&op.action) {
+            return;
+        }
+        for key in std::iter::once(&op.key).chain(op.action.other_keys()) {
+            if let Some(tried) = keys.get_mut(key) {
+                tried.settle();
+            }
+        }
+    }
+
+    /// What a fact changes is looked at next: all of it must be found, unless it is one field or member.
+    pub fn prepare_fact(&mut self, fact: &Fact) {
+        let is_of_member = matches!(
+            fact,
+            Fact::Kv(_, KvFact::FieldSet { .. } | KvFact::MemberAdded { .. } | KvFact::ScoreSet { .. })
+        );
+        let Some(keys) = self.keys.as_mut().filter(|_| !is_of_member) else { return };
+        for key in keys_of(fact) {
+            if let Some(tried) = keys.get_mut(key) {
+                tried.settle();
+            }
+        }
     }
 
     fn tried(&self, key: &[u8]) -> Option<&Tried<'a>> {
@@ -87,7 +153,7 @@ impl<'a> Tries<'a> {
         match self.tried(key) {
             Some(tried) => {
                 let value = tried.value.as_ref();
-                value.is_some_and(|value| !is_live(value, tried.expires_at, asked.now))
+                value.is_some_and(|value| !is_live(value.into(), tried.expires_at, asked.now))
             }
             None => asked.store.entry(key).is_some_and(|entry| !entry.is_live(asked.now)),
         }
@@ -100,11 +166,11 @@ impl<'a> Tries<'a> {
             match fact {
                 Fact::KeySet { key, value, expires_at, .. } => {
                     let tried = change_key(asked, keys, key);
-                    tried.value = Some(Value::Bytes(value.clone()));
+                    tried.hold(Some(Value::Bytes(value.clone())));
                     tried.expires_at = expires_at.unwrap_or_default();
                 }
                 Fact::KeyDeleted { key, .. } | Fact::KeyExpired { key, .. } => {
-                    change_key(asked, keys, key).value = None;
+                    change_key(asked, keys, key).hold(None);
                 }
                 Fact::Kv(_, fact) => apply_one(asked, keys, fact),
                 other => panic!("an operation on a key makes nothing else true: {other:?}"),
@@ -117,7 +183,7 @@ fn apply_one<'a>(asked: &'a Asked<'a>, keys: &mut ByKey<'a>, fact: &KvFact) {
     match fact {
         KvFact::Counted { key, number, expires_at } => {
             let tried = change_key(asked, keys, key);
-            tried.value = Some(Value::Counter(*number));
+            tried.hold(Some(Value::Counter(*number)));
             tried.expires_at = expires_at.unwrap_or_default();
         }
         KvFact::EndSet { key, expires_at } => {
@@ -127,7 +193,7 @@ fn apply_one<'a>(asked: &'a Asked<'a>, keys: &mut ByKey<'a>, fact: &KvFact) {
             let from = change_key(asked, keys, key);
             let there = Tried { version: asked.lsn, ..from.clone() };
             if matches!(fact, KvFact::Renamed { .. }) {
-                from.value = None;
+                from.hold(None);
             }
             keys.insert(to.clone(), there);
         }
@@ -136,14 +202,17 @@ fn apply_one<'a>(asked: &'a Asked<'a>, keys: &mut ByKey<'a>, fact: &KvFact) {
             let (Some(key), Some(holds)) = (fact.key(), collection_of(fact)) else { return };
             let tried = change_key(asked, keys, key);
             if tried.value.is_none() {
-                tried.value = Some(Value::Collection(Box::new(Collection::new(holds, 0, SlotId(0)))));
+                tried.hold(Some(Value::Collection(Box::new(Collection::new(holds, 0, SlotId(0))))));
                 tried.pages = Scratch::new(Look::NOTHING);
                 tried.expires_at = Millis(0);
             }
-            // What it needs was found in memory when it was decided.
-            if let Some(Value::Collection(collection)) = &mut tried.value {
-                let applied = change::apply(collection, &mut tried.pages, fact);
-                debug_assert!(applied.is_ok(), "a page went while it was used");
+            if !tried.later.note(fact) {
+                tried.settle();
+                // What it needs was found in memory when it was decided.
+                if let Some(Value::Collection(collection)) = &mut tried.value {
+                    let applied = change::apply(collection, &mut tried.pages, fact);
+                    debug_assert!(applied.is_ok(), "a page went while it was used");
+                }
             }
         }
     }
@@ -154,38 +223,26 @@ fn change_key<'k, 'a>(asked: &'a Asked<'a>, keys: &'k mut ByKey<'a>, key: &Bytes
     let tried = keys.entry(key.clone()).or_insert_with(|| {
         let entry = asked.store.entry(key);
         Tried {
-            value: entry.map(|entry| entry.value.clone()),
+            value: entry.map(|entry| entry.view().to_value()),
             version: Lsn(0),
-            expires_at: entry.map_or(Millis(0), |entry| entry.expires_at),
-            pages: Scratch::new(entry.map_or(Look::NOTHING, |entry| look(asked, &entry.value))),
+            expires_at: entry.map_or(Millis(0), Entry::end),
+            pages: Scratch::new(entry.map_or(Look::NOTHING, |entry| look(asked, entry.view()))),
+            later: Later::new(asked.store.sip),
         }
     });
     tried.version = asked.lsn;
     tried
 }
 
-impl Tried<'_> {
-    fn found(&self, key: &[u8], now: Millis) -> Option<Found<'_>> {
-        let value = self.value.as_ref().filter(|value| is_live(value, self.expires_at, now))?;
-        Some(Found {
-            value,
-            version: self.version,
-            expires_at: some_end(self.expires_at),
-            memory_bytes: memory_bytes_of(key, value),
-            pages: Seen::Tried(&self.pages),
-            now,
-        })
-    }
-}
-
 /// An entry of the store as it is.
 pub(super) fn stored<'a>(asked: &'a Asked<'a>, entry: &'a Entry, now: Millis) -> Found<'a> {
     Found {
-        value: &entry.value,
-        version: entry.version,
+        value: entry.view(),
+        version: entry.version(),
         expires_at: entry.expires_at(),
-        memory_bytes: memory_bytes_of(&entry.key, &entry.value),
-        pages: Seen::Stored(look(asked, &entry.value)),
+        memory_bytes: memory_bytes_of(entry.key(), entry.view()),
+        pages: Seen::Stored(look(asked, entry.view())),
+        later: None,
         now,
     }
 }
@@ -205,7 +262,7 @@ fn keys_of(fact: &Fact) -> impl Iterator<Item = &Bytes> {
     key.into_iter().chain(to)
 }
 
-fn look<'a>(asked: &'a Asked<'a>, value: &Value) -> Look<'a> {
+fn look<'a>(asked: &'a Asked<'a>, value: View<'_>) -> Look<'a> {
     value.collection().map_or(Look::NOTHING, |collection| asked.store.pages.look(collection))
 }
 

@@ -12,9 +12,23 @@ impl<const BYTES_MAX: usize> SizedTree<BYTES_MAX> {
         key: &[u8],
         value: &[u8],
     ) -> Result<Option<usize>, Cold> {
+        self.insert_over(pages, key, value, <[u8]>::len)
+    }
+
+    /// As [`SizedTree::insert`], and says of the value before what `look` makes of it.
+    pub fn insert_over<R>(
+        &mut self,
+        pages: &mut impl PagesMut,
+        key: &[u8],
+        value: &[u8],
+        look: impl FnOnce(&[u8]) -> R,
+    ) -> Result<Option<R>, Cold> {
         let found = self.way_to_key(pages, key)?;
         if found.is_there {
-            return Ok(Some(self.replace(pages, &found.path, value)));
+            let Some(leaf) = found.path.last() else { panic!("a way ends at a leaf") };
+            let before = look(self.page_of(pages, leaf.page).item(leaf.index).1);
+            self.replace(pages, &found.path, value);
+            return Ok(Some(before));
         }
         self.add(pages, found, key, value);
         Ok(None)
