@@ -247,11 +247,7 @@ fn whole(found: &Found<'_>, to: &Bytes, first: KvChange) -> Result<Vec<Changed>,
         changed.push((to.clone(), change));
         let Some(next) = next else { return Ok(changed) };
         from = next;
-        change = KvChange {
-            kind: ChangeKind::Items,
-            holds: Some(members.holds()),
-            ..KvChange::default()
-        };
+        change = KvChange { kind: ChangeKind::Items, holds: Some(members.holds()), ..KvChange::default() };
     }
 }
 

@@ -101,7 +101,7 @@ impl<'a> Asked<'a> {
 
     /// A key, if it is there; where it goes on if it is too large.
     fn key(&'a self, part: &mut Part, key: &Bytes) -> Result<Option<SnapshotFrom>, Reject> {
-        let Some(found) = self.live(key) else { return Ok(None) };
+        let Some(found) = self.found(key) else { return Ok(None) };
         let first = KvChange { kind: ChangeKind::Present, version: found.version, ..KvChange::default() };
         let change = head(&found, first);
         if let Some(members) = Members::of(&found) {
@@ -121,7 +121,7 @@ impl<'a> Asked<'a> {
         from: &ItemsFrom,
     ) -> Result<(Option<SnapshotFrom>, bool), Reject> {
         let behind = Some(SnapshotFrom::Behind(key.clone()));
-        let Some(found) = self.live(key) else { return Ok((behind, false)) };
+        let Some(found) = self.found(key) else { return Ok((behind, false)) };
         let Some(members) = Members::of(&found).filter(|of| of.number() == collection) else {
             return Ok((behind, false));
         };
@@ -138,7 +138,7 @@ impl<'a> Asked<'a> {
         Ok((next.or(behind), false))
     }
 
-    fn live(&'a self, key: &[u8]) -> Option<Found<'a>> {
+    fn found(&'a self, key: &[u8]) -> Option<Found<'a>> {
         let entry = self.store.entry(key).filter(|entry| entry.is_live(self.now))?;
         Some(stored(self, entry, self.now))
     }
