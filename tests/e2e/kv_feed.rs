@@ -321,6 +321,17 @@ async fn whoever_watches_from_a_snapshot_on_ends_with_what_the_store_has_through
     let mut client = server.client().await;
     let mut messages = watch(&mut client, None, Some(Start::Resume(resume))).await.unwrap();
     let mut other = server.client().await;
+    // What chance may not have brought.
+    for line in [
+        "SET short 1 PX 1",
+        "HSET hash f 1 g 2",
+        "HPEXPIRE hash 1 FIELDS 1 f",
+        "RPUSH {t}from a",
+        "RENAME {t}from {t}to",
+    ] {
+        let request = command(line);
+        other.operate(STORE, request.operations, request.atomic).await.unwrap();
+    }
     let started = Instant::now();
     loop {
         while let Ok(message) = tokio::time::timeout(Duration::from_millis(50), messages.message()).await {
