@@ -20,12 +20,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::shell::{run, shell};
-use crate::common::wait::DEADLINE;
 use crate::common::{Home, Server};
 
 /// What a block without a language must not begin with.
 const COMMANDS: [&str; 8] =
     ["flowmesh ", "curl ", "grpcurl ", "./scripts", "scripts/", "systemctl", "cargo ", "$ "];
+
+/// Only turns a hang into a failure: a page takes a few seconds, or a minute on a machine that does much else.
+const PAGE_DEADLINE: Duration = Duration::from_mins(3);
 
 /// One command of a page.
 struct Command {
@@ -321,7 +323,7 @@ fn problems_of(page: &Page) -> Vec<String> {
         .spawn()
         .unwrap();
     let started = Instant::now();
-    while bash.try_wait().unwrap().is_none() && started.elapsed() < DEADLINE {
+    while bash.try_wait().unwrap().is_none() && started.elapsed() < PAGE_DEADLINE {
         std::thread::sleep(Duration::from_millis(10));
     }
     // What an example started in the background ends with the examples, and so does a command that hangs.

@@ -7,7 +7,9 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use bytes::Bytes;
 use common::{Answer, Rig, SimTimer, seeds};
@@ -17,7 +19,7 @@ use flowmesh_model::kv::{
     AddIf, BytesOp, End, EndIf, FieldTtl, HashOp, KeyOp, KvAction, KvOp, KvResult, ListOp, Real, SetOp, Side,
     SortedOp, SortedRange,
 };
-use flowmesh_model::{Command, Kind, KvCommand, Millis, Reply, ResourceId};
+use flowmesh_model::{Batch, Command, Durability, Kind, KvCommand, Millis, Reply, ResourceId};
 use flowmesh_sim::{Random, SimDisk};
 
 /// What a key holds.
@@ -286,8 +288,14 @@ fn is_what_was_read(keys: &Keys, found: &[(&'static str, Millis, Option<Held>)])
     })
 }
 
-/// Finds after which of the operations the keys are as they are, and makes that the beginning.
-fn check(rig: &mut Rig, store: ResourceId, keys: &mut Keys, sent: &mut Vec<Sent>, seed: u64) {
+/// Finds after which of the operations the keys are as they are, and makes that the beginning. Or says what is wrong.
+fn check(
+    rig: &mut Rig,
+    store: ResourceId,
+    keys: &mut Keys,
+    sent: &mut Vec<Sent>,
+    seed: u64,
+) -> Result<(), String> {
     let found: Vec<_> = NAMES
         .into_iter()
         .map(|key| {
@@ -313,24 +321,52 @@ fn check(rig: &mut Rig, store: ResourceId, keys: &mut Keys, sent: &mut Vec<Sent>
         let last = &states[acknowledged];
         let wrong = found.iter().find(|one| !is_what_was_read(last, std::slice::from_ref(one)));
         let len = states.len() - 1;
-        panic!(
+        return Err(format!(
             "seed {seed}: {acknowledged} of {len} are acknowledged, and no state from there on is this: {wrong:?}"
-        );
+        ));
     };
     keys.clone_from(legal);
+    Ok(())
 }
 
-fn crash_run(seed: u64) -> u64 {
+/// What a shard could do wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Wrong {
+    Nothing,
+    /// Changes are acknowledged that are not on the disk.
+    Unsynced,
+    /// A change is acknowledged and not made.
+    Lost,
+    /// A change is made twice.
+    Doubled,
+}
+
+/// A counter is the only thing that shows each change alone.
+fn is_count(changes: &[Change]) -> bool {
+    matches!(changes, [Change::Count(_)])
+}
+
+/// How many changes were acknowledged, or what was wrong afterwards.
+fn crash_run(seed: u64, wrong: Wrong) -> Result<u64, String> {
     let dir = tempfile::tempdir().unwrap();
     let mut random = Random::new(seed);
     let mut disk = SimDisk::new(seed).with_polls_max(random.below(4));
     disk.put_dir(dir.path());
     let timer = SimTimer::default();
-    let (mut keys, mut sent, mut store, mut acknowledged) = (Keys::new(), Vec::<Sent>::new(), None, 0);
-    for life in 0..4 {
+    let (mut keys, mut sent, mut acknowledged) = (Keys::new(), Vec::<Sent>::new(), 0);
+    let store = {
         let mut rig = Rig::open(dir.path(), disk.clone(), timer.clone());
-        let store = *store.get_or_insert_with(|| rig.create(Kind::Kv, "k"));
-        check(&mut rig, store, &mut keys, &mut sent, seed);
+        let store = rig.create(Kind::Kv, "k");
+        disk = rig.disk.crash();
+        store
+    };
+    for life in 0..4 {
+        let mut rig = Rig::open_with(dir.path(), disk.clone(), timer.clone(), |config| {
+            if wrong == Wrong::Unsynced {
+                config.durability = Durability::Never;
+            }
+        });
+        check(&mut rig, store, &mut keys, &mut sent, seed)?;
         rig.shard.check_all();
         if life == 3 {
             break;
@@ -348,7 +384,15 @@ fn crash_run(seed: u64) -> u64 {
                 [] => KvCommand::Clear { keys_max: 1000 },
                 changes => run(changes.iter().map(Change::op)),
             };
-            let answer = rig.submit(Command::Kv(store, command));
+            let command = Command::Kv(store, command);
+            if wrong == Wrong::Lost && is_count(&changes) {
+                sent.push(Sent { changes, now, answer: acknowledged_count() });
+                continue;
+            }
+            if wrong == Wrong::Doubled && is_count(&changes) {
+                rig.submit(command.clone());
+            }
+            let answer = rig.submit(command);
             // What was refused at once is not done.
             if !matches!(&*answer.borrow(), Some(Err(_))) {
                 sent.push(Sent { changes, now, answer });
@@ -360,12 +404,34 @@ fn crash_run(seed: u64) -> u64 {
         acknowledged += sent.iter().filter(|sent| sent.is_acknowledged()).count() as u64;
         disk = rig.disk.crash();
     }
-    acknowledged
+    Ok(acknowledged)
+}
+
+fn acknowledged_count() -> Answer {
+    Rc::new(RefCell::new(Some(Ok(Reply::Kv(Batch::new())))))
 }
 
 #[test]
 fn collections_survive_a_power_cut_at_any_operation() {
     let count = seeds(12);
-    let acknowledged: u64 = (0..count).map(crash_run).sum();
+    let run = |seed| crash_run(seed, Wrong::Nothing).unwrap_or_else(|wrong| panic!("{wrong}"));
+    let acknowledged: u64 = (0..count).map(run).sum();
     assert!(acknowledged > 10 * count, "only {acknowledged} changes in {count} runs");
+}
+
+#[test]
+fn a_change_that_is_lost_or_made_twice_is_noticed() {
+    const SEEDS: u64 = 12;
+    for wrong in [Wrong::Unsynced, Wrong::Lost, Wrong::Doubled] {
+        let noticed: Vec<String> = (0..SEEDS).filter_map(|seed| crash_run(seed, wrong).err()).collect();
+        // The counter may be deleted afterwards, and the power may fail when all is written.
+        assert!(
+            noticed.len() as u64 > SEEDS / 2,
+            "{wrong:?} was noticed in {} of {SEEDS} runs",
+            noticed.len()
+        );
+        if wrong != Wrong::Unsynced {
+            assert!(noticed.iter().all(|said| said.contains("(\"n{t}\"")), "{wrong:?}: {noticed:?}");
+        }
+    }
 }

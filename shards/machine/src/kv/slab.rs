@@ -23,23 +23,22 @@ impl Place {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Page {
     /// A bit for each entry.
     used: u64,
-    entries: [Entry; PAGE_ENTRIES],
+    /// Alone in their piece of memory: 1536 bytes are a size that allocators have.
+    entries: Option<Box<[Entry; PAGE_ENTRIES]>>,
 }
 
-impl Page {
-    fn empty() -> Box<Self> {
-        Box::new(Self { used: 0, entries: std::array::from_fn(|_| Entry::vacant()) })
-    }
+fn vacant() -> Box<[Entry; PAGE_ENTRIES]> {
+    Box::new(std::array::from_fn(|_| Entry::vacant()))
 }
 
 /// Entries by number.
 #[derive(Debug, Default)]
 pub(crate) struct Slab {
-    pages: Vec<Option<Box<Page>>>,
+    pages: Vec<Page>,
     /// Pages that have room, those included that are not there.
     with_room: BTreeSet<u32>,
     len: usize,
@@ -52,20 +51,20 @@ impl Slab {
 
     #[inline]
     pub fn get(&self, place: Place) -> Option<&Entry> {
-        let page = self.pages.get(place.page())?.as_ref()?;
-        page.entries.get(place.in_page()).filter(|entry| !entry.is_vacant())
+        let entries = self.pages.get(place.page())?.entries.as_ref()?;
+        entries.get(place.in_page()).filter(|entry| !entry.is_vacant())
     }
 
     #[inline]
     pub fn get_mut(&mut self, place: Place) -> Option<&mut Entry> {
-        let page = self.pages.get_mut(place.page())?.as_mut()?;
-        page.entries.get_mut(place.in_page()).filter(|entry| !entry.is_vacant())
+        let entries = self.pages.get_mut(place.page())?.entries.as_mut()?;
+        entries.get_mut(place.in_page()).filter(|entry| !entry.is_vacant())
     }
 
     /// All entries, as they lie.
     pub fn iter(&self) -> impl Iterator<Item = (Place, &Entry)> {
         (0..).step_by(PAGE_ENTRIES).zip(&self.pages).flat_map(|(first, page)| {
-            let entries = page.iter().flat_map(|page| &page.entries);
+            let entries = page.entries.iter().flat_map(|entries| entries.iter());
             (first..).map(Place).zip(entries).filter(|(_, entry)| !entry.is_vacant())
         })
     }
@@ -83,19 +82,18 @@ impl Slab {
         } else {
             let Ok(number) = u32::try_from(self.pages.len()) else { panic!("more entries than numbers") };
             assert!(number < u32::MAX >> PAGE_BITS, "more entries than numbers");
-            self.pages.push(None);
+            self.pages.push(Page::default());
             self.with_room.insert(number);
             number
         };
         let Some(page) = self.pages.get_mut(number as usize) else { panic!("a page that there is not") };
-        let page = page.get_or_insert_with(Page::empty);
         let free = page.used.trailing_ones();
         page.used |= 1 << free;
         if page.used == u64::MAX {
             self.with_room.remove(&number);
         }
         let place = Place(number << PAGE_BITS | free);
-        if let Some(room) = page.entries.get_mut(place.in_page()) {
+        if let Some(room) = page.entries.get_or_insert_with(vacant).get_mut(place.in_page()) {
             *room = entry;
         }
         self.len += 1;
@@ -103,17 +101,16 @@ impl Slab {
     }
 
     pub fn remove(&mut self, place: Place) -> Option<Entry> {
-        let slot = self.pages.get_mut(place.page())?;
-        let page = slot.as_mut()?;
-        let entry = page.entries.get_mut(place.in_page()).filter(|entry| !entry.is_vacant())?;
+        let page = self.pages.get_mut(place.page())?;
+        let entry = page.entries.as_mut()?.get_mut(place.in_page()).filter(|entry| !entry.is_vacant())?;
         let entry = std::mem::replace(entry, Entry::vacant());
         page.used &= !(1 << place.in_page());
         self.len -= 1;
         if page.used == 0 {
-            *slot = None;
+            page.entries = None;
         }
         self.with_room.insert(place.page() as u32);
-        while let Some(None) = self.pages.last() {
+        while self.pages.last().is_some_and(|page| page.used == 0) {
             self.pages.pop();
             self.with_room.remove(&(self.pages.len() as u32));
         }
@@ -124,15 +121,15 @@ impl Slab {
     pub fn check(&self) {
         let mut len = 0;
         for (number, page) in self.pages.iter().enumerate() {
-            let used = page.as_ref().map_or(0, |page| page.used);
-            for (index, entry) in page.iter().flat_map(|page| &page.entries).enumerate() {
+            let used = page.used;
+            for (index, entry) in page.entries.iter().flat_map(|entries| entries.iter()).enumerate() {
                 assert_eq!(entry.is_vacant(), used & (1 << index) == 0);
             }
-            assert_eq!(page.is_none(), used == 0, "an empty page goes");
+            assert_eq!(page.entries.is_none(), used == 0, "an empty page goes");
             assert_eq!(self.with_room.contains(&(number as u32)), used != u64::MAX);
             len += used.count_ones() as usize;
         }
-        assert!(!matches!(self.pages.last(), Some(None)), "empty pages at the end go");
+        assert!(self.pages.last().is_none_or(|last| last.used != 0), "empty pages at the end go");
         assert!(self.with_room.last().is_none_or(|last| (*last as usize) < self.pages.len()));
         assert_eq!(self.len, len);
     }

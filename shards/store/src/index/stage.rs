@@ -15,8 +15,8 @@
 //! What lies beyond the length that the checkpoint's marker names, or is not of its number, is left from before.
 //!
 //! Frames are in the order of keys, and read side by side: all changes come in that order, so that what fjall makes of them
-//! are tables that do not overlap, of which it has next to nothing to merge. A frame in another order, as before, is read all
-//! the same.
+//! are tables that do not overlap, of which it has next to nothing to merge. If a frame is in another order, as those of
+//! earlier servers, they are read one after the other.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -96,15 +96,24 @@ impl Stage {
         Ok(Staged { number, bytes })
     }
 
-    /// Hands every change of a finished checkpoint to `sink`, in the order of the keys; those of a key in the order they came.
-    /// All frames are checked before any change.
+    /// Hands every change of a finished checkpoint to `sink`, in the order of the keys if all frames have it; those of a key in
+    /// the order they came. All frames are checked before any change.
     pub fn read(
         &self,
         staged: Staged,
         mut sink: impl FnMut(StagedChange<'_>) -> fjall::Result<()>,
     ) -> fjall::Result<()> {
         let file = File::open(&self.path)?;
-        let mut frames = self.check(staged, &file)?;
+        let (mut frames, in_order) = self.check(staged, &file)?;
+        if !in_order {
+            for frame in &mut frames {
+                while let Some(change) = frame.first(&file)? {
+                    sink(change)?;
+                    frame.pass();
+                }
+            }
+            return Ok(());
+        }
         let mut next = BinaryHeap::with_capacity(frames.len());
         for (number, frame) in frames.iter_mut().enumerate() {
             next.extend(frame.first(&file)?.map(|(space, key, _)| Reverse((space, key.to_vec(), number))));
@@ -124,22 +133,25 @@ impl Stage {
         Ok(())
     }
 
-    /// Checks every byte. Returns the frames.
-    fn check(&self, staged: Staged, file: &File) -> fjall::Result<Vec<Frame>> {
+    /// Checks every byte. Returns the frames, and whether each is in the order of keys.
+    fn check(&self, staged: Staged, file: &File) -> fjall::Result<(Vec<Frame>, bool)> {
         let mut reader = BufReader::new(file);
-        let (mut left, mut frames) = (staged.bytes, Vec::new());
+        let (mut left, mut frames, mut in_order) = (staged.bytes, Vec::new(), true);
         while left > 0 {
             let frame =
                 read_frame(&mut reader, staged.number, left).map_err(|_| self.damaged(staged, left))?;
             let start = staged.bytes - left + HEADER_BYTES as u64;
             left -= (HEADER_BYTES + frame.len()) as u64;
-            let mut rest = &frame[..];
+            let (mut rest, mut before) = (&frame[..], None);
             while !rest.is_empty() {
-                (_, rest) = split_change(rest).ok_or_else(|| self.damaged(staged, left))?;
+                let ((space, key, _), after) =
+                    split_change(rest).ok_or_else(|| self.damaged(staged, left))?;
+                in_order &= before <= Some((space, key));
+                (rest, before) = (after, Some((space, key)));
             }
             frames.push(Frame { at: start, end: start + frame.len() as u64, read: Vec::new(), passed: 0 });
         }
-        Ok(frames)
+        Ok((frames, in_order))
     }
 
     /// Forgets the checkpoint that is being written.
@@ -351,6 +363,22 @@ mod tests {
             all.sort_by(|one, other| one.key.cmp(&other.key));
             let staged = stage.finish().unwrap();
             prop_assert!(read(&stage, staged).unwrap() == all);
+        }
+
+        #[test]
+        fn what_is_in_no_order_is_read_as_it_came(
+            parts in prop::collection::vec(prop::collection::vec(0u32..50, 1..60), 1..6),
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let mut stage = Stage::new(dir.path().join("index.stage"));
+            // One frame that is in no order is enough: what comes last of a key counts.
+            let first: Vec<u32> = [50, 49].into_iter().chain(parts.into_iter().flatten()).collect();
+            for part in first.chunks(20) {
+                stage.add(|| 7, &part.iter().map(|key| change(*key)).collect::<Vec<_>>()).unwrap();
+            }
+            let staged = stage.finish().unwrap();
+            let found: Vec<_> = read(&stage, staged).unwrap();
+            prop_assert!(found == first.iter().map(|key| change(*key)).collect::<Vec<_>>());
         }
 
         #[test]
