@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::{env, fs};
 
-const FILES: [&str; 14] = [
+const FILES: [&str; 15] = [
     "flowmesh/v1/common.proto",
     "flowmesh/v1/stream.proto",
     "flowmesh/v1/queue.proto",
@@ -12,6 +12,7 @@ const FILES: [&str; 14] = [
     "flowmesh/v1/worker.proto",
     "flowmesh/v1/kv.proto",
     "flowmesh/v1/kv_operations.proto",
+    "flowmesh/v1/kv_change.proto",
     "flowmesh/v1/group.proto",
     "flowmesh/v1/replay.proto",
     "flowmesh/v1/admin.proto",

@@ -296,6 +296,7 @@ fn settings_map(settings: Option<&v1::Settings>) -> Map<String, Value> {
             put("min_compaction_lag_ms", some(s.min_compaction_lag_ms));
             put("min_dirty_percent", some(s.min_dirty_percent.map(u64::from)));
             put("producer_retention_ms", s.producer_retention_ms.filter(|ms| *ms > 0).map(Value::from));
+            put("feed_of", s.feed_of.clone().map(Value::from));
             put("durability", durability(s.durability));
         }
         Some(settings::Kind::Queue(s)) => {
@@ -325,6 +326,11 @@ fn settings_map(settings: Option<&v1::Settings>) -> Map<String, Value> {
         }
         Some(settings::Kind::Kv(s)) => {
             put("default_ttl_ms", s.default_ttl_ms.filter(|ttl| *ttl > 0).map(Value::from));
+            if let Some(feed) = &s.feed {
+                put("feed", Some(Value::from(feed.stream.clone())));
+                put("feed_partitions", Some(feed.partitions).filter(|n| *n > 0).map(Value::from));
+                put("feed_old_values", feed.old_values.map(Value::from));
+            }
             put("durability", durability(s.durability));
         }
         Some(settings::Kind::Group(s)) => {
@@ -461,6 +467,14 @@ fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, Stri
             }
             (v1::Kind::Queue, "durability") => queue.durability = durability()?,
             (v1::Kind::Kv, "default_ttl_ms") => kv.default_ttl_ms = time()?,
+            (v1::Kind::Kv, "feed") => text.clone_into(&mut kv.feed.get_or_insert_default().stream),
+            (v1::Kind::Kv, "feed_partitions") => {
+                kv.feed.get_or_insert_default().partitions = count()?.unwrap_or_default();
+            }
+            (v1::Kind::Kv, "feed_old_values") => {
+                let flag = text.parse().map_err(|_| wrong("true, false".to_owned()))?;
+                kv.feed.get_or_insert_default().old_values = Some(flag);
+            }
             (v1::Kind::Kv, "durability") => kv.durability = durability()?,
             (v1::Kind::Group, "session_timeout_ms") => group.session_timeout_ms = time()?,
             (v1::Kind::Group, "rebalance_timeout_ms") => group.rebalance_timeout_ms = time()?,
@@ -522,7 +536,7 @@ fn setting_names(kind: v1::Kind) -> &'static str {
              group_rate, jobs_max, bytes_max, when_full, dead_retention_ms, done_retention_ms, \
              result_retention_ms, dead_letters_to, sandbox, durability"
         }
-        v1::Kind::Kv => "default_ttl_ms, durability",
+        v1::Kind::Kv => "default_ttl_ms, feed, feed_partitions, feed_old_values, durability",
         v1::Kind::Group => {
             "session_timeout_ms, rebalance_timeout_ms, assignor, offsets_retention_ms, durability"
         }
@@ -561,6 +575,11 @@ mod tests {
             serde_json::json!({
                 "rate": "100:20", "jobs_max": 5, "bytes_max": 1_024, "when_full": "drop_oldest", "backoff": "linear"
             })
+        );
+        let kv = parse(v1::Kind::Kv, &["feed=changes", "feed_partitions=8", "feed_old_values=true"]).unwrap();
+        assert_eq!(
+            Value::Object(kv),
+            serde_json::json!({"feed": "changes", "feed_partitions": 8, "feed_old_values": true})
         );
         let stream = parse(v1::Kind::Stream, &["partitions=4", "durability=server"]).unwrap();
         assert_eq!(Value::Object(stream), serde_json::json!({"partitions": 4}));

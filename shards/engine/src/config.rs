@@ -10,6 +10,8 @@ use flowmesh_model::{Durability, ShardId};
 pub struct ShardConfig {
     /// Which shard this is. Shard 0 owns the catalog.
     pub shard: ShardId,
+    /// How many there are, with the slots dealt out to them in turn; 0: dealt out otherwise.
+    pub shards: u16,
     /// Its directory, with `log/`, `index/` and `streams/` in it.
     pub dir: PathBuf,
     /// When writes are acknowledged, where a resource does not say otherwise.

@@ -172,7 +172,9 @@ impl Operation {
             Command::Kv(_, KvCommand::Get { keys }) => (Self::KvGet, keys.len() as u64),
             Command::Kv(_, KvCommand::Delete { keys, .. }) => (Self::KvDelete, keys.len() as u64),
             Command::Kv(_, KvCommand::Exists { keys }) => (Self::KvExists, keys.len() as u64),
-            Command::Kv(_, KvCommand::Scan(_) | KvCommand::Random { .. }) => (Self::KvScan, 0),
+            Command::Kv(_, KvCommand::Scan(_) | KvCommand::Random { .. } | KvCommand::Snapshot { .. }) => {
+                (Self::KvScan, 0)
+            }
             Command::Kv(_, KvCommand::Run { ops, .. }) => (Self::KvRun, ops.len() as u64),
             Command::Kv(_, KvCommand::Clear { .. }) => (Self::KvDelete, 0),
             Command::Group(_, command) => Self::of_group(command),

@@ -479,6 +479,7 @@ fn items_of(reply: &Reply) -> u64 {
         Reply::Jobs { jobs, .. } => jobs.len() as u64,
         Reply::Swept { count, .. } => *count,
         Reply::Scanned { entries, .. } => entries.len() as u64,
+        Reply::KvSnapshot(part) => part.changes.len() as u64,
         _ => 0,
     }
 }

@@ -60,6 +60,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         let mut machine = Machine::new(MachineConfig {
             shard: config.shard,
             catalog_owner: config.shard.0 == 0,
+            shards: config.shards,
             hash_seed: config.hash_seed,
             checkpoints: config.durability != Durability::Memory,
         });

@@ -45,7 +45,8 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             let mut state = self.inner.state.borrow_mut();
             let mut next = None;
             if state.fenced.is_none() && !state.disk_full && !state.stopping {
-                let tick = state.machine.tick(now, FACTS_PER_TICK);
+                let lsn = state.log.next_lsn();
+                let tick = state.machine.tick(now, lsn, FACTS_PER_TICK);
                 next = tick.next;
                 if !tick.facts.is_empty() {
                     // Facts that cannot be logged now stay due.

@@ -32,8 +32,13 @@ struct Shard {
 
 impl Shard {
     fn new() -> Self {
-        let config =
-            MachineConfig { shard: ShardId(0), catalog_owner: true, hash_seed: 1, checkpoints: true };
+        let config = MachineConfig {
+            shard: ShardId(0),
+            catalog_owner: true,
+            shards: 1,
+            hash_seed: 1,
+            checkpoints: true,
+        };
         Self { machine: Machine::new(config), lsn: Lsn(0), now: Millis(1), log: Vec::with_capacity(1 << 20) }
     }
 
@@ -266,6 +271,7 @@ fn replay() {
     let encoded = Bytes::from(encoded);
     measure("decode and apply: facts of jobs and keys", count, || {
         let mut machine = Machine::new(MachineConfig {
+            shards: 1,
             shard: ShardId(1),
             catalog_owner: false,
             hash_seed: 1,

@@ -23,6 +23,9 @@ use crate::woken::Woken;
 /// What a held resource takes in memory besides what it holds.
 pub(crate) const HELD_BYTES: u64 = (size_of::<Held>() + 48) as u64;
 
+/// Says of a stream in the index that it is a store's feed.
+const FEED: u8 = 1;
+
 /// What applying a fact to a resource needs besides the resource.
 pub(crate) struct Apply<'a> {
     pub at: EntryContext,
@@ -193,13 +196,14 @@ impl Held {
     /// |---|---|---|
     /// | format | 1 | 1 |
     /// | path | varint length + bytes | names the kind |
-    /// | counters | the rest | by kind; a stream has none |
+    /// | counters | the rest | by kind; a stream has none, the feed of a store the byte 1 |
     fn encode(&self) -> Bytes {
         let path = self.home.path.to_string();
         let mut out = BytesMut::with_capacity(64 + path.len());
         out.put_u8(keys::FORMAT);
         put_bytes(&mut out, path.as_bytes());
         match &self.parts {
+            Parts::Stream(_) if self.home.is_feed() => out.put_u8(FEED),
             Parts::Stream(_) => {}
             Parts::Queue(queue) => queue.encode_counters(&mut out),
             Parts::Kv(store) => store.encode_counters(&mut out),
@@ -214,7 +218,13 @@ impl Held {
         let path = read_path(&reader.text()?)?;
         let mut held = Self::new(Home::new(id, path), sip);
         match &mut held.parts {
-            Parts::Stream(_) => {}
+            Parts::Stream(_) if reader.is_empty() => {}
+            Parts::Stream(_) => {
+                if reader.byte()? != FEED {
+                    return Err(Malformed("a stream of an unknown sort"));
+                }
+                held.home = Home::of_feed(id, held.home.path);
+            }
             Parts::Queue(queue) => queue.restore_counters(&mut reader)?,
             Parts::Kv(store) => store.restore_counters(&mut reader)?,
             Parts::Group(group) => group.restore_counters(&mut reader)?,

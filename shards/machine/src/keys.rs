@@ -76,13 +76,28 @@ pub(crate) struct Home {
 impl Home {
     pub fn new(id: ResourceId, path: ResourcePath) -> Self {
         let placement = PlacementHash::of(&path);
+        Self::placed(id, path, placement)
+    }
+
+    /// Of a store's feed.
+    pub fn of_feed(id: ResourceId, path: ResourcePath) -> Self {
+        let placement = PlacementHash::of_feed(&path);
+        Self::placed(id, path, placement)
+    }
+
+    fn placed(id: ResourceId, path: ResourcePath, placement: PlacementHash) -> Self {
         let first_slot = placement.partition_slot(0);
         Self { id, path, placement, first_slot }
     }
 
+    /// Whether it is a store's feed.
+    pub fn is_feed(&self) -> bool {
+        self.placement.is_feed()
+    }
+
     /// Uses the path and the placement of the catalog, which are the same, so that they are in memory once.
     pub fn share(&mut self, info: &ResourceInfo) {
-        if self.path == info.path {
+        if self.path == info.path && self.is_feed() == info.placement.is_feed() {
             (self.path, self.placement) = (info.path.clone(), info.placement.clone());
         }
     }

@@ -9,8 +9,8 @@ use flowmesh_model::replay::ReplayRef;
 use flowmesh_model::transfer::fact::TransferFact;
 use flowmesh_model::{
     Catalog, Cleaned, Command, CompactedSegment, Fact, GroupCommand, GroupSettings, Kind, KvSettings, Lsn,
-    Millis, PartitionRef, QueueCommand, QueueSettings, Reject, ReplaySettings, ResourceId, ResourceInfo,
-    ResourcePath, Settings, StreamCommand, StreamSettings,
+    Millis, PartitionRef, QueueCommand, QueueSettings, Reject, ReplaySettings, Reply, ResourceId,
+    ResourceInfo, Settings, StreamCommand, StreamSettings,
 };
 use rustc_hash::FxBuildHasher;
 
@@ -22,12 +22,14 @@ use crate::group::Group;
 use crate::held::{Apply, HELD_BYTES, Held, Parts};
 use crate::keys::Home;
 use crate::kv::Store;
+use crate::kv::feed::Feed;
 use crate::queue::Enqueued;
 use crate::queue::Queue;
 use crate::queue::decide::transfer;
 use crate::siphash::SipKey;
 use crate::stream::producers::decide as producers;
 use crate::stream::tail::Arena;
+use crate::ticks::BYTES_PER_TICK;
 use crate::woken::Woken;
 use crate::workers::{self, Workers};
 use crate::{group, kv, queue, replay, stream};
@@ -204,6 +206,9 @@ impl Machine {
                     _ => None,
                 };
                 let settings = info.settings.stream()?;
+                if let Some(of) = settings.feed_of.as_ref().filter(|_| appends(command)) {
+                    return Err(Reject::FeedStream { path: info.path.to_string(), of: of.clone() });
+                }
                 let partition = stream::decide::find(stream, settings, *at)?;
                 let (producers, shard) = (stream.and_then(stream::Stream::producers), self.config.shard);
                 let producers = producers::Asked { producers, settings, at: *at, now, lsn, shard };
@@ -243,7 +248,7 @@ impl Machine {
                 let settings = info.settings.kv()?;
                 let placement = &info.placement;
                 let asked = kv::decide::Asked { store, id: *id, settings, placement, now, lsn };
-                let decision = asked.decide(command)?;
+                let decision = self.feed(&asked, info, asked.decide(command)?)?;
                 Ok(introduce(decision, held, info))
             }
             Command::Group(id, command) => {
@@ -274,11 +279,54 @@ impl Machine {
             Command::Worker(command) => {
                 workers::decide::Asked { workers: &self.workers, now, lsn }.decide(command)
             }
-            Command::Catalog(command) if self.config.catalog_owner => self.catalog.decide(now, command),
+            Command::Catalog(command) if self.config.catalog_owner => {
+                self.catalog.decide(now, self.config.shards, command)
+            }
             Command::Catalog(_) => {
                 Err(Reject::Internal("a catalog command for a shard that does not own it"))
             }
         }
+    }
+
+    /// Adds to what changes a store what its feed gets, if it has one.
+    fn feed(
+        &self,
+        asked: &kv::decide::Asked<'_>,
+        info: &ResourceInfo,
+        decision: Decision,
+    ) -> Result<Decision, Reject> {
+        let Decision::Change { mut facts, mut reply } = decision else { return Ok(decision) };
+        if asked.settings.feed.is_some() {
+            kv::feed::check_place(asked.settings, &info.path, self.config.shards)?;
+            let feed = self.feed_of(asked.settings)?.ok_or(Reject::Internal("a store without its feed"))?;
+            // Of a clear an entry has as many keys as it has room for; of all else, all or none.
+            let bytes_max =
+                if matches!(reply, Reply::KvCleared { .. }) { BYTES_PER_TICK } else { usize::MAX };
+            let (records, taken) = feed.records(asked, &facts, bytes_max)?;
+            if taken < facts.len() {
+                facts.truncate(taken);
+                reply = Reply::KvCleared { count: taken as u64, more: true };
+            }
+            facts.extend(records);
+        }
+        Ok(Decision::Change { facts, reply })
+    }
+
+    /// The feed that a store's settings name, if there is one.
+    pub(crate) fn feed_of<'a>(&'a self, settings: &'a KvSettings) -> Result<Option<Feed<'a>>, Reject> {
+        let Some(settings) = &settings.feed else { return Ok(None) };
+        let Some(info) = self.snapshot.as_ref().and_then(|catalog| catalog.find_path_text(&settings.stream))
+        else {
+            return Ok(None);
+        };
+        let stream = match self.held.get(&info.id).map(|held| &held.parts) {
+            Some(Parts::Stream(stream)) => Some(stream),
+            _ => None,
+        };
+        if !info.settings.is_feed() {
+            return Err(Reject::Internal("the feed of a store is another stream"));
+        }
+        Ok(Some(Feed { settings, info, stream }))
     }
 
     /// The resource as it is held, if it is, and as the snapshot has it.
@@ -348,7 +396,8 @@ impl Machine {
             Fact::ResourceCreated { id, path, settings } => self.catalog.created(at, id, path, *settings),
             Fact::ResourceUpdated { id, settings } => self.catalog.updated(at, id, *settings),
             Fact::ResourceDeleted { id } => self.catalog.deleted(at, id),
-            Fact::ResourceHeld { id, path } => self.hold(id, path),
+            Fact::ResourceHeld { id, path } => self.hold(Home::new(id, path)),
+            Fact::FeedHeld { id, path } => self.hold(Home::of_feed(id, path)),
             Fact::ResourceDropped { id } => self.drop_resource(id),
             Fact::RecordsAppended { at: place, base, count, records } => {
                 self.change_stream(at, place.resource, |cx, stream| {
@@ -504,9 +553,10 @@ impl Machine {
         }
     }
 
-    /// `ResourceHeld`.
-    fn hold(&mut self, id: ResourceId, path: ResourcePath) {
-        let mut held = Held::new(Home::new(id, path), self.sip);
+    /// `ResourceHeld` or `FeedHeld`.
+    fn hold(&mut self, home: Home) {
+        let id = home.id;
+        let mut held = Held::new(home, self.sip);
         held.set_info(self.snapshot.as_ref().and_then(|catalog| catalog.get(id)).cloned(), self.clock);
         list_compacted(&mut self.compacted, &held);
         if self.seals.touch(&mut held.mark) != Touch::Known {
@@ -699,11 +749,25 @@ fn arm_earlier(timers: &mut BTreeSet<(Millis, ResourceId)>, held: &mut Held) {
 fn introduce(decision: Decision, held: Option<&Held>, info: &ResourceInfo) -> Decision {
     match decision {
         Decision::Change { mut facts, reply } if held.is_none() => {
-            facts.insert(0, Fact::ResourceHeld { id: info.id, path: info.path.clone() });
+            let (id, path) = (info.id, info.path.clone());
+            let is_feed = info.placement.is_feed();
+            let fact = if is_feed { Fact::FeedHeld { id, path } } else { Fact::ResourceHeld { id, path } };
+            facts.insert(0, fact);
             Decision::Change { facts, reply }
         }
         other => other,
     }
+}
+
+/// Whether a command adds something to a stream.
+fn appends(command: &StreamCommand) -> bool {
+    matches!(
+        command,
+        StreamCommand::Append { .. }
+            | StreamCommand::InitProducer { .. }
+            | StreamCommand::FenceProducer { .. }
+            | StreamCommand::Receive(_)
+    )
 }
 
 /// Whether a command only looks at a group: that may be done to a sandbox, too.

@@ -15,8 +15,9 @@ use flowmesh_model::group::Name;
 use flowmesh_model::job::NackKind;
 use flowmesh_model::schedule::{MissedPolicy, ScheduleChanges, ScheduleSpec, Timing};
 use flowmesh_model::{
-    Batch, Command, Kind, KvCommand, Millis, Offset, PartitionRef, ProducerId, ProducerStamp, QueueCommand,
-    QueueSettings, Reject, Reply, ResourceId, ScheduleCommand, Settings, StreamCommand, StreamSettings,
+    Batch, Command, FeedSettings, Kind, KvCommand, KvSettings, Millis, Offset, PartitionRef, ProducerId,
+    ProducerStamp, QueueCommand, QueueSettings, Reject, Reply, ResourceId, ScheduleCommand, Settings,
+    StreamCommand, StreamSettings,
 };
 use proptest::prelude::*;
 
@@ -100,12 +101,20 @@ fn queue_settings() -> Settings {
     Settings::Queue(QueueSettings { backoff_initial_ms: 10, max_attempts: 2, ..QueueSettings::default() })
 }
 
+/// One of both with a feed, which is created and dropped with it.
+fn store_settings(name: &str) -> Settings {
+    let stream = format!("default/default/stream/{name}-changes");
+    let feed =
+        (name != NAMES[0]).then_some(FeedSettings { stream, partitions: 0, old_values: true, late: false });
+    Settings::Kv(KvSettings { feed, ..KvSettings::default() })
+}
+
 impl Driver {
     fn new() -> Self {
         let mut world = World::default();
         let streams = NAMES.map(|name| world.create_with(name, stream_settings()));
         let queues = NAMES.map(|name| world.create_with(name, queue_settings()));
-        let stores = NAMES.map(|name| world.create(Kind::Kv, name));
+        let stores = NAMES.map(|name| world.create_with(name, store_settings(name)));
         Self { world, streams, queues, stores, leases: [Vec::new(), Vec::new()], appended: BTreeMap::new() }
     }
 
@@ -284,7 +293,7 @@ impl Driver {
                 }
                 self.queues[which] = id;
             }
-            _ => self.stores[which] = self.world.create(Kind::Kv, name),
+            _ => self.stores[which] = self.world.create_with(name, store_settings(name)),
         }
     }
 

@@ -235,7 +235,7 @@ fn what_fires_at_the_same_time_fits_entries() {
     driver.world.now = driver.world.now.plus(3_600_000);
     let mut fired = 0;
     while fired < 200 {
-        let facts = driver.world.machine.tick(driver.world.now, 512).facts;
+        let facts = driver.world.machine.tick(driver.world.now, driver.world.lsn.next(), 512).facts;
         fired += facts.iter().filter(|fact| matches!(fact, Fact::JobEnqueued { .. })).count();
         assert!(facts.iter().map(Fact::encoded_len_max).sum::<usize>() < ENTRY_BYTES_MAX / 2);
         assert!(!facts.is_empty());

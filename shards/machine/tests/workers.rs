@@ -15,7 +15,7 @@ use flowmesh_model::worker::{
     Registration, WorkerFilter, WorkerOnQueue, WorkerReply, WorkerState, WorkerStatus,
 };
 use flowmesh_model::{
-    Batch, Code, Command, Fact, Kind, Millis, QueueCommand, Reject, Reply, ResourceId, WorkerCommand,
+    Batch, Code, Command, Fact, Kind, Lsn, Millis, QueueCommand, Reject, Reply, ResourceId, WorkerCommand,
     WorkerPath,
 };
 
@@ -98,10 +98,10 @@ fn nobody_is_missed_before_the_start_is_over() {
     let mut world = started();
     register(&mut world, "w").unwrap();
     let mut machine = world.replayed(world.lsn);
-    let tick = machine.tick(Millis(900_000), 2);
+    let tick = machine.tick(Millis(900_000), Lsn(9), 2);
     assert!(tick.facts.is_empty() && tick.next.is_none(), "{tick:?}");
     machine.set_catalog(machine.catalog_snapshot());
-    assert_eq!(machine.tick(Millis(900_000), 2).next, Some(Millis(910_000)));
+    assert_eq!(machine.tick(Millis(900_000), Lsn(9), 2).next, Some(Millis(910_000)));
 }
 
 #[test]

@@ -30,7 +30,8 @@ pub struct ResourceInfo {
 impl ResourceInfo {
     /// A resource as the catalog knows it.
     pub fn new(id: ResourceId, path: ResourcePath, settings: Settings, created_at: Millis) -> Self {
-        let placement = PlacementHash::of(&path);
+        let of = if settings.is_feed() { PlacementHash::of_feed } else { PlacementHash::of };
+        let placement = of(&path);
         Self { id, path, settings, created_at, placement }
     }
 }
@@ -159,6 +160,11 @@ impl Catalog {
     /// The resource of that path.
     pub fn find_path(&self, path: &ResourcePath) -> Option<&Arc<ResourceInfo>> {
         self.find_full(path.as_str().as_bytes())
+    }
+
+    /// The resource of that path, as [`ResourcePath::as_str`] writes it.
+    pub fn find_path_text(&self, path: &str) -> Option<&Arc<ResourceInfo>> {
+        self.find_full(path.as_bytes())
     }
 
     /// The resource of that number.

@@ -10,6 +10,7 @@ use crate::group::GroupCommand;
 use crate::ids::{JobId, LeaseToken, Lsn, Millis, Offset, PartitionRef, ProducerId, ResourceId};
 use crate::job::{JobCursor, JobFilter, JobOptions, JobPhase, NackKind, Which};
 use crate::kv::KvOp;
+use crate::kv::change::SnapshotFrom;
 use crate::path::ResourcePath;
 use crate::record::PackedRecords;
 use crate::replay::{ReplayCommand, ReplayRef};
@@ -419,6 +420,15 @@ pub enum KvCommand {
     },
     /// How many keys there are, and what they take. → [`crate::Reply::KvStatus`]
     Status,
+    /// What keys hold, as of one entry of the log, collections included. → [`crate::Reply::KvSnapshot`]
+    Snapshot {
+        /// Only keys that start with this.
+        prefix: Bytes,
+        /// Only this key.
+        key: Option<Bytes>,
+        /// Where it goes on.
+        from: SnapshotFrom,
+    },
     /// Deletes keys, whichever. → [`crate::Reply::KvCleared`]
     Clear {
         /// At most so many, at least 1.
@@ -433,9 +443,12 @@ impl KvCommand {
         match self {
             Self::Set { .. } | Self::Delete { .. } | Self::Clear { .. } => true,
             Self::Run { ops, .. } => ops.iter().any(|op| op.action.is_write()),
-            Self::Get { .. } | Self::Exists { .. } | Self::Scan(_) | Self::Random { .. } | Self::Status => {
-                false
-            }
+            Self::Get { .. }
+            | Self::Exists { .. }
+            | Self::Scan(_)
+            | Self::Random { .. }
+            | Self::Snapshot { .. }
+            | Self::Status => false,
         }
     }
 }

@@ -35,7 +35,8 @@
 //! | 104–119 | `Queue` | queue, then as [`crate::job::fact`] says |
 //! | 120–127 | `Worker` | epoch, then as [`crate::worker::fact`] says |
 //! | 128–135 | `Transfer` | queue or stream, then as [`crate::transfer::fact`] says |
-//! | 136–159 | `Kv` | store, then as [`crate::kv::fact`] says |
+//! | 136–155, 157–159 | `Kv` | store, then as [`crate::kv::fact`] says |
+//! | 156 | `FeedHeld` | id, path |
 //!
 //! The time of a fact and its LSN are its entry's.
 
@@ -90,6 +91,13 @@ pub enum Fact {
         /// Its number.
         id: ResourceId,
         /// Its path.
+        path: ResourcePath,
+    },
+    /// This shard holds something of a store's feed from now on: as `ResourceHeld`, but partition `p` is in slot `p`.
+    FeedHeld {
+        /// Its number.
+        id: ResourceId,
+        /// Its name.
         path: ResourcePath,
     },
     /// Records `base..base + count` exist.
@@ -291,6 +299,7 @@ const RESOURCE_UPDATED: u8 = 2;
 const RESOURCE_DELETED: u8 = 3;
 const RESOURCE_DROPPED: u8 = 4;
 const RESOURCE_HELD: u8 = 5;
+const FEED_HELD: u8 = 156;
 const RECORDS_APPENDED: u8 = 16;
 const RECORDS_PRODUCED: u8 = 17;
 const PRODUCER_INITIALISED: u8 = 18;
@@ -327,6 +336,10 @@ impl Fact {
             Self::ResourceDropped { id } => put_head(out, RESOURCE_DROPPED, *id),
             Self::ResourceHeld { id, path } => {
                 put_head(out, RESOURCE_HELD, *id);
+                put_bytes(out, path.to_string().as_bytes());
+            }
+            Self::FeedHeld { id, path } => {
+                put_head(out, FEED_HELD, *id);
                 put_bytes(out, path.to_string().as_bytes());
             }
             Self::RecordsAppended { at, base, count, records } => {
@@ -483,7 +496,7 @@ impl Fact {
                     path.to_string().len() + settings_json(settings).len()
                 }
                 Self::ResourceUpdated { settings, .. } => settings_json(settings).len(),
-                Self::ResourceHeld { path, .. } => path.to_string().len(),
+                Self::ResourceHeld { path, .. } | Self::FeedHeld { path, .. } => path.to_string().len(),
                 Self::RecordsAppended { records, .. } => records.len(),
                 Self::RecordsProduced { records, .. } => STAMP + records.len(),
                 Self::ProducerInitialised { name, .. } => name.len(),
@@ -530,6 +543,7 @@ impl Fact {
             RESOURCE_DELETED => Self::ResourceDeleted { id },
             RESOURCE_DROPPED => Self::ResourceDropped { id },
             RESOURCE_HELD => Self::ResourceHeld { id, path: read_path(&reader.text()?)? },
+            FEED_HELD => Self::FeedHeld { id, path: read_path(&reader.text()?)? },
             RECORDS_APPENDED => Self::RecordsAppended {
                 at: PartitionRef { resource: id, partition: reader.varint_u32()? },
                 base: Offset(reader.varint()?),
@@ -724,6 +738,10 @@ mod tests {
             any::<u64>().prop_map(|id| Fact::ResourceHeld {
                 id: ResourceId(id),
                 path: ResourcePath::new("a", "b", Kind::Kv, "cart").unwrap(),
+            }),
+            any::<u64>().prop_map(|id| Fact::FeedHeld {
+                id: ResourceId(id),
+                path: ResourcePath::new("a", "b", Kind::Stream, "cart-changes").unwrap(),
             }),
             (ids(), any::<u32>(), any::<u32>(), bytes()).prop_map(
                 |((id, _, base, _), partition, count, records)| {

@@ -50,7 +50,7 @@ pub use replay::{ReplayCommand, ReplaySettings};
 pub use reply::Reply;
 pub use schedule::{ScheduleCommand, ScheduleReply};
 pub use settings::{
-    Assignor, Durability, GroupSettings, KvSettings, QueueSettings, Settings, StreamSettings,
+    Assignor, Durability, FeedSettings, GroupSettings, KvSettings, QueueSettings, Settings, StreamSettings,
 };
 pub use transfer::{TransferCommand, TransferReply};
 pub use worker::{WorkerCommand, WorkerPath, WorkerReply};

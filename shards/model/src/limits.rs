@@ -46,6 +46,20 @@ pub const COMPRESS_FROM_BYTES: usize = 512;
 
 /// Partitions of one stream.
 pub const PARTITIONS_MAX: u32 = 1024;
+/// Partitions of a store's feed at least, where its settings do not say: so many consumers can share them.
+pub const FEED_PARTITIONS: u32 = 4;
+/// Bytes of records of a feed that are appended together: a batch is read and sent as a whole.
+pub const FEED_BATCH_BYTES: usize = 512 * 1024;
+/// Keys of one part of a snapshot, and the bytes after which it ends: about as much work as a large read.
+pub const SNAPSHOT_KEYS_MAX: usize = 1_000;
+/// See [`SNAPSHOT_KEYS_MAX`].
+pub const SNAPSHOT_BYTES: usize = 512 * 1024;
+/// How often a list that is too large for one part of a snapshot, and changes while it is read, is begun anew.
+pub const SNAPSHOT_AGAIN_MAX: u32 = 16;
+/// Items of a collection that one record of a feed, or one message of a watch, has at most, and their bytes.
+pub const FEED_ITEMS_MAX: usize = 1_000;
+/// See [`FEED_ITEMS_MAX`].
+pub const FEED_ITEMS_BYTES_MAX: usize = 256 * 1024;
 
 /// Idempotent producers that one partition remembers; beyond it forgets the one that appended least recently. Each takes
 /// up to about 1.5 KiB of memory.

@@ -3,6 +3,8 @@
 //! The hash is part of the disk format: the golden tests below may never change.
 //! - The **placement text** of a resource is its path, or, if its name holds a `{tag}`, `tenant/namespace/{tag}`.
 //! - A stream's or queue's partition `p` is in slot `xxh3_64(text, seed = p) mod 4096`.
+//! - Partition `p` of a store's feed is in slot `p`, whatever its path: while slots are dealt out in turn and a feed has as many
+//!   partitions on each shard, a key of slot `s` and partition `s mod partitions` are on one shard.
 //! - A key of a store is in slot `xxh3_64(key, seed = xxh3_64(text))  mod 4096`, or, if the key holds a `{tag}`,
 //!   in slot `xxh3_64("tenant/namespace/{tag}", seed = 0) mod 4096`: where a queue or stream of that tag is.
 //! - A worker is in slot `xxh3_64(text, seed = 0) mod 4096`; its path is `tenant/namespace/worker/name`, and a `{tag}` in
@@ -29,6 +31,8 @@ pub struct PlacementHash {
     seed: u64,
     /// How long `tenant/namespace/` is, with which it begins.
     scope_len: u16,
+    /// Whether partition `p` is in slot `p`.
+    is_feed: bool,
 }
 
 impl PlacementHash {
@@ -42,11 +46,24 @@ impl PlacementHash {
             None => path.shared(),
         };
         let seed = xxh3_64(text.as_bytes());
-        Self { text, seed, scope_len: path.scope_len() as u16 }
+        Self { text, seed, scope_len: path.scope_len() as u16, is_feed: false }
+    }
+
+    /// The placement of a store's feed.
+    pub fn of_feed(path: &ResourcePath) -> Self {
+        Self { is_feed: true, ..Self::of(path) }
+    }
+
+    /// Whether it is that of a store's feed.
+    pub fn is_feed(&self) -> bool {
+        self.is_feed
     }
 
     /// The slot of a stream's or queue's partition.
     pub fn partition_slot(&self, partition: u32) -> SlotId {
+        if self.is_feed {
+            return to_slot(partition.into());
+        }
         to_slot(xxh3_64_with_seed(self.text.as_bytes(), u64::from(partition)))
     }
 
@@ -119,6 +136,11 @@ impl SlotMap {
         self.0.len() == usize::from(SLOTS) && self.0.iter().all(|shard| shard.0 < shards)
     }
 
+    /// Whether slots are dealt out to so many shards in turn, as in a new directory.
+    pub fn is_in_turn(&self, shards: u16) -> bool {
+        shards > 0 && *self == Self::new(shards)
+    }
+
     /// Slots held by a shard.
     pub fn slots_of(&self, shard: ShardId) -> usize {
         self.0.iter().filter(|&&holder| holder == shard).count()
@@ -170,6 +192,25 @@ mod tests {
         assert_eq!(placed(Kind::Stream, "events{42}").partition_slot(0), queue);
         assert_eq!(placed(Kind::Kv, "stock").key_slot(b"item:{42}:left"), queue);
         assert_eq!(worker_slot(&WorkerPath::parse("w{42}").unwrap()), queue);
+    }
+
+    #[test]
+    fn a_key_and_its_partition_of_a_feed_are_on_one_shard() {
+        let path = ResourcePath::parse(Kind::Stream, "changes").unwrap();
+        let feed = PlacementHash::of_feed(&path);
+        assert_eq!(feed.partition_slot(7), SlotId(7));
+        for (shards, partitions) in [(1, 1), (1, 4), (2, 4), (3, 6), (3, 1023), (7, 14), (256, 1024)] {
+            let map = SlotMap::new(shards);
+            assert!(map.is_in_turn(shards) && !map.is_in_turn(shards + 1));
+            for slot in (0..SLOTS).map(SlotId) {
+                let partition = u32::from(slot.0) % partitions;
+                assert_eq!(
+                    map.shard(slot),
+                    map.shard(feed.partition_slot(partition)),
+                    "{shards} {partitions}"
+                );
+            }
+        }
     }
 
     #[test]

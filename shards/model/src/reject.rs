@@ -511,6 +511,55 @@ pub enum Reject {
         /// The group.
         path: String,
     },
+    /// The stream is the feed of a store, which alone appends to it and with which it is created and deleted.
+    #[error(
+        "{path} is the feed of {of}: only changes of that store are appended to it, and it goes with the store"
+    )]
+    FeedStream {
+        /// The stream.
+        path: String,
+        /// The store.
+        of: String,
+    },
+    /// A store has a feed, whose stream and partitions are fixed.
+    #[error(
+        "{path} has the feed {stream} with {partitions} partitions, which are fixed; only old_values may change"
+    )]
+    FeedFixed {
+        /// The store.
+        path: String,
+        /// The feed.
+        stream: String,
+        /// How many partitions it has.
+        partitions: u32,
+    },
+    /// Keys and their partitions of the feed are not on the same shards.
+    #[error(
+        "{path} has a feed with {partitions} partitions, which is not for {shards} shards with the slots dealt out as \
+         they are: changes and their records would be on different shards"
+    )]
+    FeedMisplaced {
+        /// The store.
+        path: String,
+        /// Partitions of the feed.
+        partitions: u32,
+        /// Shards.
+        shards: u16,
+    },
+    /// The store has no feed.
+    #[error("{path} has no feed; resources update gives it one, with the changes from then on")]
+    NoFeed {
+        /// The store.
+        path: String,
+    },
+    /// The feed has no longer all that came behind a version.
+    #[error("changes behind version {requested} are not kept; the feed is whole behind version {earliest}")]
+    VersionNotKept {
+        /// The version.
+        requested: Lsn,
+        /// From here on it can be resumed.
+        earliest: Lsn,
+    },
     /// The state of a replay session does not allow it.
     #[error(
         "a replay session that is {} cannot be {}; possible now: {}",
@@ -617,7 +666,9 @@ impl Reject {
             | Self::ScheduleExists { .. }
             | Self::DuplicateSequence { .. }
             | Self::KeyConflict { .. } => Code::AlreadyExists,
-            Self::OffsetOutOfRange { .. } | Self::IndexOutOfRange { .. } => Code::OutOfRange,
+            Self::OffsetOutOfRange { .. } | Self::IndexOutOfRange { .. } | Self::VersionNotKept { .. } => {
+                Code::OutOfRange
+            }
             Self::BatchRefused { cause, .. } => cause.code(),
             Self::LeaseLost { .. }
             | Self::WrongPhase { .. }
@@ -638,6 +689,10 @@ impl Reject {
             | Self::PartitionsLowered { .. }
             | Self::GroupNotSandbox { .. }
             | Self::SandboxGroup { .. }
+            | Self::FeedStream { .. }
+            | Self::FeedFixed { .. }
+            | Self::FeedMisplaced { .. }
+            | Self::NoFeed { .. }
             | Self::ReplayState { .. }
             | Self::ReplayMoved { .. }
             | Self::StaleWorker { .. }
@@ -726,6 +781,11 @@ impl Reject {
             Self::OffsetNotCommitted { .. } => "OFFSET_NOT_COMMITTED",
             Self::GroupNotSandbox { .. } => "GROUP_NOT_SANDBOX",
             Self::SandboxGroup { .. } => "SANDBOX_GROUP",
+            Self::FeedStream { .. } => "FEED_STREAM",
+            Self::FeedFixed { .. } => "FEED_FIXED",
+            Self::FeedMisplaced { .. } => "FEED_MISPLACED",
+            Self::NoFeed { .. } => "NO_FEED",
+            Self::VersionNotKept { .. } => "VERSION_NOT_KEPT",
             Self::ReplayState { .. } => "REPLAY_STATE",
             Self::ReplayMoved { .. } => "REPLAY_MOVED",
             Self::CatalogBehind { .. } => "CATALOG_BEHIND",
@@ -766,6 +826,9 @@ impl Reject {
                 vec![("requested", requested.0), ("earliest", earliest.0), ("next", next.0)]
             }
             Self::ConditionFailed { actual } => vec![("version", actual.map_or(0, Lsn::get))],
+            Self::VersionNotKept { requested, earliest } => {
+                vec![("requested", requested.0), ("earliest", earliest.0)]
+            }
             Self::IndexOutOfRange { len, .. } => vec![("len", *len)],
             Self::KeysApart { first, other } => {
                 vec![("first", u64::from(*first)), ("other", u64::from(*other))]

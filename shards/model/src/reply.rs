@@ -9,6 +9,7 @@ use crate::compression;
 use crate::group::GroupReply;
 use crate::ids::{CatalogVersion, JobId, LeaseToken, Lsn, Millis, Offset, ProducerId};
 use crate::job::{Awaited, JobCursor, JobView};
+use crate::kv::change::SnapshotPart;
 use crate::kv::{KvOutcome, KvType};
 use crate::reject::Reject;
 use crate::replay::ReplayStatus;
@@ -328,6 +329,8 @@ pub enum Reply {
     Kv(Batch<Result<KvOutcome, Reject>>),
     /// How many keys there are.
     KvStatus(KvStatus),
+    /// A part of what keys hold.
+    KvSnapshot(SnapshotPart),
     /// Keys were deleted.
     KvCleared {
         /// How many.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::compression::Codec;
+use crate::ids::SlotId;
 use crate::job::{Backoff, RetryPolicy};
 use crate::limits;
 use crate::path::{Kind, ResourcePath};
@@ -77,6 +78,10 @@ pub struct StreamSettings {
     /// Only with compaction.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_dirty_percent: Option<u32>,
+    /// The full path of the store whose changes it has: it is created and deleted with that one, which alone appends to it,
+    /// and its partition `p` is in slot `p`. Fixed at creation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feed_of: Option<String>,
     /// Overrides the server's durability.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub durability: Option<Durability>,
@@ -96,6 +101,7 @@ impl Default for StreamSettings {
             tombstone_retention_ms: None,
             min_compaction_lag_ms: None,
             min_dirty_percent: None,
+            feed_of: None,
             durability: None,
         }
     }
@@ -124,6 +130,10 @@ impl StreamSettings {
     }
 
     fn validate_compaction(&self) -> Result<(), Reject> {
+        if self.compaction && self.feed_of.is_some() {
+            let reason = "is not for the feed of a store: each change of a key counts, not only the last";
+            return Err(Reject::invalid("compaction", reason));
+        }
         let percent = self.min_dirty_percent.map(u64::from);
         let of_compaction = [
             ("tombstone_retention_ms", self.tombstone_retention_ms, limits::RETENTION_MS_MAX),
@@ -412,6 +422,54 @@ pub fn check_retry(retry: &RetryPolicy) -> Result<(), Reject> {
     within("backoff_jitter_percent", u64::from(retry.jitter_percent), 0, 100)
 }
 
+/// The feed of a store: a stream that has a record of each change.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FeedSettings {
+    /// The full path of its stream. Fixed.
+    pub stream: String,
+    /// Partitions, a multiple of the number of shards: changes of a key of slot `s` are in partition `s mod partitions`,
+    /// which is on the same shard. 0 only until the catalog chooses. Fixed.
+    pub partitions: u32,
+    /// Whether records also say what was before, from the next change on.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub old_values: bool,
+    /// The store was there before it, so that its first records may not be the first changes. The catalog says so.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub late: bool,
+}
+
+impl FeedSettings {
+    /// The path of its stream.
+    ///
+    /// # Errors
+    /// [`Reject::InvalidArgument`] if that is no legal name.
+    pub fn path(&self) -> Result<ResourcePath, Reject> {
+        ResourcePath::parse(Kind::Stream, &self.stream)
+    }
+
+    /// As many partitions as a store gets that does not say: at least [`limits::FEED_PARTITIONS`], and as many on each shard.
+    #[must_use]
+    pub fn partitions_for(shards: u16) -> u32 {
+        let shards = u32::from(shards.max(1));
+        shards * limits::FEED_PARTITIONS.div_ceil(shards)
+    }
+
+    /// The partition that has the changes of keys of a slot.
+    #[must_use]
+    pub fn partition(&self, slot: SlotId) -> u32 {
+        u32::from(slot.0) % self.partitions.max(1)
+    }
+
+    fn validate(&self) -> Result<(), Reject> {
+        let path = self.path()?;
+        if path.as_str() != self.stream {
+            return Err(Reject::invalid("feed.stream", format!("is kept as a full path: {path}")));
+        }
+        within("feed.partitions", self.partitions.into(), 0, limits::PARTITIONS_MAX.into())
+    }
+}
+
 /// Settings of a key-value store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -419,6 +477,9 @@ pub struct KvSettings {
     /// Time to live of entries that are set without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_ttl_ms: Option<u64>,
+    /// Where its changes can be read, if they can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feed: Option<FeedSettings>,
     /// Overrides the server's durability.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub durability: Option<Durability>,
@@ -553,6 +614,12 @@ impl Settings {
         }
     }
 
+    /// Whether partition `p` is in slot `p`.
+    #[must_use]
+    pub fn is_feed(&self) -> bool {
+        matches!(self, Self::Stream(StreamSettings { feed_of: Some(_), .. }))
+    }
+
     /// Partitions; a queue has one, and so, for placement, has a store (its keys are spread instead).
     #[must_use]
     pub fn partitions(&self) -> u32 {
@@ -589,7 +656,9 @@ impl Settings {
             }
             Self::Queue(s) => s.validate(),
             Self::Kv(s) => {
-                s.default_ttl_ms.map_or(Ok(()), |ttl| within("default_ttl_ms", ttl, 1, limits::DELAY_MS_MAX))
+                s.default_ttl_ms
+                    .map_or(Ok(()), |ttl| within("default_ttl_ms", ttl, 1, limits::DELAY_MS_MAX))?;
+                s.feed.as_ref().map_or(Ok(()), FeedSettings::validate)
             }
             Self::Group(s) => {
                 let (min, max) = (limits::SESSION_MS_MIN, limits::SESSION_MS_MAX);
@@ -643,6 +712,21 @@ mod tests {
         assert_eq!(
             refused(StreamSettings { min_dirty_percent: Some(101), ..compacted }),
             "min_dirty_percent"
+        );
+    }
+
+    #[test]
+    fn a_feed_has_as_many_partitions_on_each_shard_and_at_least_so_many() {
+        let partitions = [1, 2, 3, 4, 5, 256].map(FeedSettings::partitions_for);
+        assert_eq!(partitions, [4, 4, 6, 4, 5, 256]);
+    }
+
+    #[test]
+    fn a_feed_is_not_compacted() {
+        let feed_of = Some("default/default/kv/s".to_owned());
+        assert_eq!(
+            refused(StreamSettings { compaction: true, feed_of, ..StreamSettings::default() }),
+            "compaction"
         );
     }
 

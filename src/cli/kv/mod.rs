@@ -1,10 +1,11 @@
 //! `flowmesh kv`: set, get, delete, exists and scan; [`run`] has Redis' commands, [`whole`] what is asked of a key or a
-//! store as such, [`export`] and [`import`] carry keys as the [`lines`] of a file.
+//! store as such, [`export`] and [`import`] carry keys as the [`lines`] of a file, [`watch`] follows changes.
 
 mod export;
 mod import;
 mod lines;
 mod run;
+mod watch;
 mod whole;
 
 use std::path::PathBuf;
@@ -50,6 +51,8 @@ pub enum KvCommand {
     Export(export::ExportArgs),
     /// Set keys from lines of JSON, as export writes them
     Import(import::ImportArgs),
+    /// Write changes as lines of JSON as they are made, from now on or after all that is there; the store needs a feed
+    Watch(watch::WatchArgs),
 }
 
 /// Arguments of `kv set`.
@@ -218,6 +221,7 @@ impl KvCommand {
             Self::Clear(args) => args.run().await,
             Self::Export(args) => args.run().await,
             Self::Import(args) => args.run().await,
+            Self::Watch(args) => args.run().await,
         }
     }
 }

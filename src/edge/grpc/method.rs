@@ -66,6 +66,7 @@ methods! {
     KvRandom = "flowmesh.v1.Kv/Random",
     KvStatus = "flowmesh.v1.Kv/Status",
     KvClear = "flowmesh.v1.Kv/Clear",
+    KvWatch = "flowmesh.v1.Kv/Watch",
     GroupConsume = "flowmesh.v1.Group/Consume",
     GroupHeartbeat = "flowmesh.v1.Group/Heartbeat",
     GroupCommit = "flowmesh.v1.Group/Commit",
@@ -124,6 +125,7 @@ impl Method {
             self,
             Self::StreamAppendStream
                 | Self::StreamSubscribe
+                | Self::KvWatch
                 | Self::QueueWork
                 | Self::GroupConsume
                 | Self::ReplayConsume

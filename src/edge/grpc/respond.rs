@@ -223,6 +223,9 @@ fn reply_bytes(reply: &Reply) -> usize {
             Reply::Extended(outcomes) => outcomes.len() * 10,
             Reply::Written(outcomes) => outcomes.len() * 13,
             Reply::Flags(flags) => flags.len(),
+            Reply::KvSnapshot(part) => {
+                part.changes.iter().map(|(key, change)| key.len() + change.len()).sum()
+            }
             Reply::Appended { .. }
             | Reply::Producer { .. }
             | Reply::StreamStatus { .. }

@@ -135,6 +135,7 @@ impl Rig {
         change: impl FnOnce(&mut ShardConfig),
     ) -> Self {
         let mut config = ShardConfig {
+            shards: 1,
             shard: ShardId(0),
             dir: dir.to_owned(),
             durability: Durability::Always,

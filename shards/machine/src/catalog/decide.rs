@@ -4,23 +4,29 @@ use std::sync::Arc;
 
 use flowmesh_model::limits::RESOURCES_MAX;
 use flowmesh_model::{
-    Batch, CatalogCommand, CatalogVersion, Fact, GroupSettings, Millis, Reject, ReplaySettings, Reply,
-    ResourceId, ResourceInfo, ResourcePath, Settings,
+    Batch, CatalogCommand, CatalogVersion, Fact, GroupSettings, KvSettings, Millis, Reject, ReplaySettings,
+    Reply, ResourceId, ResourceInfo, ResourcePath, Settings, StreamSettings,
 };
 
-use super::CatalogState;
+use super::{CatalogState, feed};
 use crate::decision::Decision;
 
 /// How long a silent consumer of a replay session keeps its partitions: people wait for it. Can be changed.
 const SANDBOX_SESSION_MS: u64 = 10_000;
 
 impl CatalogState {
-    pub fn decide(&self, now: Millis, command: &CatalogCommand) -> Result<Decision, Reject> {
+    /// `shards`: how many there are, with the slots dealt out to them in turn; else 0.
+    pub fn decide(&self, now: Millis, shards: u16, command: &CatalogCommand) -> Result<Decision, Reject> {
         match command {
             CatalogCommand::Create { path, settings, or_existing } => {
-                self.create(now, path, settings, *or_existing)
+                let settings = feed::placed(path, settings, shards, None)?;
+                self.create(now, path, &settings, *or_existing)
             }
-            CatalogCommand::Update { path, settings } => self.update(path, settings),
+            CatalogCommand::Update { path, settings } => {
+                let settings =
+                    feed::placed(path, settings, shards, self.catalog.find_path(path).map(|info| &**info))?;
+                self.update(path, &settings)
+            }
             CatalogCommand::Delete { path } => self.delete(path),
         }
     }
@@ -40,12 +46,18 @@ impl CatalogState {
                 Err(Reject::ResourceExists { path: path.to_string() })
             };
         }
-        if self.catalog.len() >= RESOURCES_MAX {
-            let size = self.catalog.len() as u64 + 1;
-            return Err(Reject::TooLarge { what: "catalog", size, max: RESOURCES_MAX as u64 });
-        }
-        let sandbox = match settings {
-            Settings::Replay(replay) => Some(self.sandbox(replay)?),
+        self.check_room(1)?;
+        let companion = match settings {
+            Settings::Replay(replay) => {
+                let (path, settings) = self.sandbox(replay)?;
+                Some((path, Settings::Group(settings)))
+            }
+            Settings::Kv(KvSettings { feed: Some(feed), durability, .. }) => {
+                Some(self.feed(path, feed, *durability)?)
+            }
+            Settings::Stream(StreamSettings { feed_of: Some(_), .. }) => {
+                return Err(Reject::invalid("feed_of", "is for feeds of stores, which come with them"));
+            }
             Settings::Group(group) if group.sandbox => {
                 return Err(Reject::invalid(
                     "sandbox",
@@ -58,11 +70,21 @@ impl CatalogState {
         let id = ResourceId(self.catalog.last_id().0 + 1);
         let info = ResourceInfo::new(id, path.clone(), settings.clone(), now);
         let fact = Fact::ResourceCreated { id, path: path.clone(), settings: Box::new(settings.clone()) };
-        let sandbox = sandbox.map(|(path, settings)| {
+        let companion = companion.map(|(path, settings)| {
             let id = ResourceId(id.0 + 1);
-            Fact::ResourceCreated { id, path, settings: Box::new(Settings::Group(settings)) }
+            Fact::ResourceCreated { id, path, settings: Box::new(settings) }
         });
-        Ok(self.change([fact].into_iter().chain(sandbox), Arc::new(info)))
+        Ok(self.change([fact].into_iter().chain(companion), Arc::new(info)))
+    }
+
+    /// Refuses so many more resources than there may be.
+    pub(super) fn check_room(&self, more: usize) -> Result<(), Reject> {
+        let size = self.catalog.len() + more;
+        if size > RESOURCES_MAX {
+            let (size, max) = (size as u64, RESOURCES_MAX as u64);
+            return Err(Reject::TooLarge { what: "catalog", size, max });
+        }
+        Ok(())
     }
 
     /// The group that comes with a replay session. A group that is there is never taken over.
@@ -75,10 +97,7 @@ impl CatalogState {
             }
             Some(_) => return Err(Reject::GroupNotSandbox { path: path.to_string() }),
         }
-        if self.catalog.len() + 1 >= RESOURCES_MAX {
-            let size = self.catalog.len() as u64 + 2;
-            return Err(Reject::TooLarge { what: "catalog", size, max: RESOURCES_MAX as u64 });
-        }
+        self.check_room(2)?;
         let durability = replay.durability;
         let session_timeout_ms = SANDBOX_SESSION_MS;
         Ok((
@@ -108,6 +127,7 @@ impl CatalogState {
         if info.settings == *settings {
             return Ok(self.unchanged(info));
         }
+        let feed = self.check_feed(info, settings)?;
         self.check_target(path, settings)?;
         self.check_compacted(info, settings)?;
         if let Settings::Replay(_) = &info.settings {
@@ -116,15 +136,25 @@ impl CatalogState {
                 "of a replay session are fixed; it has calls of its own",
             ));
         }
+        let feed = feed.map(|(path, settings)| {
+            let id = ResourceId(self.catalog.last_id().0 + 1);
+            Fact::ResourceCreated { id, path, settings: Box::new(settings) }
+        });
         let fact = Fact::ResourceUpdated { id: info.id, settings: Box::new(settings.clone()) };
         let info = ResourceInfo { settings: settings.clone(), ..ResourceInfo::clone(info) };
-        Ok(self.change([fact], Arc::new(info)))
+        Ok(self.change(feed.into_iter().chain([fact]), Arc::new(info)))
     }
 
     fn delete(&self, path: &ResourcePath) -> Result<Decision, Reject> {
         let info = self.get(path)?;
         self.check_no_target(path)?;
-        let sandbox = match &info.settings {
+        let companion = match &info.settings {
+            Settings::Kv(KvSettings { feed: Some(feed), .. }) => {
+                self.catalog.find_path_text(&feed.stream).filter(|stream| stream.settings.is_feed())
+            }
+            Settings::Stream(StreamSettings { feed_of: Some(of), .. }) => {
+                return Err(Reject::FeedStream { path: info.path.to_string(), of: of.clone() });
+            }
             Settings::Replay(replay) => {
                 let path = replay.group_path().ok();
                 path.and_then(|path| self.catalog.find_path(&path)).filter(|group| is_sandbox(group))
@@ -134,7 +164,7 @@ impl CatalogState {
             }
             _ => None,
         };
-        let gone = [Some(info), sandbox].into_iter().flatten();
+        let gone = [Some(info), companion].into_iter().flatten();
         Ok(self.change(gone.map(|info| Fact::ResourceDeleted { id: info.id }), Arc::clone(info)))
     }
 

@@ -1,9 +1,10 @@
 //! The catalog: which resources exist, with which settings. Shard 0's alone; other shards see snapshots.
 //!
-//! [`decide`] is what can be asked, [`targets`] where queues' dead letters may go, [`index`] its part of checkpoints. The version counts the catalog's facts, numbers of
+//! [`decide`] is what can be asked, [`targets`] where queues' dead letters may go, [`feed`] the streams that come with stores, [`index`] its part of checkpoints. The version counts the catalog's facts, numbers of
 //! resources are never given out twice.
 
 pub(crate) mod decide;
+mod feed;
 mod index;
 mod targets;
 

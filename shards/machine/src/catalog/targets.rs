@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use flowmesh_model::limits::DEAD_LETTER_CHAIN_MAX;
 use flowmesh_model::transfer::TARGET_SETTING;
-use flowmesh_model::{Reject, ResourceId, ResourceInfo, ResourcePath, Settings};
+use flowmesh_model::{Reject, ResourceId, ResourceInfo, ResourcePath, Settings, StreamSettings};
 
 use super::CatalogState;
 
@@ -41,6 +41,9 @@ impl CatalogState {
             };
             let queue = match &info.settings {
                 Settings::Queue(queue) => queue,
+                Settings::Stream(StreamSettings { feed_of: Some(of), .. }) => {
+                    return Err(Reject::FeedStream { path: next.to_string(), of: of.clone() });
+                }
                 settings if is_compacted(settings) => {
                     return Err(Reject::CompactedTarget { path: next.to_string(), of: path.to_string() });
                 }

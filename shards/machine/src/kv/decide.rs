@@ -43,6 +43,7 @@ impl<'a> Asked<'a> {
             KvCommand::Run { ops, atomic, seed } => self.run(ops, *atomic, *seed),
             KvCommand::Random { seed } => Ok(self.random(*seed)),
             KvCommand::Status => Ok(self.status()),
+            KvCommand::Snapshot { prefix, key, from } => self.snapshot(prefix, key.as_ref(), from),
             KvCommand::Clear { keys_max } => self.clear(*keys_max),
         }
     }

@@ -3,7 +3,7 @@
 //! An [`entry`] is a key and what it holds, [`value`] is what that can be and [`tree`] what collections are made of, with
 //! their [`pages`]. [`decide`] is what can be asked of many keys at once, found by [`many`], [`run`] what can be asked of what one holds, and
 //! [`scan`] of ranges. [`apply`] is how facts change a store, [`change`] how they change a collection, [`index`] its part of
-//! checkpoints.
+//! checkpoints. [`feed`] is the stream that has its changes.
 //!
 //! | structure | by | for |
 //! |---|---|---|
@@ -22,6 +22,7 @@ mod change;
 mod check;
 pub(crate) mod decide;
 mod entry;
+pub(crate) mod feed;
 mod index;
 mod many;
 mod order;

@@ -35,6 +35,16 @@ pub(crate) fn find<'a>(
     Ok(stream.and_then(|stream| stream.partition(at.partition)).unwrap_or(&EMPTY))
 }
 
+impl Partition {
+    /// Whether the next record begins a new segment.
+    pub fn rolls(&self, settings: &StreamSettings, now: Millis, bytes: usize) -> bool {
+        let active = self.segments.active();
+        active.base < self.next
+            && (active.bytes + bytes as u64 > settings.segment_bytes
+                || now.since(active.first_time) >= settings.segment_age_ms())
+    }
+}
+
 /// How much a read wants.
 #[derive(Clone, Copy)]
 struct Limits {
@@ -117,14 +127,6 @@ impl Asked<'_> {
         })
     }
 
-    /// Whether the next record begins a new segment.
-    fn rolls(&self, bytes: usize) -> bool {
-        let (active, settings) = (self.partition.segments.active(), self.producers.settings);
-        active.base < self.partition.next
-            && (active.bytes + bytes as u64 > settings.segment_bytes
-                || self.now.since(active.first_time) >= settings.segment_age_ms())
-    }
-
     /// Limits of the batch were checked when it was packed (see [`PackedRecords::check`]).
     pub(super) fn append(
         &self,
@@ -144,7 +146,7 @@ impl Asked<'_> {
             return Err(Reject::OffsetMismatch { expected, next: base });
         }
         let (at, records) = (self.at, records.bytes().clone());
-        let rolls = self.rolls(records.len());
+        let rolls = self.partition.rolls(self.producers.settings, self.now, records.len());
         let fact = match producer {
             None => Fact::RecordsAppended { at, base, count, records },
             Some(producer) => Fact::RecordsProduced { at, base, count, producer, records },

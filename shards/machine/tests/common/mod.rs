@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // each test binary uses a part of it
 
+pub mod generated;
 pub mod operations;
 pub mod text;
 
@@ -18,7 +19,7 @@ use flowmesh_model::{
 };
 
 pub const CONFIG: MachineConfig =
-    MachineConfig { shard: ShardId(0), catalog_owner: true, hash_seed: 7, checkpoints: true };
+    MachineConfig { shard: ShardId(0), catalog_owner: true, shards: 1, hash_seed: 7, checkpoints: true };
 
 pub type Index = BTreeMap<(Space, Bytes), Bytes>;
 
@@ -142,12 +143,18 @@ impl World {
     pub fn tick(&mut self, facts_max: usize) -> Vec<Fact> {
         let mut all = Vec::new();
         for _ in 0..10_000 {
-            let tick = self.machine.tick(self.now, facts_max);
-            // What jobs of schedules drop comes on top.
-            let dropped = |fact: &&Fact| {
-                matches!(fact, Fact::Queue(_, QueueFact::Removed { cause: RemovalCause::Dropped, .. }))
+            let tick = self.machine.tick(self.now, self.lsn.next(), facts_max);
+            // What jobs of schedules drop comes on top, and so does what feeds get.
+            let on_top = |fact: &&Fact| {
+                matches!(
+                    fact,
+                    Fact::Queue(_, QueueFact::Removed { cause: RemovalCause::Dropped, .. })
+                        | Fact::FeedHeld { .. }
+                        | Fact::RecordsAppended { .. }
+                        | Fact::SegmentRolled { .. }
+                )
             };
-            assert!(tick.facts.len() - tick.facts.iter().filter(dropped).count() <= facts_max);
+            assert!(tick.facts.len() - tick.facts.iter().filter(on_top).count() <= facts_max);
             if !tick.facts.is_empty() {
                 all.extend(tick.facts.clone());
                 self.commit(tick.facts);

@@ -34,6 +34,7 @@ pub fn fact(fact: &Fact) -> String {
         Fact::ResourceDeleted { id } => format!("ResourceDeleted {id}"),
         Fact::ResourceDropped { id } => format!("ResourceDropped {id}"),
         Fact::ResourceHeld { id, path } => format!("ResourceHeld {id} {path}"),
+        Fact::FeedHeld { id, path } => format!("FeedHeld {id} {path}"),
         Fact::RecordsAppended { at, base, count, records } => {
             format!("RecordsAppended {at} base {base} count {count} bytes {}", records.len())
         }
@@ -111,6 +112,7 @@ pub fn reply(reply: &Reply) -> String {
             Ok(outcome) => format!("version {} {:?}", outcome.version, outcome.result),
             Err(reject) => format!("{}: {reject}", reject.reason()),
         }),
+        Reply::KvSnapshot(part) => format!("snapshot {part:?}"),
         Reply::KvStatus(status) => format!("{status:?}"),
         Reply::KvCleared { count, more } => format!("cleared {count}, more: {more}"),
         Reply::Producer { id, epoch } => format!("producer {id} epoch {epoch}"),

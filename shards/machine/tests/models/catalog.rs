@@ -84,7 +84,7 @@ impl Other {
     }
 
     fn tick(&mut self) -> Vec<Fact> {
-        let facts = self.machine.tick(Millis(1_000), 3).facts;
+        let facts = self.machine.tick(Millis(1_000), Lsn(1_000), 3).facts;
         self.commit(facts.clone());
         facts
     }

@@ -148,7 +148,7 @@ proptest! {
     #[test]
     fn a_store_is_a_map(steps in prop::collection::vec(step(), 1..80)) {
         let mut world = World::default();
-        let settings = KvSettings { default_ttl_ms: Some(DEFAULT_TTL_MS), durability: None };
+        let settings = KvSettings { default_ttl_ms: Some(DEFAULT_TTL_MS), ..KvSettings::default() };
         let store = world.create_with("cart", Settings::Kv(settings));
         let mut model = Model::default();
         for step in steps {

@@ -5,9 +5,11 @@
 //! absent key is an empty collection, a collection that lost its last member is gone, indexes below zero count from the
 //! end) is the same. [`super::fact`] and [`fact`] say what becomes true.
 
+pub mod change;
 pub mod fact;
 mod outcome;
 mod real;
+pub mod snapshot;
 
 pub use outcome::{KeyInfo, KvOutcome, KvResult};
 pub use real::Real;

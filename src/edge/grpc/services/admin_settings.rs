@@ -5,8 +5,8 @@ use flowmesh_model::job::Backoff;
 use flowmesh_model::settings::{Rate, WhenFull};
 use flowmesh_model::transfer::target_path;
 use flowmesh_model::{
-    Assignor, Durability, GroupSettings, Kind, KvSettings, QueueSettings, Reject, ResourceInfo, ResourcePath,
-    Settings, StreamSettings,
+    Assignor, Durability, FeedSettings, GroupSettings, Kind, KvSettings, QueueSettings, Reject, ResourceInfo,
+    ResourcePath, Settings, StreamSettings,
 };
 use flowmesh_proto::v1;
 use flowmesh_proto::v1::settings::Kind as Message;
@@ -85,6 +85,7 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
             tombstone_retention_ms: changed(changes.tombstone_retention_ms, base.tombstone_retention_ms),
             min_compaction_lag_ms: changed(changes.min_compaction_lag_ms, base.min_compaction_lag_ms),
             min_dirty_percent: changed(changes.min_dirty_percent, base.min_dirty_percent),
+            feed_of: changes.feed_of.or(base.feed_of),
             durability: durability(changes.durability, base.durability)?,
         })),
         (Settings::Queue(base), Some(Message::Queue(changes))) => Ok(Settings::Queue(QueueSettings {
@@ -118,6 +119,7 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
                 Some(0) => None,
                 ttl => ttl,
             },
+            feed: feed(changes.feed, base.feed)?,
             durability: durability(changes.durability, base.durability)?,
         })),
         (Settings::Group(base), Some(Message::Group(changes))) => Ok(Settings::Group(GroupSettings {
@@ -135,6 +137,30 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
             Err(Reject::invalid("settings", format!("are of another kind; this is a {}", base.kind())))
         }
     }
+}
+
+/// The feed of a store: what is not given stays, and the catalog chooses how many partitions a new one has.
+fn feed(
+    change: Option<v1::FeedSettings>,
+    base: Option<FeedSettings>,
+) -> Result<Option<FeedSettings>, Reject> {
+    let Some(change) = change else { return Ok(base) };
+    let stream = match &base {
+        Some(base) if change.stream.is_empty() => base.stream.clone(),
+        None if change.stream.is_empty() => {
+            return Err(Reject::invalid(
+                "feed.stream",
+                "is empty; name the stream that is to have the changes",
+            ));
+        }
+        _ => ResourcePath::parse(Kind::Stream, &change.stream)?.to_string(),
+    };
+    let partitions = match (&base, change.partitions) {
+        (Some(base), 0) => base.partitions,
+        (_, partitions) => partitions,
+    };
+    let old_values = change.old_values.unwrap_or_else(|| base.is_some_and(|base| base.old_values));
+    Ok(Some(FeedSettings { stream, partitions, old_values, late: false }))
 }
 
 /// A setting that may be absent: 0 takes it back.
@@ -258,6 +284,7 @@ fn to_message(settings: &Settings) -> v1::Settings {
             tombstone_retention_ms: stream.tombstone_retention_ms,
             min_compaction_lag_ms: stream.min_compaction_lag_ms,
             min_dirty_percent: stream.min_dirty_percent,
+            feed_of: stream.feed_of.clone(),
             durability,
         }),
         Settings::Queue(queue) => Message::Queue(v1::QueueSettings {
@@ -283,7 +310,15 @@ fn to_message(settings: &Settings) -> v1::Settings {
             sandbox: Some(queue.sandbox),
             durability,
         }),
-        Settings::Kv(kv) => Message::Kv(v1::KvSettings { default_ttl_ms: kv.default_ttl_ms, durability }),
+        Settings::Kv(kv) => Message::Kv(v1::KvSettings {
+            default_ttl_ms: kv.default_ttl_ms,
+            durability,
+            feed: kv.feed.as_ref().map(|feed| v1::FeedSettings {
+                stream: feed.stream.clone(),
+                partitions: feed.partitions,
+                old_values: Some(feed.old_values),
+            }),
+        }),
         Settings::Group(group) => Message::Group(v1::GroupSettings {
             session_timeout_ms: Some(group.session_timeout_ms),
             rebalance_timeout_ms: Some(group.rebalance_timeout_ms),
@@ -343,10 +378,38 @@ mod tests {
 
     #[test]
     fn overrides_can_be_taken_back() {
-        let base = KvSettings { default_ttl_ms: Some(9), durability: Some(Durability::Never) };
-        let changes = v1::KvSettings { default_ttl_ms: Some(0), durability: Some(0) };
+        let base = KvSettings {
+            default_ttl_ms: Some(9),
+            durability: Some(Durability::Never),
+            ..KvSettings::default()
+        };
+        let changes =
+            v1::KvSettings { default_ttl_ms: Some(0), durability: Some(0), ..v1::KvSettings::default() };
         let changes = v1::Settings { kind: Some(Message::Kv(changes)) };
         assert_eq!(merged(Settings::Kv(base), Some(changes)).unwrap(), Settings::Kv(KvSettings::default()));
+    }
+
+    #[test]
+    fn what_is_not_given_of_a_feed_stays() {
+        let merge = |base: Option<FeedSettings>, stream: &str, partitions, old_values| {
+            let feed = Some(v1::FeedSettings { stream: stream.to_owned(), partitions, old_values });
+            let changes = v1::KvSettings { feed, ..v1::KvSettings::default() };
+            let base = Settings::Kv(KvSettings { feed: base, ..KvSettings::default() });
+            let changes = v1::Settings { kind: Some(Message::Kv(changes)) };
+            merged(base, Some(changes)).map(|merged| match merged {
+                Settings::Kv(kv) => kv.feed,
+                other => panic!("{other:?}"),
+            })
+        };
+        let full = "default/default/stream/f".to_owned();
+        let new = merge(None, "f", 0, None).unwrap();
+        assert_eq!(new, Some(FeedSettings { stream: full.clone(), ..FeedSettings::default() }));
+        let is = FeedSettings { stream: full, partitions: 4, old_values: true, late: false };
+        assert_eq!(merge(Some(is.clone()), "", 0, None).unwrap(), Some(is.clone()));
+        let without = FeedSettings { old_values: false, ..is.clone() };
+        assert_eq!(merge(Some(is), "f", 0, Some(false)).unwrap(), Some(without));
+        let refused = merge(None, "", 4, None).unwrap_err();
+        assert!(matches!(refused, Reject::InvalidArgument { field: "feed.stream", .. }));
     }
 
     #[test]

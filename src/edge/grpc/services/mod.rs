@@ -17,6 +17,7 @@ mod kv_operations;
 mod kv_outcomes;
 mod kv_run;
 mod kv_scan;
+mod kv_watch;
 mod kv_whole;
 mod offsets;
 mod outbox;
@@ -140,6 +141,7 @@ pub fn unary<B: Backend>(
         Method::HealthCheck => health::check(edge, message, responder),
         Method::StreamAppendStream
         | Method::StreamSubscribe
+        | Method::KvWatch
         | Method::QueueWork
         | Method::GroupConsume
         | Method::ReplayConsume
@@ -160,6 +162,7 @@ pub async fn streaming<B: Backend>(
     match method {
         Method::StreamAppendStream => append_stream::append_stream(edge, call).await,
         Method::StreamSubscribe => subscribe::subscribe(edge, call).await,
+        Method::KvWatch => kv_watch::watch(edge, call).await,
         Method::QueueWork => work::work(edge, call).await,
         Method::GroupConsume => group::consume(edge, call).await,
         Method::ReplayConsume => group::consume_replay(edge, call).await,

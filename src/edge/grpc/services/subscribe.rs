@@ -55,8 +55,8 @@ const SEND_BYTES: usize = 512 * 1024;
 
 /// One partition of the subscription.
 #[derive(Clone, Copy, Debug)]
-struct Cursor {
-    partition: u32,
+pub(super) struct Cursor {
+    pub partition: u32,
     from: ReadFrom,
     /// Where the subscription ends there.
     end: Option<Offset>,
@@ -68,6 +68,13 @@ struct Cursor {
 }
 
 impl Cursor {
+    /// Of one of so many partitions that are read without a filter and without an end.
+    pub fn of_many(partition: u32, offset: Offset, partitions: usize) -> Self {
+        let share = (READS_BYTES_MAX / partitions.max(1)).max(16 * 1024) as u32;
+        let (from, bytes, told_at) = (ReadFrom::Offset(offset), BATCH_BYTES_DEFAULT.min(share), Millis(0));
+        Self { partition, from, end: None, bytes, unsaid: 0, told_at }
+    }
+
     /// Where to go on, and with how much: reads grow while they come back full, up to `behind`, and shrink to `wanted` when
     /// the consumer has caught up.
     fn behind(self, records: &RecordRuns, wanted: u32, behind: u32) -> Self {
@@ -153,11 +160,11 @@ pub async fn subscribe<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) ->
     Ok(())
 }
 
-type ReadOutcome = (Cursor, Result<RecordRuns, Reject>);
-type Reads = FuturesUnordered<LocalBoxFuture<'static, ReadOutcome>>;
+pub(super) type ReadOutcome = (Cursor, Result<RecordRuns, Reject>);
+pub(super) type Reads = FuturesUnordered<LocalBoxFuture<'static, ReadOutcome>>;
 
 /// A read that is done already, if there is one.
-async fn ready_now(reads: &mut Reads) -> Option<ReadOutcome> {
+pub(super) async fn ready_now(reads: &mut Reads) -> Option<ReadOutcome> {
     std::future::poll_fn(|cx| match reads.poll_next_unpin(cx) {
         Poll::Ready(done) => Poll::Ready(done),
         Poll::Pending => Poll::Ready(None),
@@ -166,7 +173,12 @@ async fn ready_now(reads: &mut Reads) -> Option<ReadOutcome> {
 }
 
 /// Reads on, unless the partition's end was reached.
-fn start_read<B: Backend>(edge: &Rc<Edge<B>>, info: &Arc<ResourceInfo>, cursor: Cursor, reads: &mut Reads) {
+pub(super) fn start_read<B: Backend>(
+    edge: &Rc<Edge<B>>,
+    info: &Arc<ResourceInfo>,
+    cursor: Cursor,
+    reads: &mut Reads,
+) {
     if let (Some(end), ReadFrom::Offset(next)) = (cursor.end, cursor.from)
         && next >= end
     {

@@ -116,6 +116,26 @@ pub(super) type Pair<'i> = (&'i [u8], &'i [u8]);
 pub(super) type Paged = (Vec<(Bytes, Bytes)>, Option<Bytes>);
 
 impl<'r> Members<'r> {
+    /// The collection that a key holds, if it holds one.
+    pub fn of(found: &Found<'r>) -> Option<Self> {
+        found.value.collection().map(|collection| found.members(collection))
+    }
+
+    /// The number that names its pages.
+    pub fn number(&self) -> u64 {
+        self.collection.number
+    }
+
+    /// Whether what ends then has ended.
+    pub fn has_ended(&self, end: Millis) -> bool {
+        end <= self.now
+    }
+
+    /// Items behind this field or member.
+    pub fn items_behind(&self, key: &[u8]) -> Result<Cursor<'_, Seen<'r>>, Cold> {
+        self.trees().items.behind_key(&self.pages, key)
+    }
+
     /// The collection with its trees, of which nothing may be missing.
     fn trees(&self) -> &'r Collection {
         assert!(self.later.is_none_or(Later::is_empty), "an operation asks for more than members");
@@ -209,7 +229,7 @@ impl<'r> Members<'r> {
         within("limit", u64::from(page.limit), 1, BATCH_ITEMS_MAX as u64)?;
         let mut cursor = match &page.after {
             None => self.items_from(0)?,
-            Some(after) => self.trees().items.behind_key(&self.pages, after)?,
+            Some(after) => self.items_behind(after)?,
         };
         let (mut items, mut last) = (Vec::new(), None);
         for _ in 0..page.limit {

@@ -10,9 +10,12 @@
 //! | `keys`, `bytes` | whatever a key holds; bytes and counters |
 //! | `hash`, `set`, `sorted`, `list` | collections |
 //! | `combine` | several sets at once |
+//!
+//! `changed` says what facts change, for the feed of the store, and `snapshot` what keys hold in the same words.
 
 mod bytes;
 mod chance;
+pub(super) mod changed;
 mod combine;
 mod found;
 pub(super) mod glob;
@@ -21,6 +24,7 @@ mod keys;
 mod later;
 mod list;
 mod set;
+pub(super) mod snapshot;
 mod sorted;
 mod tried;
 

@@ -42,6 +42,20 @@ struct Tried<'a> {
 }
 
 impl Tried<'_> {
+    fn found(&self, key: &[u8], now: Millis) -> Option<Found<'_>> {
+        let value = self.value.as_ref().map(View::from);
+        let value = value.filter(|value| is_live(*value, self.expires_at, now))?;
+        Some(Found {
+            value,
+            version: self.version,
+            expires_at: some_end(self.expires_at),
+            memory_bytes: memory_bytes_of(key, value),
+            pages: Seen::Tried(&self.pages),
+            later: Some(&self.later),
+            now,
+        })
+    }
+
     /// Puts what was noted where it belongs.
     fn settle(&mut self) {
         let Some(Value::Collection(collection)) = &mut self.value else {
@@ -72,6 +86,14 @@ impl<'a> Tries<'a> {
         Self { asked, keys: again.then(|| ByKey::with_hasher(sip)), seen: Cell::new(Lsn(0)) }
     }
 
+    /// For facts of one entry that come one after the other.
+    pub fn of_facts(asked: &'a Asked<'a>, facts: &[Fact]) -> Self {
+        let sip = asked.store.sip;
+        let mut named = hashbrown::HashSet::with_hasher(sip);
+        let again = facts.len() > 1 && facts.iter().flat_map(keys_of).any(|key| !named.insert(key));
+        Self { asked, keys: again.then(|| ByKey::with_hasher(sip)), seen: Cell::new(Lsn(0)) }
+    }
+
     pub fn seen(&self) -> Lsn {
         self.seen.get()
     }
@@ -89,38 +111,41 @@ impl<'a> Tries<'a> {
         }
     }
 
+    /// What a fact changes is looked at next: all of it must be found, unless it is one field or member.
+    pub fn prepare_fact(&mut self, fact: &Fact) {
+        let is_of_member = matches!(
+            fact,
+            Fact::Kv(_, KvFact::FieldSet { .. } | KvFact::MemberAdded { .. } | KvFact::ScoreSet { .. })
+        );
+        let Some(keys) = self.keys.as_mut().filter(|_| !is_of_member) else { return };
+        for key in keys_of(fact) {
+            if let Some(tried) = keys.get_mut(key) {
+                tried.settle();
+            }
+        }
+    }
+
     fn tried(&self, key: &[u8]) -> Option<&Tried<'a>> {
         self.keys.as_ref()?.get(key)
     }
 
     /// What a key holds, if it is there now.
     pub fn find(&self, asked: &'a Asked<'a>, key: &[u8]) -> Option<Found<'_>> {
-        let now = asked.now;
         if let Some(tried) = self.tried(key) {
-            let value = tried.value.as_ref().map(View::from);
-            let value = value.filter(|value| is_live(*value, tried.expires_at, now))?;
-            return Some(Found {
-                value,
-                version: tried.version,
-                expires_at: some_end(tried.expires_at),
-                memory_bytes: memory_bytes_of(key, value),
-                pages: Seen::Tried(&tried.pages),
-                later: Some(&tried.later),
-                now,
-            });
+            return tried.found(key, asked.now);
         }
         let mut seen = self.seen.get();
         let entry = asked.look(key, &mut seen);
         self.seen.set(seen);
-        entry.map(|entry| Found {
-            value: entry.view(),
-            version: entry.version(),
-            expires_at: entry.expires_at(),
-            memory_bytes: memory_bytes_of(key, entry.view()),
-            pages: Seen::Stored(look(asked, entry.view())),
-            later: None,
-            now,
-        })
+        entry.map(|entry| stored(asked, entry, asked.now))
+    }
+
+    /// What a key holds, be it that it has ended.
+    pub fn held(&self, asked: &'a Asked<'a>, key: &[u8]) -> Option<Found<'_>> {
+        match self.tried(key) {
+            Some(tried) => tried.found(key, Millis(0)),
+            None => asked.store.entry(key).map(|entry| stored(asked, entry, Millis(0))),
+        }
     }
 
     /// Whether the key is held, but what it held has ended.
@@ -207,6 +232,34 @@ fn change_key<'k, 'a>(asked: &'a Asked<'a>, keys: &'k mut ByKey<'a>, key: &Bytes
     });
     tried.version = asked.lsn;
     tried
+}
+
+/// An entry of the store as it is.
+pub(super) fn stored<'a>(asked: &'a Asked<'a>, entry: &'a Entry, now: Millis) -> Found<'a> {
+    Found {
+        value: entry.view(),
+        version: entry.version(),
+        expires_at: entry.expires_at(),
+        memory_bytes: memory_bytes_of(entry.key(), entry.view()),
+        pages: Seen::Stored(look(asked, entry.view())),
+        later: None,
+        now,
+    }
+}
+
+/// The keys that a fact changes, or whose content it copies.
+fn keys_of(fact: &Fact) -> impl Iterator<Item = &Bytes> {
+    let (key, to) = match fact {
+        Fact::KeySet { key, .. } | Fact::KeyDeleted { key, .. } | Fact::KeyExpired { key, .. } => {
+            (Some(key), None)
+        }
+        Fact::Kv(_, fact) => match fact {
+            KvFact::Renamed { to, .. } | KvFact::Copied { to, .. } => (fact.key(), Some(to)),
+            _ => (fact.key(), None),
+        },
+        _ => (None, None),
+    };
+    key.into_iter().chain(to)
 }
 
 fn look<'a>(asked: &'a Asked<'a>, value: View<'_>) -> Look<'a> {
