@@ -7,9 +7,11 @@ use bytes::Bytes;
 use flowmesh_proto::v1;
 use tokio::task::JoinSet;
 use tonic::Code;
+use v1::operation::Action;
 
-use crate::common::client::{reason, record};
-use crate::common::{Home, eventually, within};
+use crate::common::client::record;
+use crate::common::kv::on;
+use crate::common::{Home, eventually, refused, within};
 use crate::e2e::append_stream;
 
 const MIB: u64 = 1 << 20;
@@ -97,23 +99,16 @@ async fn state_beyond_the_memory_budget_is_refused_and_reads_go_on() {
     let server = home.start();
     let mut client = server.client().await;
     let mut kept = 0u64;
-    let mut refusal = None;
-    for i in 0..400u64 {
-        match client.set("store", format!("key{i:04}"), vec![i as u8; MIB as usize]).await {
-            Ok(_) => kept = i + 1,
+    // What is kept is in memory: it is refused by name, and there is never an out-of-memory kill.
+    loop {
+        match client.set("store", format!("key{kept:04}"), vec![kept as u8; MIB as usize]).await {
+            Ok(_) => kept += 1,
             Err(status) => {
-                refusal = Some(status);
+                refused(Err::<(), _>(status), Code::ResourceExhausted, "OVERLOADED");
                 break;
             }
         }
-    }
-    // Either it is refused by name, or the server has found room for it elsewhere; never an out-of-memory kill.
-    if let Some(status) = refusal {
-        assert_eq!(
-            (status.code(), reason(&status).as_str()),
-            (Code::ResourceExhausted, "OVERLOADED"),
-            "{status:?}"
-        );
+        assert!(kept < 400, "nothing was refused");
     }
     assert!(kept > 0);
     println!("{kept} MiB kept, {} MiB resident", server.rss_bytes() / MIB);
@@ -128,6 +123,66 @@ async fn state_beyond_the_memory_budget_is_refused_and_reads_go_on() {
     eventually("writes go on", || {
         let mut client = client.clone();
         async move { client.set("store", "k", "v").await.ok() }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_operation_that_adds_to_a_store_gets_past_the_memory_budget_and_what_takes_away_does() {
+    let home = Home::new().set("memory_bytes", "64MiB");
+    let server = home.start();
+    let mut client = server.client().await;
+    let (member, mib) = (Bytes::from_static(b"m"), Bytes::from(vec![b'v'; MIB as usize]));
+    let members = vec![member.clone()];
+    let push = |value| {
+        Action::ListPush(v1::ListPush { side: v1::Side::Back.into(), values: vec![value], if_present: false })
+    };
+    let field = v1::FieldValue { field: member.clone(), value: member.clone() };
+    let score = v1::ScoredMember { member: member.clone(), score: 1.0 };
+    let add_score = v1::SortedAdd { members: vec![score], ..v1::SortedAdd::default() };
+    let adds = [
+        ("b", Action::Set(v1::BytesSet { value: member.clone(), ..v1::BytesSet::default() })),
+        ("b", Action::Append(v1::BytesAppend { value: member.clone() })),
+        ("b", Action::Copy(v1::KeyCopy { to: "b".into(), replace: true })),
+        ("n", Action::Increment(v1::BytesIncrement { by: 1 })),
+        ("h", Action::HashSet(v1::HashSet { fields: vec![field], ..v1::HashSet::default() })),
+        ("s", Action::SetAdd(v1::SetAdd { members: members.clone() })),
+        ("z", Action::SortedAdd(add_score)),
+        ("l", push(member.clone())),
+    ];
+    for (key, action) in adds.clone() {
+        client.operate("store", vec![on(key, action)], false).await.unwrap();
+    }
+    let mut kept = 0;
+    let status = loop {
+        match client.operate("store", vec![on("l", push(mib.clone()))], false).await {
+            Ok(_) => kept += 1,
+            Err(status) => break status,
+        }
+        assert!(kept < 400, "nothing was refused");
+    };
+    refused(Err::<(), _>(status), Code::ResourceExhausted, "OVERLOADED");
+    for (key, action) in adds {
+        let outcome = client.operate("store", vec![on(key, action.clone())], false).await;
+        assert!(outcome.is_err(), "{action:?} was taken");
+        refused(outcome, Code::ResourceExhausted, "OVERLOADED");
+    }
+    // Reads go on, and so does what takes away; then there is room again.
+    let fields = members.clone();
+    for (key, action) in [
+        ("l", Action::ListLen(v1::ListLen {})),
+        ("h", Action::HashDelete(v1::HashDelete { fields })),
+        ("s", Action::SetRemove(v1::SetRemove { members: members.clone() })),
+        ("z", Action::SortedRemove(v1::SortedRemove { members })),
+        ("l", Action::ListTrim(v1::ListTrim { first: 0, last: 0 })),
+        ("l", Action::Delete(v1::KeyDelete {})),
+    ] {
+        let outcomes = client.operate("store", vec![on(key, action.clone())], false).await.unwrap();
+        assert_eq!(outcomes[0].error, None, "{action:?}");
+    }
+    eventually("writes go on", || {
+        let (mut client, push) = (client.clone(), on("l", push(mib.clone())));
+        async move { client.operate("store", vec![push], false).await.ok() }
     })
     .await;
 }

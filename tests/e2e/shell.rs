@@ -1,6 +1,7 @@
 //! What a person can do from a shell: the commands of the README, as they stand there.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
 use crate::common::server::{binary, signal, wait_exit};
@@ -17,6 +18,14 @@ pub fn shell(server: &Server, home: &Home, script: &str) -> Command {
         .env("FLOWMESH_ADDR", format!("http://127.0.0.1:{}", server.grpc_port()))
         .current_dir(home.scratch())
         .stdin(Stdio::null());
+    // Whoever runs the tests in the background may have it ignored, and whatever is started then ignores it, too.
+    let default_interrupt = || {
+        // SAFETY: no memory is involved.
+        unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
+        Ok(())
+    };
+    // SAFETY: it is a single call that is allowed between fork and exec.
+    unsafe { command.pre_exec(default_interrupt) };
     command
 }
 

@@ -454,6 +454,9 @@ fn command_wait(command: &Command) -> Option<Millis> {
 
 /// Whether a command adds to the state.
 fn grows(command: &Command) -> bool {
+    if let Command::Kv(_, KvCommand::Run { ops, .. }) = command {
+        return ops.iter().any(|op| op.action.adds());
+    }
     matches!(
         command,
         Command::Stream(

@@ -140,7 +140,7 @@ pub enum KeyOp {
     Delete,
     /// Gives it another end. → [`KvResult::Flag`]: was it changed? `PEXPIRE`, `PEXPIREAT`, `PERSIST`
     Expire(End, EndIf),
-    /// Gives it another name, with version and end as they are. → [`KvResult::Flag`]: false if it was not to replace what
+    /// Gives it another name, with its end as it is. → [`KvResult::Flag`]: false if it was not to replace what
     /// is there. `RENAME`, `RENAMENX`
     Rename {
         /// The new name; on the same partition.
@@ -538,6 +538,22 @@ impl KvAction {
                 !matches!(op, ListOp::Len | ListOp::At(_) | ListOp::Range(..) | ListOp::Find { .. })
             }
         }
+    }
+
+    /// Whether it can make the key, or another, hold more.
+    #[must_use]
+    pub fn adds(&self) -> bool {
+        self.is_write()
+            && match self {
+                Self::Key(op) => matches!(op, KeyOp::Copy { .. }),
+                Self::Bytes(op) => !matches!(op, BytesOp::GetDelete | BytesOp::GetExpire(_)),
+                Self::Hash(op) => !matches!(op, HashOp::Delete(_) | HashOp::Expire { .. }),
+                Self::Set(op) => !matches!(op, SetOp::Remove(_) | SetOp::Pop(_)),
+                Self::Sorted(op) => {
+                    !matches!(op, SortedOp::Remove(_) | SortedOp::RemoveRange(_) | SortedOp::Pop { .. })
+                }
+                Self::List(op) => !matches!(op, ListOp::Pop(..) | ListOp::Remove(..) | ListOp::Trim(..)),
+            }
     }
 
     /// The keys it names besides the operation's own.
