@@ -109,7 +109,10 @@ impl<'a> Asked<'a> {
             } else {
                 None
             };
-            if let Err(reject) = holds(&entry.condition, before.as_ref()) {
+            let equals =
+                |value: &Bytes| Ok(before.as_ref().is_some_and(|before| before.text.as_ref() == Some(value)));
+            if let Err(reject) = holds(&entry.condition, before.as_ref().map(|before| before.version), equals)
+            {
                 outcomes.push(Err(reject));
                 continue;
             }
@@ -169,7 +172,8 @@ impl<'a> Asked<'a> {
         let [key] = keys else {
             return Err(Reject::invalid("if_version", format!("needs exactly one key, not {}", keys.len())));
         };
-        holds(&SetIf::Version(version), self.look(key, &mut Lsn(0)).map(Current::of).as_ref())?;
+        let actual = self.look(key, &mut Lsn(0)).map(Entry::version);
+        holds(&SetIf::Version(version), actual, |_| Ok(false))?;
         Ok(Decision::Change {
             facts: smallvec![Fact::KeyDeleted { store: self.id, key: key.clone() }],
             reply: Reply::Flags(smallvec![true]),
@@ -193,14 +197,18 @@ fn looks(entry: &SetEntry) -> bool {
     entry.condition != SetIf::Always || entry.ttl == SetTtl::Keep
 }
 
-fn holds(condition: &SetIf, before: Option<&Current>) -> Result<(), Reject> {
-    let actual = before.map(|before| before.version);
+/// Whether a condition holds of a key that has this version, or is not there; `equals` compares what it holds.
+pub(super) fn holds(
+    condition: &SetIf,
+    actual: Option<Lsn>,
+    equals: impl FnOnce(&Bytes) -> Result<bool, Reject>,
+) -> Result<(), Reject> {
     let holds = match condition {
         SetIf::Always => true,
         SetIf::Absent => actual.is_none(),
         SetIf::Present => actual.is_some(),
         SetIf::Version(version) => actual == Some(*version),
-        SetIf::Value(value) => before.is_some_and(|before| before.text.as_ref() == Some(value)),
+        SetIf::Value(value) => actual.is_some() && equals(value)?,
     };
     if holds { Ok(()) } else { Err(Reject::ConditionFailed { actual }) }
 }

@@ -29,7 +29,6 @@ mod sorted;
 mod tried;
 
 use ::bytes::Bytes;
-use flowmesh_model::command::SetIf;
 use flowmesh_model::kv::fact::KvFact;
 use flowmesh_model::kv::{End, EndIf, KvAction, KvOp, KvOutcome, KvResult, KvType};
 use flowmesh_model::limits::{
@@ -40,7 +39,7 @@ use flowmesh_model::settings::within;
 use flowmesh_model::{Batch, Fact, Lsn, Millis, Reject, Reply};
 use smallvec::SmallVec;
 
-use super::decide::{Asked, check_key};
+use super::decide::{Asked, check_key, holds};
 use super::tree::Cold;
 use crate::decision::Decision;
 use crate::limit::{items, size};
@@ -133,7 +132,11 @@ impl Run<'_> {
         check_key(&op.key)?;
         op.action.other_keys().try_for_each(|key| check_key(key))?;
         let found = self.find(&op.key);
-        holds(&op.condition, found.as_ref())?;
+        let equals = |value: &Bytes| match &found {
+            Some(found) => Ok(found.text()? == *value),
+            None => Ok(false),
+        };
+        holds(&op.condition, found.as_ref().map(|found| found.version), equals)?;
         match &op.action {
             KvAction::Key(key) => self.key_op(&op.key, found, key),
             KvAction::Bytes(bytes) => self.bytes_op(&op.key, found, bytes),
@@ -248,22 +251,6 @@ fn within_bytes(what: &'static str, bytes: usize, max: usize) -> Result<(), Reje
         return Err(Reject::TooLarge { what, size: bytes as u64, max: max as u64 });
     }
     Ok(())
-}
-
-/// Whether a condition holds of a key.
-fn holds(condition: &SetIf, found: Option<&Found<'_>>) -> Result<(), Reject> {
-    let actual = found.map(|found| found.version);
-    let holds = match condition {
-        SetIf::Always => true,
-        SetIf::Absent => actual.is_none(),
-        SetIf::Present => actual.is_some(),
-        SetIf::Version(version) => actual == Some(*version),
-        SetIf::Value(value) => match found {
-            Some(found) => found.text()? == *value,
-            None => false,
-        },
-    };
-    if holds { Ok(()) } else { Err(Reject::ConditionFailed { actual }) }
 }
 
 /// When something ends that is said to end so; `None`: never.
