@@ -214,7 +214,8 @@ async fn stored(client: &mut Client) -> BTreeMap<Bytes, String> {
         let mut shown = text(&client.redis(STORE, &command).await.unwrap());
         if is_unordered {
             let mut items: Vec<&str> = shown.trim_matches(['[', ']']).split_whitespace().collect();
-            items.sort_unstable();
+            // By field or member: with their values, `f17:1` would come before `f1:1`.
+            items.sort_unstable_by_key(|item| item.split(':').next());
             shown = format!("[{}]", items.join(" "));
         }
         all.insert(entry.key, shown);
