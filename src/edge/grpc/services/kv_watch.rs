@@ -99,13 +99,13 @@ pub async fn watch<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) -> Res
     let mut offsets = watch.begin(edge, request.start.as_ref()).await?;
     call.open()?;
     let mut outgoing = Outgoing::default();
-    if matches!(request.start, Some(Start::Snapshot(true))) {
+    let is_snapshot = matches!(request.start, Some(Start::Snapshot(true)));
+    if is_snapshot {
         for shard in watch.shards(edge) {
             watch.read_snapshot(edge, call, shard, &mut outgoing).await?;
         }
     }
     // From here on a watcher knows where to go on, and that no later change is missed.
-    let is_snapshot = matches!(request.start, Some(Start::Snapshot(true)));
     outgoing.close(&watch.token(&offsets), is_snapshot);
     call.send(outgoing.take()).await?;
     let mut reads = FuturesUnordered::new();
