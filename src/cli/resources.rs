@@ -331,6 +331,7 @@ fn settings_map(settings: Option<&v1::Settings>) -> Map<String, Value> {
                 put("feed_partitions", Some(feed.partitions).filter(|n| *n > 0).map(Value::from));
                 put("feed_old_values", feed.old_values.map(Value::from));
             }
+            put("history_ms", s.history_ms.filter(|ms| *ms > 0).map(Value::from));
             put("durability", durability(s.durability));
         }
         Some(settings::Kind::Group(s)) => {
@@ -475,6 +476,7 @@ fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, Stri
                 let flag = text.parse().map_err(|_| wrong("true, false".to_owned()))?;
                 kv.feed.get_or_insert_default().old_values = Some(flag);
             }
+            (v1::Kind::Kv, "history_ms") => kv.history_ms = time()?,
             (v1::Kind::Kv, "durability") => kv.durability = durability()?,
             (v1::Kind::Group, "session_timeout_ms") => group.session_timeout_ms = time()?,
             (v1::Kind::Group, "rebalance_timeout_ms") => group.rebalance_timeout_ms = time()?,
@@ -536,7 +538,7 @@ fn setting_names(kind: v1::Kind) -> &'static str {
              group_rate, jobs_max, bytes_max, when_full, dead_retention_ms, done_retention_ms, \
              result_retention_ms, dead_letters_to, sandbox, durability"
         }
-        v1::Kind::Kv => "default_ttl_ms, feed, feed_partitions, feed_old_values, durability",
+        v1::Kind::Kv => "default_ttl_ms, feed, feed_partitions, feed_old_values, history_ms, durability",
         v1::Kind::Group => {
             "session_timeout_ms, rebalance_timeout_ms, assignor, offsets_retention_ms, durability"
         }

@@ -149,7 +149,7 @@ impl Client {
         store: &str,
         key: impl Into<Bytes>,
     ) -> Result<Option<v1::GetEntry>, Status> {
-        let request = v1::GetRequest { store: store.into(), keys: vec![key.into()] };
+        let request = v1::GetRequest { store: store.into(), keys: vec![key.into()], as_of: None };
         let mut entries = self.kv.get(request).await?.into_inner().entries;
         assert_eq!(entries.len(), 1);
         Ok(Some(entries.remove(0)).filter(|entry| entry.found))

@@ -45,7 +45,7 @@ impl Client {
         atomic: bool,
     ) -> Result<Vec<v1::OperationOutcome>, Status> {
         let count = operations.len();
-        let request = v1::RunRequest { store: store.into(), operations, atomic };
+        let request = v1::RunRequest { store: store.into(), operations, atomic, as_of: None };
         let outcomes = self.kv.run(request).await?.into_inner().outcomes;
         assert_eq!(outcomes.len(), count);
         Ok(outcomes)
@@ -58,6 +58,7 @@ impl Client {
             store: store.into(),
             operations: request.operations.clone(),
             atomic: request.atomic,
+            as_of: None,
         };
         match self.kv.run(run).await {
             Ok(response) => {

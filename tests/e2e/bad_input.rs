@@ -181,7 +181,7 @@ async fn batches_are_bounded_and_never_empty() {
     );
     let keys = vec![Bytes::from("k"); ITEMS_MAX + 1];
     refused(
-        client.kv.get(v1::GetRequest { store: "s".into(), keys }).await,
+        client.kv.get(v1::GetRequest { store: "s".into(), keys, as_of: None }).await,
         Code::InvalidArgument,
         "TOO_LARGE",
     );

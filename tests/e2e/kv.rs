@@ -59,8 +59,13 @@ async fn several_keys_in_one_call_are_answered_in_order() {
         client.kv.set(v1::SetRequest { store: "many".into(), entries }).await.unwrap().into_inner().outcomes;
     assert!(outcomes.len() == 1000 && outcomes.iter().all(|outcome| outcome.error.is_none()));
     let keys = (0..1000).rev().step_by(3).map(|i| Bytes::from(format!("key{i}"))).collect();
-    let got =
-        client.kv.get(v1::GetRequest { store: "many".into(), keys }).await.unwrap().into_inner().entries;
+    let got = client
+        .kv
+        .get(v1::GetRequest { store: "many".into(), keys, as_of: None })
+        .await
+        .unwrap()
+        .into_inner()
+        .entries;
     for (i, entry) in (0..1000).rev().step_by(3).zip(&got) {
         assert_eq!(entry.value, format!("value{i}"));
     }
@@ -232,6 +237,7 @@ async fn a_scan_goes_over_a_range_and_back_and_by_a_glob() {
                     after,
                     limit: 17,
                     keys_only: true,
+                    as_of: None,
                 };
                 let page = client.kv.scan(request).await.unwrap().into_inner();
                 got.extend(page.entries.iter().map(|entry| String::from_utf8(entry.key.to_vec()).unwrap()));

@@ -84,7 +84,7 @@ fn request(key: &'static str, operation: &KeyOperation) -> v1::RunRequest {
         KeyOperation::Range => (None, Action::ListRange(v1::ListRange { first: 0, last: -1 })),
     };
     let operation = v1::Operation { key: key.into(), condition, action: Some(action) };
-    v1::RunRequest { store: "store".into(), operations: vec![operation], atomic: false }
+    v1::RunRequest { store: "store".into(), operations: vec![operation], atomic: false, as_of: None }
 }
 
 fn set(value: Bytes) -> Action {

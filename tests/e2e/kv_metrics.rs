@@ -23,6 +23,7 @@ async fn what_is_done_with_the_keys_of_a_store_is_counted_over_all_shards() {
     let get = |keys: &[&str]| v1::GetRequest {
         store: "cache".into(),
         keys: keys.iter().map(|key| key.as_bytes().to_vec().into()).collect(),
+        as_of: None,
     };
     client.kv.get(get(&["k0", "k1", "k2", "k3", "k4", "none", "nothing"])).await.unwrap();
     let exists = v1::ExistsRequest { store: "cache".into(), keys: vec!["k5".into(), "void".into()] };

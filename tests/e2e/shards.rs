@@ -173,8 +173,12 @@ async fn keys_are_spread_over_all_shards_and_gathered_in_order() {
     }
     let wanted: Vec<Bytes> =
         ["key0999", "none", "key0000", "key0999"].iter().map(|key| Bytes::from(*key)).collect();
-    let got =
-        client.kv.get(v1::GetRequest { store: "s".into(), keys: wanted.clone() }).await.unwrap().into_inner();
+    let got = client
+        .kv
+        .get(v1::GetRequest { store: "s".into(), keys: wanted.clone(), as_of: None })
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(
         got.entries.iter().map(|e| e.value.clone()).collect::<Vec<_>>(),
         ["key0999", "", "key0000", "key0999"]

@@ -159,7 +159,12 @@ fn fill_sorted(target: SocketAddr, count: u64) -> anyhow::Result<()> {
             condition: None,
             action: Some(v1::operation::Action::SortedAdd(add)),
         };
-        let request = v1::RunRequest { store: STORE.to_owned(), operations: vec![operation], atomic: false };
+        let request = v1::RunRequest {
+            store: STORE.to_owned(),
+            operations: vec![operation],
+            atomic: false,
+            as_of: None,
+        };
         let answer: v1::RunResponse = client.call(paths::RUN, &request)?;
         let failed = answer.outcomes.iter().find_map(|outcome| outcome.error.as_ref());
         anyhow::ensure!(failed.is_none(), "adding members {first} and on failed: {failed:?}");

@@ -14,11 +14,12 @@
 
 use std::time::Duration;
 
-use flowmesh_machine::{BodyCursor, FlushRange};
+use bytes::Bytes;
+use flowmesh_machine::{BodyCursor, FlushRange, HistoryStep};
 use flowmesh_model::reply::RecordRun;
 use flowmesh_model::{IndexWrite, Lsn, Offset, PartitionRef, Reject};
 use flowmesh_store::disk::Disk;
-use flowmesh_store::index::IndexError;
+use flowmesh_store::index::{HistoryRange, IndexError};
 use flowmesh_store::log::{LogError, TrimWork};
 use flowmesh_store::segments::{FewRecords, SegmentError};
 use futures::StreamExt;
@@ -175,6 +176,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         for at in dropped {
             durable.streams.delete(at).await?;
         }
+        self.sweep_history(durable).await?;
         if let Some(trim) = trim {
             let trimmed = trim.run().await?;
             self.inner.state.borrow_mut().log.trimmed(trimmed);
@@ -191,6 +193,25 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         self.inner.signals.compact.notify();
         self.run_stalled();
         Ok(())
+    }
+
+    /// Takes out of the index what is of no use of histories any more, as the last durable checkpoint has it.
+    async fn sweep_history(&self, durable: &Durable<D>) -> Result<(), CheckpointError> {
+        if !self.inner.state.borrow_mut().machine.take_history_news() {
+            return Ok(());
+        }
+        let mut from = Bytes::new();
+        loop {
+            let to = Bytes::from_static(&[u8::MAX; 11]);
+            let first = HistoryRange { from: from.clone(), to, rows_max: 1, bytes_max: 1 };
+            let found = durable.index.history(vec![first]).await?;
+            let Some((key, _)) = found.into_iter().flat_map(|(rows, _)| rows).next() else { return Ok(()) };
+            let step = self.inner.state.borrow().machine.history_garbage(&key);
+            match step.map_err(|error| durable.index.undecodable(error))? {
+                HistoryStep::Remove(upto) => durable.index.remove_history(key, upto).await?,
+                HistoryStep::Skip(upto) => from = upto,
+            }
+        }
     }
 
     /// Takes note of the outcome. Returns streams whose files can go, and the log that can be given back.

@@ -4,22 +4,26 @@
 //! A command that must first be told which record it means is decided on again once files have said so.
 
 use bytes::Bytes;
-use flowmesh_machine::{ColdFind, ColdRead};
+use flowmesh_machine::{ColdFind, ColdRead, Decision, PastRange, PastRead, PastRows};
 use flowmesh_model::command::ReadFrom;
 use flowmesh_model::reply::RecordRuns;
 use flowmesh_model::{Command, JobId, Lsn, Offset, PartitionRef, Reject, Reply, ResourceId, StreamCommand};
 use flowmesh_store::disk::Disk;
+use flowmesh_store::index::HistoryRange;
 use flowmesh_store::segments::FoundRecords;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
-use crate::pump::Effects;
+use crate::pump::{Effects, items_of};
 use crate::release::{Need, Outgoing};
 use crate::shard::{Shard, State};
 use crate::timer::Timer;
 
 /// Reads of the disk at the same time: enough to keep an NVMe queue busy, few enough to bound their buffers.
 const CONCURRENT: usize = 16;
+
+/// Bytes of rows of one part of a history that are read at once: so many parts as there are come together.
+const PAST_CHUNK_BYTES: usize = 512 * 1024;
 
 /// So long after a commit there are others who write: reads leave the disk to the log as far as they can.
 const BESIDE_WRITES_NS: u64 = 20_000_000;
@@ -40,6 +44,8 @@ pub(crate) enum Wanted {
     Place(ColdFind, Command),
     /// What jobs of a queue are about, in the index; the command is decided on again.
     Bodies(ResourceId, Vec<JobId>, Command),
+    /// What was, in the index, for a command that may need more then.
+    Past(PastRead, Command),
 }
 
 /// What there is to be read.
@@ -112,6 +118,13 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 }
                 Found::Again(command) => return self.run_again(command, outgoing),
             },
+            Wanted::Past(read, command) => {
+                outgoing.outcome = self.read_past(read, &command).await;
+                match command {
+                    Command::Kv(store, _) => PartitionRef { resource: store, partition: 0 },
+                    _ => return,
+                }
+            }
             Wanted::Bodies(queue, jobs, command) => match self.read_bodies(queue, jobs).await {
                 Ok(()) => return self.run_again(command, outgoing),
                 Err(reject) => {
@@ -130,7 +143,8 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 Ok(Reply::Records(records)) => {
                     stats.items += records.runs.iter().map(|run| u64::from(run.count)).sum::<u64>();
                 }
-                _ => stats.rejected += 1,
+                Ok(reply) => stats.items += items_of(reply),
+                Err(_) => stats.rejected += 1,
             }
             // The high watermark in the reply shows everything so far, and so does what is no longer there.
             let shows = matches!(&outgoing.outcome, Ok(_) | Err(Reject::OffsetOutOfRange { .. }));
@@ -221,6 +235,32 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             machine.warm(queue, job, value).map_err(|_| place("malformed"))?;
         }
         Ok(())
+    }
+
+    /// Reads of histories what a command needs, until it can be answered. The state is asked with all that was read so far: what
+    /// left memory for the index meanwhile makes it begin anew.
+    async fn read_past(&self, mut read: PastRead, command: &Command) -> Result<Reply, Reject> {
+        let Some(durable) = &self.inner.durable else { return Err(NO_DISK) };
+        let mut rows = PastRows::default();
+        loop {
+            let range = |range: &PastRange| HistoryRange {
+                from: range.from.clone(),
+                to: range.to.clone(),
+                rows_max: range.rows_max,
+                bytes_max: PAST_CHUNK_BYTES,
+            };
+            let found = durable.index.history(read.ranges.iter().map(range).collect()).await;
+            let found = found.map_err(|error| Reject::Damaged { place: error.to_string() })?;
+            for (range, (chunk, is_all)) in read.ranges.iter().zip(found) {
+                rows.add(read.generation, range, chunk, is_all);
+            }
+            let state = self.inner.state.borrow();
+            match state.machine.past(self.inner.timer.now(), state.log.next_lsn(), command, &rows)? {
+                Decision::Answer { reply, .. } => return Ok(reply),
+                Decision::Past(more) => read = more,
+                _ => return Err(Reject::Internal("what was is only read")),
+            }
+        }
     }
 
     async fn read_segments(&self, read: &ColdRead, mut command: Command) -> Found {

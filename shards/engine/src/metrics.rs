@@ -6,6 +6,7 @@ pub mod stores;
 
 use flowmesh_machine::MachineStats;
 pub use flowmesh_machine::Spread;
+use flowmesh_model::kv::past::PastAsk;
 use flowmesh_model::{
     Command, GroupCommand, KvCommand, QueueCommand, ReplayCommand, StreamCommand, TransferCommand,
 };
@@ -175,6 +176,11 @@ impl Operation {
             Command::Kv(_, KvCommand::Scan(_) | KvCommand::Random { .. } | KvCommand::Snapshot { .. }) => {
                 (Self::KvScan, 0)
             }
+            Command::Kv(_, KvCommand::Past(ask)) => match ask {
+                PastAsk::Get { keys, .. } => (Self::KvGet, keys.len() as u64),
+                PastAsk::Run { ops, .. } => (Self::KvRun, ops.len() as u64),
+                PastAsk::Scan { .. } | PastAsk::Versions { .. } | PastAsk::Diff { .. } => (Self::KvScan, 0),
+            },
             Command::Kv(_, KvCommand::Run { ops, .. }) => (Self::KvRun, ops.len() as u64),
             Command::Kv(_, KvCommand::Clear { .. }) => (Self::KvDelete, 0),
             Command::Group(_, command) => Self::of_group(command),

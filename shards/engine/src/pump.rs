@@ -6,7 +6,7 @@
 //! | answer | the reply waits for the newest entry it shows |
 //! | wait | the command waits for its key, or its time |
 //! | fetch, find | the records, or their place, are read from segment files first |
-//! | warm | what jobs are about is read from the index first |
+//! | warm, past | what jobs are about, or what was, is read from the index first |
 //! | rejected by the state | as an answer that shows everything so far: a crash must not take the reason back |
 //! | rejected by itself | answered at once |
 
@@ -196,7 +196,7 @@ impl<D: Disk> State<D> {
                 };
                 (Lsn(0), Err(reject))
             }
-            Ok(Decision::Fetch(_) | Decision::Find(_) | Decision::Warm(..))
+            Ok(Decision::Fetch(_) | Decision::Find(_) | Decision::Warm(..) | Decision::Past(_))
                 if self.fetches.len() >= FETCHES_MAX =>
             {
                 (Lsn(0), Err(Reject::Overloaded { what: "cold reads", retry_after_ms: 50 }))
@@ -209,6 +209,11 @@ impl<D: Disk> State<D> {
             Ok(Decision::Warm(queue, jobs)) => {
                 self.stats.body_waits += 1;
                 self.fetches.push_back(Fetch { wanted: Wanted::Bodies(queue, jobs, command), outgoing });
+                effects.fetch = true;
+                return None;
+            }
+            Ok(Decision::Past(read)) => {
+                self.fetches.push_back(Fetch { wanted: Wanted::Past(read, command), outgoing });
                 effects.fetch = true;
                 return None;
             }
@@ -475,7 +480,7 @@ fn grows(command: &Command) -> bool {
 }
 
 /// Items in a reply, for commands whose request does not say.
-fn items_of(reply: &Reply) -> u64 {
+pub(crate) fn items_of(reply: &Reply) -> u64 {
     match reply {
         Reply::Records(records) => records.runs.iter().map(|run| u64::from(run.count)).sum(),
         Reply::Reserved(jobs) => jobs.len() as u64,
@@ -483,6 +488,10 @@ fn items_of(reply: &Reply) -> u64 {
         Reply::Swept { count, .. } => *count,
         Reply::Scanned { entries, .. } => entries.len() as u64,
         Reply::KvSnapshot(part) => part.changes.len() as u64,
+        Reply::Values(values) => values.len() as u64,
+        Reply::Kv(outcomes) => outcomes.len() as u64,
+        Reply::KvVersions { versions, .. } => versions.len() as u64,
+        Reply::KvDiff { keys, .. } => keys.len() as u64,
         _ => 0,
     }
 }

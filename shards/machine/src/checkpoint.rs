@@ -19,7 +19,8 @@ use crate::changes::{Seals, Touch, image, removal};
 use crate::decision::FlushRange;
 use crate::held::{HELD_BYTES, Held, Parts};
 use crate::keys::{self, Home};
-use crate::machine::Machine;
+use crate::kv::past::record::part_of;
+use crate::machine::{Machine, arm_earlier};
 use crate::queue::Queue;
 
 /// What is to be written next, and what is being written.
@@ -35,6 +36,8 @@ pub(crate) struct Checkpoint {
     sealed_graves: BTreeMap<ResourceId, Grave>,
     /// Streams whose files can go.
     dropped_streams: Vec<PartitionRef>,
+    /// The index may have records of histories that are of no use.
+    history_news: bool,
     /// Where the first record is that partitions' files must have.
     pub(crate) trimmed_streams: Vec<(PartitionRef, Offset)>,
     /// The entry time the index has.
@@ -75,7 +78,10 @@ impl Grave {
                 .collect(),
             Parts::Queue(_) | Parts::Kv(_) | Parts::Group(_) => Vec::new(),
         };
-        let gone = vec![(Space::Meta, home.resource_key())];
+        let mut gone = vec![(Space::Meta, home.resource_key())];
+        if matches!(&parts, Parts::Kv(store) if store.history_from().is_some()) {
+            gone.push((Space::Meta, home.history_key()));
+        }
         Self { home, parts, sealed: false, gone, written: 0, emptied: false, partitions, memory_bytes }
     }
 
@@ -243,11 +249,13 @@ impl Machine {
                 let before = held.parts.memory_bytes();
                 held.parts.sealed_written(id, &self.seals, &mut trimmed);
                 self.memory_bytes = self.memory_bytes + held.parts.memory_bytes() - before;
+                arm_earlier(&mut self.timers, held);
             } else if let Some(grave) = self.checkpoint.graves.get_mut(&id) {
                 grave.parts.sealed_written(id, &self.seals, &mut trimmed);
             }
         }
         self.checkpoint.trimmed_streams = trimmed;
+        self.checkpoint.history_news = true;
         for grave in std::mem::take(&mut self.checkpoint.sealed_graves).into_values() {
             self.memory_bytes -= grave.memory_bytes;
             self.checkpoint.dropped_streams.extend(grave.partitions);
@@ -310,6 +318,34 @@ impl Machine {
     /// Those could not be removed: they come again.
     pub fn give_back_trimmed_streams(&mut self, left: Vec<(PartitionRef, Offset)>) {
         self.checkpoint.trimmed_streams.extend(left);
+    }
+
+    /// Whether [`Machine::history_garbage`] may find something: after a start, and after a checkpoint.
+    pub fn take_history_news(&mut self) -> bool {
+        std::mem::take(&mut self.checkpoint.history_news)
+    }
+
+    /// What a walk through [`Space::History`] does at a key that the index has.
+    ///
+    /// # Errors
+    /// [`Malformed`] if a newer version wrote it.
+    pub fn history_garbage(&self, key: &[u8]) -> Result<HistoryStep, Malformed> {
+        let (slot, id, row) = keys::split(key)?;
+        let behind = || keys::history_row_key(slot, ResourceId(id.0 + 1), &[]);
+        // Of a store that was dropped it goes once a checkpoint says so.
+        if self.checkpoint.graves.contains_key(&id) || self.checkpoint.sealed_graves.contains_key(&id) {
+            return Ok(HistoryStep::Skip(behind()));
+        }
+        let from = match self.held.get(&id).map(|held| &held.parts) {
+            Some(Parts::Kv(store)) => store.history_from(),
+            _ => None,
+        };
+        let Some(from) = from else { return Ok(HistoryStep::Remove(behind())) };
+        if part_of(row)? < from {
+            let first = keys::history_row_key(slot, id, &from.0.to_be_bytes());
+            return Ok(HistoryStep::Remove(first));
+        }
+        Ok(HistoryStep::Skip(behind()))
     }
 
     /// Drops records from memory that segment files have, oldest first, until at most `bytes_max` are left, or about
@@ -436,6 +472,15 @@ impl Default for BodyCursor {
     fn default() -> Self {
         Self { queue: ResourceId(0), below: u64::MAX }
     }
+}
+
+/// See [`Machine::history_garbage`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HistoryStep {
+    /// Nothing before this key is of use.
+    Remove(Bytes),
+    /// All before this key is kept.
+    Skip(Bytes),
 }
 
 type Oldest = (std::cmp::Reverse<Lsn>, PartitionRef);

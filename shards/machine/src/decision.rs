@@ -2,6 +2,8 @@
 
 use flowmesh_model::{Batch, Fact, JobId, Lsn, Millis, Offset, PartitionRef, Reply, ResourceId, ShardId};
 
+use crate::kv::past::rows::PastRead;
+
 /// What a machine is told once.
 #[derive(Clone, Copy, Debug)]
 pub struct MachineConfig {
@@ -81,6 +83,8 @@ pub enum Decision {
     Wait(WaitKey),
     /// What these jobs of a queue are about is only in the index: decide again once [`crate::Machine::warm`] has it.
     Warm(ResourceId, Vec<JobId>),
+    /// What was is in the index: ask [`crate::Machine::past`] once that is read.
+    Past(PastRead),
     /// The records are in segment files.
     Fetch(ColdRead),
     /// Segment files know which record is meant.
@@ -163,6 +167,10 @@ pub struct MachineStats {
     pub stores: u64,
     /// Keys.
     pub keys: u64,
+    /// Records of what stores keep of their past.
+    pub history_records: u64,
+    /// Their bytes.
+    pub history_bytes: u64,
     /// Consumer groups with a member or an offset ever.
     pub groups: u64,
     /// Members of consumer groups.

@@ -96,6 +96,7 @@ impl Parts {
                 queue.schedules.wake();
             }
             (Self::Group(group), Settings::Group(_)) => group.look_at_all(),
+            (Self::Kv(store), Settings::Kv(settings)) => store.want_history(settings.history_ms),
             _ => {}
         }
     }
@@ -238,6 +239,11 @@ impl Held {
     pub fn seal(&mut self, seals: &mut Seals, ranges: &mut Vec<FlushRange>) {
         Seals::written(&mut self.mark);
         seals.capture(image(Space::Meta, self.home.resource_key(), self.encode()));
+        if let Parts::Kv(store) = &self.parts
+            && let Some(history) = store.encode_history()
+        {
+            seals.capture(image(Space::Meta, self.home.history_key(), history));
+        }
         self.parts.seal(&self.home, seals, ranges);
     }
 }

@@ -52,6 +52,9 @@ impl Machine {
                 Parts::Kv(store) => {
                     stats.stores += 1;
                     stats.keys += store.len() as u64;
+                    let history = store.history_stats();
+                    stats.history_records += history.records;
+                    stats.history_bytes += history.bytes;
                 }
             }
         }

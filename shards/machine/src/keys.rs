@@ -11,6 +11,7 @@
 //! | meta | slot `u16`, stream `u64`, `6`, the name | the producer of a name |
 //! | meta | slot `u16`, stream `u64`, `7`, partition `u32`, number `u64` | some closed segments of a partition |
 //! | meta | slot `u16`, stream or queue `u64`, `9`, partition `u32`, source `u64` | up to where it has what a queue sent |
+//! | meta | slot `u16`, store `u64`, `17` | the history of a store: since when, and its parts |
 //! | meta | slot `u16`, `0` as `u64`, `16`, the full path | a worker |
 //! | jobs | slot `u16`, queue `u64`, job `u64` | a job; numbers are below 2^56, so that the first byte is 0 |
 //! | jobs | slot `u16`, queue `u64`, `1`, the key | a key by which a job is recognised |
@@ -20,7 +21,8 @@
 //! | jobs | slot `u16`, queue `u64`, `6`, the name | what became of the jobs that a worker had |
 //! | jobs | slot `u16`, queue `u64`, `7` | what the queue counts of such jobs |
 //! | keys | slot `u16`, store `u64`, the key | an entry |
-//! | pages | slot `u16`, store `u64`, collection `u64`, page `u32` | a page of a collection; 2^32 - 1 stands for pages of one that is gone |
+//! | pages | slot `u16`, store `u64`, collection `u64`, page `u32` | a page of a collection; 2^32 - 1 stands for pages of one that is gone, 2^32 - 2 for those of one that only the history has |
+//! | history | slot `u16`, store `u64`, part `u64`, the key, time and LSN `u64`, number `u32` | what was before a change of a key |
 //! | groups | slot `u16`, group `u64`, `0`, member `u32` | a member |
 //! | groups | slot `u16`, group `u64`, `1`, stream `u64`, partition `u32` | a partition as the group sees it |
 //!
@@ -63,6 +65,7 @@ const WORK_COUNTS: u8 = 6;
 const OUTBOX_TOTALS: u8 = 7;
 
 const WORKER: u8 = 16;
+const HISTORY: u8 = 17;
 
 /// A resource that the shard holds something of: its names and where its parts belong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,6 +185,14 @@ impl Home {
         self.placement.key_slot(entry)
     }
 
+    pub fn history_key(&self) -> Bytes {
+        key(self.first_slot, self.id, &[HISTORY])
+    }
+
+    pub fn history_row_key(&self, row: &[u8]) -> Bytes {
+        history_row_key(self.first_slot, self.id, row)
+    }
+
     pub fn page_key(&self, slot: SlotId, collection: u64, page: u32) -> Bytes {
         let mut rest = [0; 12];
         rest[..8].copy_from_slice(&collection.to_be_bytes());
@@ -196,6 +207,11 @@ fn key(slot: SlotId, resource: ResourceId, rest: &[u8]) -> Bytes {
     out.put_u64(resource.0);
     out.put_slice(rest);
     out.freeze()
+}
+
+/// Of a record of a store's history, in the slot of the store itself.
+pub(crate) fn history_row_key(slot: SlotId, store: ResourceId, row: &[u8]) -> Bytes {
+    key(slot, store, row)
 }
 
 pub(crate) fn clock_key() -> Bytes {
@@ -226,6 +242,7 @@ pub(crate) enum MetaKey<'a> {
     ProducerName(ResourceId, &'a [u8]),
     Segments(PartitionRef),
     Worker(&'a str),
+    History(ResourceId),
     Received(PartitionRef, ResourceId),
 }
 
@@ -253,6 +270,7 @@ impl<'a> MetaKey<'a> {
                 let at = PartitionRef { resource: id, partition: u32::from_be_bytes([*a, *b, *c, *d]) };
                 Ok(Self::Received(at, ResourceId(u64::from_be_bytes(source))))
             }
+            [HISTORY] => Ok(Self::History(id)),
             [WORKER, path @ ..] => {
                 let path = std::str::from_utf8(path);
                 path.map(Self::Worker).map_err(|_| Malformed("a worker's path is not UTF-8"))
@@ -367,6 +385,7 @@ mod tests {
         assert_eq!(MetaKey::read(&name).unwrap(), MetaKey::ProducerName(ResourceId(7), b"orders"));
         let worker = worker_key(&WorkerPath::parse("w1").unwrap());
         assert_eq!(MetaKey::read(&worker).unwrap(), MetaKey::Worker("default/default/worker/w1"));
+        assert_eq!(MetaKey::read(&home.history_key()).unwrap(), MetaKey::History(ResourceId(7)));
         let job = home.job_key(JobId(5));
         assert_eq!(QueueKey::read(split(&job).unwrap().2), Ok(QueueKey::Job(JobId(5))));
         let schedule = home.schedule_key("nightly");

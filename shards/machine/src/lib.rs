@@ -43,11 +43,13 @@ mod walk;
 mod woken;
 mod workers;
 
-pub use checkpoint::BodyCursor;
+pub use checkpoint::{BodyCursor, HistoryStep};
 pub use decision::{
     CatalogNews, ColdFind, ColdRead, Decision, EntryContext, FlushRange, MachineConfig, MachineStats, Tick,
     WaitKey,
 };
+pub use kv::past::HistoryStats;
+pub use kv::past::rows::{PastRange, PastRead, PastRows};
 pub use machine::Machine;
 pub use queue::{QueueTally, Spread};
 pub use walk::{PartitionHeld, QueueHeld, StoreHeld};

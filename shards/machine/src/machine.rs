@@ -8,9 +8,9 @@ use flowmesh_model::command::ReadFrom;
 use flowmesh_model::replay::ReplayRef;
 use flowmesh_model::transfer::fact::TransferFact;
 use flowmesh_model::{
-    Catalog, Cleaned, Command, CompactedSegment, Fact, GroupCommand, GroupSettings, Kind, KvSettings, Lsn,
-    Millis, PartitionRef, QueueCommand, QueueSettings, Reject, ReplaySettings, Reply, ResourceId,
-    ResourceInfo, Settings, StreamCommand, StreamSettings,
+    Catalog, Cleaned, Command, CompactedSegment, Fact, GroupCommand, GroupSettings, Kind, KvCommand,
+    KvSettings, Lsn, Millis, PartitionRef, QueueCommand, QueueSettings, Reject, ReplaySettings, Reply,
+    ResourceId, ResourceInfo, Settings, StreamCommand, StreamSettings,
 };
 use rustc_hash::FxBuildHasher;
 
@@ -23,6 +23,7 @@ use crate::held::{Apply, HELD_BYTES, Held, Parts};
 use crate::keys::Home;
 use crate::kv::Store;
 use crate::kv::feed::Feed;
+use crate::kv::past::rows::PastRows;
 use crate::queue::Enqueued;
 use crate::queue::Queue;
 use crate::queue::decide::transfer;
@@ -239,6 +240,7 @@ impl Machine {
                 };
                 Ok(introduce(decision, held, info))
             }
+            Command::Kv(_, KvCommand::Past(_)) => self.past(now, lsn, command, &PastRows::default()),
             Command::Kv(id, command) => {
                 let (held, info) = self.find(*id, Kind::Kv)?;
                 let store = match held {
@@ -249,7 +251,7 @@ impl Machine {
                 let placement = &info.placement;
                 let asked = kv::decide::Asked { store, id: *id, settings, placement, now, lsn };
                 let decision = self.feed(&asked, info, asked.decide(command)?)?;
-                Ok(introduce(decision, held, info))
+                Ok(introduce(keep_history(decision, &asked), held, info))
             }
             Command::Group(id, command) => {
                 let (held, info) = self.find(*id, Kind::Group)?;
@@ -286,6 +288,30 @@ impl Machine {
                 Err(Reject::Internal("a catalog command for a shard that does not own it"))
             }
         }
+    }
+
+    /// Decides on a command about what was, with what was read of the index so far. Changes nothing.
+    ///
+    /// # Errors
+    /// The named rejection.
+    pub fn past(
+        &self,
+        now: Millis,
+        lsn: Lsn,
+        command: &Command,
+        rows: &PastRows,
+    ) -> Result<Decision, Reject> {
+        let Command::Kv(id, KvCommand::Past(ask)) = command else {
+            return Err(Reject::Internal("a command that is not about what was"));
+        };
+        let (held, info) = self.find(*id, Kind::Kv)?;
+        let store = match held {
+            Some(Held { parts: Parts::Kv(store), .. }) => store.as_ref(),
+            _ => &self.blank_store,
+        };
+        let (settings, placement, now) = (info.settings.kv()?, &info.placement, self.clamp(now));
+        let asked = kv::decide::Asked { store, id: *id, settings, placement, now, lsn };
+        asked.past(ask, &info.path, rows, self.config.checkpoints)
     }
 
     /// Adds to what changes a store what its feed gets, if it has one.
@@ -736,7 +762,7 @@ pub(crate) fn arm(timers: &mut BTreeSet<(Millis, ResourceId)>, held: &mut Held, 
 
 /// Puts a held resource under an earlier moment if something is due before the one it is under.
 #[inline]
-fn arm_earlier(timers: &mut BTreeSet<(Millis, ResourceId)>, held: &mut Held) {
+pub(crate) fn arm_earlier(timers: &mut BTreeSet<(Millis, ResourceId)>, held: &mut Held) {
     if let Some(due) = held.parts.next_due()
         && held.armed.is_none_or(|armed| due < armed)
     {
@@ -756,6 +782,19 @@ fn introduce(decision: Decision, held: Option<&Held>, info: &ResourceInfo) -> De
             Decision::Change { facts, reply }
         }
         other => other,
+    }
+}
+
+/// What changes a store is noted from the first change on that comes after its settings say so.
+#[inline]
+fn keep_history(decision: Decision, asked: &kv::decide::Asked<'_>) -> Decision {
+    let wanted_ms = asked.settings.history_ms.unwrap_or(0);
+    match (decision, asked.store.history_fact(wanted_ms)) {
+        (Decision::Change { mut facts, reply }, Some(fact)) => {
+            facts.insert(0, Fact::Kv(asked.id, fact));
+            Decision::Change { facts, reply }
+        }
+        (other, _) => other,
     }
 }
 

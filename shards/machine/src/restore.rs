@@ -47,8 +47,8 @@ impl Machine {
                     _ => Err(Malformed("a part of no group")),
                 }
             }
-            // Comes back job by job, when it is wanted.
-            Space::Bodies => Ok(()),
+            // Comes back piece by piece, when it is wanted.
+            Space::Bodies | Space::History => Ok(()),
         }
     }
 
@@ -83,6 +83,10 @@ impl Machine {
                 self.checkpoint.restored_segments.push((at, value));
                 Ok(())
             }
+            MetaKey::History(id) => match self.held.get_mut(&id).map(|held| &mut held.parts) {
+                Some(Parts::Kv(store)) => store.restore_history(value),
+                _ => Err(Malformed("the history of no store")),
+            },
             MetaKey::Worker(path) => self.workers.restore(path, value),
             MetaKey::Received(at, source) => {
                 self.checkpoint.restored_received.push((at, source, value));

@@ -94,7 +94,12 @@ impl Machine {
                         self.woken.wake(&mut queue.woken, WaitKey::Queue(id));
                     }
                 }
-                Parts::Kv(store) => store.expire(id, now, facts_max - before, facts),
+                Parts::Kv(store) => {
+                    let memory_bytes = store.memory_bytes();
+                    store.leave_history();
+                    self.memory_bytes = self.memory_bytes + store.memory_bytes() - memory_bytes;
+                    store.expire(id, now, facts_max - before, facts);
+                }
                 Parts::Group(group) => {
                     let (info, catalog) = (held.info.as_deref(), self.snapshot.as_deref());
                     group.tick(id, info, catalog, now, facts_max - before, facts);

@@ -5,6 +5,7 @@ use flowmesh_model::reply::QueueStatus;
 use flowmesh_model::{Millis, Offset, PartitionRef, ResourceId, Settings};
 
 use crate::held::{Held, Parts};
+use crate::kv::past::HistoryStats;
 use crate::machine::Machine;
 use crate::queue::QueueTally;
 use crate::queue::decide::Asked;
@@ -40,6 +41,8 @@ pub struct StoreHeld {
     pub keys: u64,
     /// An estimate of what they take in memory.
     pub memory_bytes: u64,
+    /// What it keeps of its past.
+    pub history: HistoryStats,
 }
 
 impl Machine {
@@ -80,7 +83,8 @@ impl Machine {
     pub fn each_store(&self, each: &mut dyn FnMut(ResourceId, StoreHeld)) {
         for (id, held) in self.named() {
             if let Parts::Kv(store) = &held.parts {
-                each(id, StoreHeld { keys: store.len() as u64, memory_bytes: store.memory_bytes() });
+                let (keys, memory_bytes) = (store.len() as u64, store.memory_bytes());
+                each(id, StoreHeld { keys, memory_bytes, history: store.history_stats() });
             }
         }
     }

@@ -11,6 +11,7 @@ use crate::ids::{JobId, LeaseToken, Lsn, Millis, Offset, PartitionRef, ProducerI
 use crate::job::{JobCursor, JobFilter, JobOptions, JobPhase, NackKind, Which};
 use crate::kv::KvOp;
 use crate::kv::change::SnapshotFrom;
+use crate::kv::past::PastAsk;
 use crate::path::ResourcePath;
 use crate::record::PackedRecords;
 use crate::replay::{ReplayCommand, ReplayRef};
@@ -429,6 +430,8 @@ pub enum KvCommand {
         /// Where it goes on.
         from: SnapshotFrom,
     },
+    /// What was.
+    Past(PastAsk),
     /// Deletes keys, whichever. → [`crate::Reply::KvCleared`]
     Clear {
         /// At most so many, at least 1.
@@ -448,6 +451,7 @@ impl KvCommand {
             | Self::Scan(_)
             | Self::Random { .. }
             | Self::Snapshot { .. }
+            | Self::Past(_)
             | Self::Status => false,
         }
     }

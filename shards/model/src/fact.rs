@@ -35,7 +35,7 @@
 //! | 104–119 | `Queue` | queue, then as [`crate::job::fact`] says |
 //! | 120–127 | `Worker` | epoch, then as [`crate::worker::fact`] says |
 //! | 128–135 | `Transfer` | queue or stream, then as [`crate::transfer::fact`] says |
-//! | 136–155, 157–159 | `Kv` | store, then as [`crate::kv::fact`] says |
+//! | 136–155, 157–167 | `Kv` | store, then as [`crate::kv::fact`] says |
 //! | 156 | `FeedHeld` | id, path |
 //!
 //! The time of a fact and its LSN are its entry's.

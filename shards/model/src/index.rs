@@ -1,4 +1,4 @@
-//! What a checkpoint writes to the shard's index: key-value pairs in six spaces.
+//! What a checkpoint writes to the shard's index: key-value pairs in seven spaces.
 //!
 //! The machine encodes and decodes its own entries; the store only keeps them. Every key starts with the slot (two
 //! bytes, big-endian) and the resource (eight bytes, big-endian), so that a slot can be moved as one range.
@@ -20,11 +20,14 @@ pub enum Space {
     Bodies,
     /// Pages of collections of key-value stores.
     Pages,
+    /// What was before changes of key-value stores. Not needed to start.
+    History,
 }
 
 impl Space {
     /// All spaces, by their byte on disk.
-    pub const ALL: [Self; 6] = [Self::Meta, Self::Jobs, Self::Keys, Self::Groups, Self::Bodies, Self::Pages];
+    pub const ALL: [Self; 7] =
+        [Self::Meta, Self::Jobs, Self::Keys, Self::Groups, Self::Bodies, Self::Pages, Self::History];
 
     /// Those that a start reads.
     pub const STATE: [Self; 5] = [Self::Meta, Self::Jobs, Self::Keys, Self::Groups, Self::Pages];
@@ -39,6 +42,7 @@ impl Space {
             Self::Groups => "groups",
             Self::Bodies => "bodies",
             Self::Pages => "pages",
+            Self::History => "history",
         }
     }
 }

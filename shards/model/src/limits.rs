@@ -17,6 +17,24 @@ pub const MEMBER_BYTES_MAX: usize = 64 * 1024;
 /// ten milliseconds. Operations that go to a place find it without looking.
 pub const KV_LOOKED_MAX: u64 = 100_000;
 
+/// How long a store may keep what was: a year, as a time to live.
+pub const HISTORY_MS_MAX: u64 = DELAY_MS_MAX;
+/// The shortest history: shorter than this a reader who looks at a clock comes too late.
+pub const HISTORY_MS_MIN: u64 = 1_000;
+/// A history goes in so many parts, each as a whole: so it is kept for up to one part longer than asked for.
+pub const HISTORY_PARTS: u64 = 8;
+/// Records of a history that one read looks at: bounds the time a core spends. A page of a scan ends there; what a single key
+/// needs more of is refused.
+pub const HISTORY_LOOKED_MAX: usize = 100_000;
+/// Bytes of records that one read of a history keeps in memory. See [`HISTORY_LOOKED_MAX`].
+pub const HISTORY_LOOKED_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Versions of a key, or keys of a difference, that one reply has at most.
+pub const HISTORY_PAGE_MAX: usize = 1_000;
+/// Names that a key may have had between a time and now: each is another look.
+pub const HISTORY_NAMES_MAX: usize = 64;
+/// Items of a collection that one key of a difference names; beyond them it says that there are more.
+pub const DIFF_ITEMS_MAX: usize = 1_000;
+
 /// One header's name.
 pub const HEADER_NAME_BYTES_MAX: usize = 255;
 

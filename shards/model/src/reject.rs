@@ -560,6 +560,33 @@ pub enum Reject {
         /// From here on it can be resumed.
         earliest: Lsn,
     },
+    /// The store keeps no history.
+    #[error("{path} keeps no history; resources update with history_ms gives it one, from then on")]
+    NoHistory {
+        /// The store.
+        path: String,
+    },
+    /// What was so long ago is not kept.
+    #[error(
+        "what was at {} {requested} is not kept: the oldest is time {oldest_ms} ms, version {oldest_version}",
+        if *.is_version { "version" } else { "time" }
+    )]
+    HistoryNotKept {
+        /// The time, ms, or the version.
+        requested: u64,
+        /// Whether it is a version.
+        is_version: bool,
+        /// The oldest time, ms since the Unix epoch.
+        oldest_ms: u64,
+        /// The oldest version.
+        oldest_version: Lsn,
+    },
+    /// What is to be read as of the past changes something.
+    #[error("operation {index}, counted from 0, changes something: what was can only be read")]
+    PastChange {
+        /// Which.
+        index: u32,
+    },
     /// The state of a replay session does not allow it.
     #[error(
         "a replay session that is {} cannot be {}; possible now: {}",
@@ -652,6 +679,7 @@ impl Reject {
             | Self::UnknownTimeZone { .. }
             | Self::FlowCycle { .. }
             | Self::KeysApart { .. }
+            | Self::PastChange { .. }
             | Self::ForeignCursor
             | Self::WrongKind { .. }
             | Self::NoSuchPartition { .. } => Code::InvalidArgument,
@@ -666,9 +694,10 @@ impl Reject {
             | Self::ScheduleExists { .. }
             | Self::DuplicateSequence { .. }
             | Self::KeyConflict { .. } => Code::AlreadyExists,
-            Self::OffsetOutOfRange { .. } | Self::IndexOutOfRange { .. } | Self::VersionNotKept { .. } => {
-                Code::OutOfRange
-            }
+            Self::OffsetOutOfRange { .. }
+            | Self::IndexOutOfRange { .. }
+            | Self::VersionNotKept { .. }
+            | Self::HistoryNotKept { .. } => Code::OutOfRange,
             Self::BatchRefused { cause, .. } => cause.code(),
             Self::LeaseLost { .. }
             | Self::WrongPhase { .. }
@@ -693,6 +722,7 @@ impl Reject {
             | Self::FeedFixed { .. }
             | Self::FeedMisplaced { .. }
             | Self::NoFeed { .. }
+            | Self::NoHistory { .. }
             | Self::ReplayState { .. }
             | Self::ReplayMoved { .. }
             | Self::StaleWorker { .. }
@@ -786,6 +816,9 @@ impl Reject {
             Self::FeedMisplaced { .. } => "FEED_MISPLACED",
             Self::NoFeed { .. } => "NO_FEED",
             Self::VersionNotKept { .. } => "VERSION_NOT_KEPT",
+            Self::NoHistory { .. } => "NO_HISTORY",
+            Self::HistoryNotKept { .. } => "HISTORY_NOT_KEPT",
+            Self::PastChange { .. } => "PAST_CHANGE",
             Self::ReplayState { .. } => "REPLAY_STATE",
             Self::ReplayMoved { .. } => "REPLAY_MOVED",
             Self::CatalogBehind { .. } => "CATALOG_BEHIND",
@@ -829,6 +862,12 @@ impl Reject {
             Self::VersionNotKept { requested, earliest } => {
                 vec![("requested", requested.0), ("earliest", earliest.0)]
             }
+            Self::HistoryNotKept { requested, oldest_ms, oldest_version, .. } => vec![
+                ("requested", *requested),
+                ("oldest_ms", *oldest_ms),
+                ("oldest_version", oldest_version.0),
+            ],
+            Self::PastChange { index } => vec![("operation", u64::from(*index))],
             Self::IndexOutOfRange { len, .. } => vec![("len", *len)],
             Self::KeysApart { first, other } => {
                 vec![("first", u64::from(*first)), ("other", u64::from(*other))]

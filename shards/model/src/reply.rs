@@ -10,6 +10,7 @@ use crate::group::GroupReply;
 use crate::ids::{CatalogVersion, JobId, LeaseToken, Lsn, Millis, Offset, ProducerId};
 use crate::job::{Awaited, JobCursor, JobView};
 use crate::kv::change::SnapshotPart;
+use crate::kv::past::{KeyDiff, KeyVersion};
 use crate::kv::{KvOutcome, KvType};
 use crate::reject::Reject;
 use crate::replay::ReplayStatus;
@@ -331,6 +332,20 @@ pub enum Reply {
     KvStatus(KvStatus),
     /// A part of what keys hold.
     KvSnapshot(SnapshotPart),
+    /// What a key held.
+    KvVersions {
+        /// The oldest first.
+        versions: Vec<KeyVersion>,
+        /// If there are more: the last one.
+        next: Option<Lsn>,
+    },
+    /// Keys that held something else.
+    KvDiff {
+        /// In byte order.
+        keys: Vec<KeyDiff>,
+        /// If there may be more: what was looked at last, which need not be shown.
+        next: Option<Bytes>,
+    },
     /// Keys were deleted.
     KvCleared {
         /// How many.

@@ -480,6 +480,9 @@ pub struct KvSettings {
     /// Where its changes can be read, if they can.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub feed: Option<FeedSettings>,
+    /// For how long reads as of the past are possible, at least; not at all if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub history_ms: Option<u64>,
     /// Overrides the server's durability.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub durability: Option<Durability>,
@@ -658,6 +661,9 @@ impl Settings {
             Self::Kv(s) => {
                 s.default_ttl_ms
                     .map_or(Ok(()), |ttl| within("default_ttl_ms", ttl, 1, limits::DELAY_MS_MAX))?;
+                s.history_ms.map_or(Ok(()), |ms| {
+                    within("history_ms", ms, limits::HISTORY_MS_MIN, limits::HISTORY_MS_MAX)
+                })?;
                 s.feed.as_ref().map_or(Ok(()), FeedSettings::validate)
             }
             Self::Group(s) => {

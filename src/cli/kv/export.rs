@@ -172,7 +172,8 @@ impl Export<'_> {
     }
 
     async fn run(&mut self, operations: Vec<v1::Operation>) -> Result<Vec<v1::OperationOutcome>, Failure> {
-        let request = v1::RunRequest { store: self.args.store.clone(), operations, atomic: false };
+        let request =
+            v1::RunRequest { store: self.args.store.clone(), operations, atomic: false, as_of: None };
         Ok(self.kv.run(self.args.server.request(request)).await?.into_inner().outcomes)
     }
 

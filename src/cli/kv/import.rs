@@ -155,7 +155,8 @@ impl Import<'_> {
             lines.push(step.line);
             operations.push(step.operation);
         }
-        let request = v1::RunRequest { store: self.args.store.clone(), operations, atomic: false };
+        let request =
+            v1::RunRequest { store: self.args.store.clone(), operations, atomic: false, as_of: None };
         let response = self.kv.run(self.args.server.request(request)).await?.into_inner();
         for (line, outcome) in lines.into_iter().zip(response.outcomes) {
             if let Some(error) = &outcome.error {

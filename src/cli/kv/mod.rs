@@ -1,9 +1,10 @@
 //! `flowmesh kv`: set, get, delete, exists and scan; [`run`] has Redis' commands, [`whole`] what is asked of a key or a
-//! store as such, [`export`] and [`import`] carry keys as the [`lines`] of a file, [`watch`] follows changes.
+//! store as such, [`past`] what was, [`export`] and [`import`] carry keys as the [`lines`] of a file, [`watch`] follows changes.
 
 mod export;
 mod import;
 mod lines;
+mod past;
 mod run;
 mod watch;
 mod whole;
@@ -21,6 +22,7 @@ use super::connection::client;
 use super::failure::{Failure, Refusal};
 use super::input::Source;
 use super::output::{Out, base64_text, readable, text, time};
+use past::{AsOfArgs, as_of};
 
 type KvClient = v1::kv_client::KvClient<tonic::transport::Channel>;
 
@@ -51,6 +53,10 @@ pub enum KvCommand {
     Export(export::ExportArgs),
     /// Set keys from lines of JSON, as export writes them
     Import(import::ImportArgs),
+    /// List what a key held, the oldest version first; the store needs a history
+    History(past::HistoryArgs),
+    /// List keys that held something else at one time than at another; the store needs a history
+    Diff(past::DiffArgs),
     /// Write changes as lines of JSON as they are made, from now on or after all that is there; the store needs a feed
     Watch(watch::WatchArgs),
 }
@@ -105,6 +111,8 @@ pub struct GetArgs {
     store: String,
     /// The key
     key: String,
+    #[command(flatten)]
+    as_of: AsOfArgs,
     /// How it is written; value: the bytes as they are, without a line break
     #[arg(short, long, default_value = "value", value_name = "FORMAT")]
     output: ValueFormat,
@@ -172,6 +180,8 @@ pub struct ScanArgs {
     /// Leave the values out
     #[arg(short, long)]
     keys_only: bool,
+    #[command(flatten)]
+    as_of: AsOfArgs,
     /// How they are written; value: KEY, a tab, and the value
     #[arg(short, long, default_value = "value", value_name = "FORMAT")]
     output: ValueFormat,
@@ -221,6 +231,8 @@ impl KvCommand {
             Self::Clear(args) => args.run().await,
             Self::Export(args) => args.run().await,
             Self::Import(args) => args.run().await,
+            Self::History(args) => args.run().await,
+            Self::Diff(args) => args.run().await,
             Self::Watch(args) => args.run().await,
         }
     }
@@ -278,7 +290,8 @@ impl GetArgs {
     async fn run(self) -> Result<(), Failure> {
         let mut kv = client!(kv_client::KvClient, self.server.connect().await?);
         let key = Bytes::copy_from_slice(self.key.as_bytes());
-        let request = v1::GetRequest { store: self.store.clone(), keys: vec![key.clone()] };
+        let as_of = as_of!(get_request, self.as_of);
+        let request = v1::GetRequest { store: self.store.clone(), keys: vec![key.clone()], as_of };
         let response = kv.get(self.server.request(request)).await?.into_inner();
         let entry = response.entries.into_iter().next().filter(|entry| entry.found).ok_or(Failure::Absent)?;
         if let Some(command) = reading(entry.r#type()) {
@@ -458,6 +471,7 @@ impl ScanArgs {
                 after,
                 limit: u32::try_from(left.min(PAGE)).unwrap_or(u32::MAX),
                 keys_only: self.keys_only,
+                as_of: as_of!(scan_request, self.as_of),
             };
             let page = kv.scan(self.server.request(request)).await?.into_inner();
             self.write(&mut out, &page.entries)?;

@@ -16,6 +16,7 @@ use serde::{Serialize, Serializer};
 use tonic::{Code, Status};
 
 use super::KvClient;
+use super::past::{AsOfArgs, as_of};
 use crate::cli::args::{Format, Output, Server};
 use crate::cli::connection::client;
 use crate::cli::failure::{Failure, Refusal};
@@ -33,6 +34,8 @@ pub struct DoArgs {
     /// All commands of standard input, or none of them: if one is refused, nothing is done
     #[arg(long)]
     atomic: bool,
+    #[command(flatten)]
+    as_of: AsOfArgs,
     #[command(flatten)]
     output: Output,
     #[command(flatten)]
@@ -146,6 +149,15 @@ impl Session<'_> {
         operations: Vec<v1::Operation>,
         atomic: bool,
     ) -> Result<Shown, Refused> {
+        if request.is_random() && self.args.as_of.is_past() {
+            let refusal = Refusal {
+                code: Code::InvalidArgument,
+                reason: String::new(),
+                message: "RANDOMKEY is not for what was: it draws one of the keys that are there".to_owned(),
+                retry_after_ms: None,
+            };
+            return Err(Refused { refusal, operation: None });
+        }
         if request.is_random() {
             let random = v1::RandomRequest { store: self.args.store.clone() };
             let found = self.kv.random(self.args.server.request(random)).await?.into_inner().entry;
@@ -165,7 +177,8 @@ impl Session<'_> {
         operations: Vec<v1::Operation>,
         atomic: bool,
     ) -> Result<v1::RunResponse, Refused> {
-        let run = v1::RunRequest { store: self.args.store.clone(), operations, atomic };
+        let as_of = as_of!(run_request, self.args.as_of);
+        let run = v1::RunRequest { store: self.args.store.clone(), operations, atomic, as_of };
         Ok(self.kv.run(self.args.server.request(run)).await?.into_inner())
     }
 

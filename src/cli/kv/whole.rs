@@ -9,6 +9,7 @@ use serde::Serialize;
 use v1::operation::Action;
 use v1::operation_outcome::Result as Came;
 
+use super::past::{AsOfArgs, as_of};
 use super::{end_text, operation, type_word};
 use crate::cli::args::{Format, Output, Server, ValueFormat};
 use crate::cli::confirm::Confirm;
@@ -26,6 +27,8 @@ pub struct TypeArgs {
     store: String,
     /// The key
     key: String,
+    #[command(flatten)]
+    as_of: AsOfArgs,
     /// How it is written; value: bytes, counter, hash, set, sorted_set or list
     #[arg(short, long, default_value = "value", value_name = "FORMAT")]
     output: ValueFormat,
@@ -110,7 +113,8 @@ impl TypeArgs {
         let mut kv = client!(kv_client::KvClient, self.server.connect().await?);
         let inspect =
             operation(Bytes::copy_from_slice(self.key.as_bytes()), Action::Inspect(v1::KeyInspect {}));
-        let request = v1::RunRequest { store: self.store, operations: vec![inspect], atomic: false };
+        let as_of = as_of!(run_request, self.as_of);
+        let request = v1::RunRequest { store: self.store, operations: vec![inspect], atomic: false, as_of };
         let outcomes = kv.run(self.server.request(request)).await?.into_inner().outcomes;
         let outcome = outcomes.into_iter().next().unwrap_or_default();
         if let Some(error) = &outcome.error {

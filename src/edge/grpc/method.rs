@@ -66,6 +66,8 @@ methods! {
     KvRandom = "flowmesh.v1.Kv/Random",
     KvStatus = "flowmesh.v1.Kv/Status",
     KvClear = "flowmesh.v1.Kv/Clear",
+    KvVersions = "flowmesh.v1.Kv/Versions",
+    KvDiff = "flowmesh.v1.Kv/Diff",
     KvWatch = "flowmesh.v1.Kv/Watch",
     GroupConsume = "flowmesh.v1.Group/Consume",
     GroupHeartbeat = "flowmesh.v1.Group/Heartbeat",

@@ -12,6 +12,7 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use flowmesh_engine::ReplySink;
 use flowmesh_model::kv::KvOutcome;
+use flowmesh_model::kv::past::{KeyDiff, KeyVersion};
 use flowmesh_model::{Millis, Reject, Reply};
 use h2::server::SendResponse;
 use http::header::CONTENT_TYPE;
@@ -209,6 +210,11 @@ fn reply_bytes(reply: &Reply) -> usize {
             Reply::Scanned { entries, .. } => {
                 entries.iter().map(|(key, value)| key.len() + value.value.len() + 40).sum()
             }
+            Reply::KvVersions { versions, .. } => {
+                let bytes = |v: &KeyVersion| v.value.as_ref().map_or(0, |value| value.value.len()) + 40;
+                versions.iter().map(bytes).sum()
+            }
+            Reply::KvDiff { keys, .. } => keys.iter().map(KeyDiff::bytes).sum(),
             Reply::Kv(outcomes) => {
                 let bytes = |outcome: &KvOutcome| outcome.result.bytes();
                 outcomes.iter().map(|outcome| outcome.as_ref().map_or(SMALL, bytes) + SMALL).sum()

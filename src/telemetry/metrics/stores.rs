@@ -26,6 +26,8 @@ const GAUGES: &[Numbers<Store>] = &[
     ("flowmesh_kv_memory_bytes", "What keys and what they hold take in memory, estimated", |s| {
         s.holds.memory_bytes
     }),
+    ("flowmesh_kv_history_records", "Records of what was before changes", |s| s.holds.history.records),
+    ("flowmesh_kv_history_bytes", "Bytes of records of what was before changes", |s| s.holds.history.bytes),
 ];
 
 const COUNTERS: &[Numbers<Store>] = &[
@@ -91,7 +93,7 @@ mod tests {
 
     fn store(hits: u64) -> Store {
         let counts = StoreCounts { hits, ..StoreCounts::default() };
-        Row { counts, holds: StoreHeld { keys: 1, memory_bytes: 10 } }
+        Row { counts, holds: StoreHeld { keys: 1, memory_bytes: 10, ..StoreHeld::default() } }
     }
 
     fn shard(own: impl IntoIterator<Item = u64>, other: Store) -> StoreRows {

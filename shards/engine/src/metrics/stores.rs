@@ -41,6 +41,8 @@ impl Merge for StoreHeld {
     fn merge(&mut self, other: &Self) {
         self.keys += other.keys;
         self.memory_bytes += other.memory_bytes;
+        self.history.records += other.history.records;
+        self.history.bytes += other.history.bytes;
     }
 }
 
@@ -56,7 +58,10 @@ pub(super) fn counts_of(fact: &Fact) -> Option<(ResourceId, StoreCounts)> {
             counts.expired = 1;
             store
         }
-        Fact::Kv(_, KvFact::PagesFreed { .. }) => return None,
+        Fact::Kv(
+            _,
+            KvFact::PagesFreed { .. } | KvFact::HistoryKept { .. } | KvFact::HistoryTrimmed { .. },
+        ) => return None,
         Fact::Kv(store, KvFact::FieldRemoved { expired: true, .. }) => {
             counts.fields_expired = 1;
             store

@@ -19,11 +19,13 @@ impl Store {
     /// `KeySet`.
     pub fn set(&mut self, cx: &mut Apply<'_>, key: &Bytes, value: &Bytes, expires_at: Option<Millis>) {
         let (version, end) = (cx.at.lsn, expires_at.unwrap_or_default());
+        self.note_whole(cx, key);
         self.write(cx, key, end, || Value::Bytes(value.clone()), |entry| entry.put_over(value, version, end));
     }
 
     /// What else became true of it.
     pub fn apply(&mut self, cx: &mut Apply<'_>, fact: &KvFact) {
+        self.note_fact(cx, fact);
         match fact {
             KvFact::Counted { key, number, expires_at } => {
                 self.overwrite(cx, key, Value::Counter(*number), expires_at.unwrap_or_default());
@@ -41,6 +43,8 @@ impl Store {
             KvFact::PagesFreed { collection, upto } => {
                 self.pages.free(cx.home, cx.seals, *collection, *upto);
             }
+            KvFact::HistoryKept { ms } => self.history_kept(cx, *ms),
+            KvFact::HistoryTrimmed { upto, time } => self.history_trimmed(cx, *upto, *time),
             _ => {
                 let (Some(key), Some(holds)) = (fact.key(), collection_of(fact)) else {
                     panic!("a fact about no key: {fact:?}")
@@ -99,12 +103,12 @@ impl Store {
         let Some(place) = self.table.find(hash, key, &self.slab) else {
             return self.insert(cx, hash, key, value(), end);
         };
-        let version = cx.at.lsn;
+        let (version, keeps) = (cx.at.lsn, self.keeps_history());
         self.change_at(cx, place, |entry, pages, home, seals| {
             if !put_over(entry)
                 && let Some(before) = entry.replace(value(), version, end)
             {
-                pages.leave(home, seals, &before);
+                pages.part_with(home, seals, &before, keeps.then_some(version));
             }
         });
     }
@@ -169,9 +173,11 @@ impl Store {
 
     /// `KeyDeleted` or `KeyExpired`.
     pub fn removed(&mut self, cx: &mut Apply<'_>, key: &[u8]) {
+        self.note_whole(cx, key);
+        let keeps = self.keeps_history().then_some(cx.at.lsn);
         let Some(entry) = self.take(cx, key) else { panic!("a key was removed that there was not") };
         if let Some(collection) = entry.into_collection() {
-            self.pages.leave(cx.home, cx.seals, &collection);
+            self.pages.part_with(cx.home, cx.seals, &collection, keeps);
         }
     }
 

@@ -25,7 +25,9 @@ pub(super) fn collection_of(fact: &KvFact) -> Option<KvType> {
         | KvFact::EndSet { .. }
         | KvFact::Renamed { .. }
         | KvFact::Copied { .. }
-        | KvFact::PagesFreed { .. } => None,
+        | KvFact::PagesFreed { .. }
+        | KvFact::HistoryKept { .. }
+        | KvFact::HistoryTrimmed { .. } => None,
     }
 }
 
@@ -76,7 +78,9 @@ pub(super) fn apply(
         | KvFact::EndSet { .. }
         | KvFact::Renamed { .. }
         | KvFact::Copied { .. }
-        | KvFact::PagesFreed { .. } => panic!("no fact about items of a collection: {fact:?}"),
+        | KvFact::PagesFreed { .. }
+        | KvFact::HistoryKept { .. }
+        | KvFact::HistoryTrimmed { .. } => panic!("no fact about items of a collection: {fact:?}"),
     }
     collection.next_page = pages.next_no();
     if collection.holds == KvType::Hash {

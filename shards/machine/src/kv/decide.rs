@@ -12,6 +12,7 @@ use smallvec::smallvec;
 use super::batch::{Current, Written};
 use super::{Entry, Store};
 use crate::decision::Decision;
+use crate::keys::history_row_key;
 use crate::limit::{items, size};
 
 /// The store, its number, its settings, the time it is and the LSN a change will get.
@@ -44,8 +45,14 @@ impl<'a> Asked<'a> {
             KvCommand::Random { seed } => Ok(self.random(*seed)),
             KvCommand::Status => Ok(self.status()),
             KvCommand::Snapshot { prefix, key, from } => self.snapshot(prefix, key.as_ref(), from),
+            KvCommand::Past(_) => Err(Reject::Internal("what was is asked of the machine")),
             KvCommand::Clear { keys_max } => self.clear(*keys_max),
         }
+    }
+
+    /// The key of a record of the history, whose last part this is.
+    pub fn history_row_key(&self, row: &[u8]) -> Bytes {
+        history_row_key(self.placement.partition_slot(0), self.id, row)
     }
 
     /// The entry of a key if it is there now. `seen` grows to what this shows.
@@ -213,7 +220,7 @@ pub(super) fn holds(
     if holds { Ok(()) } else { Err(Reject::ConditionFailed { actual }) }
 }
 
-fn check_keys(keys: &[Bytes]) -> Result<(), Reject> {
+pub(super) fn check_keys(keys: &[Bytes]) -> Result<(), Reject> {
     items("keys", keys.len())?;
     keys.iter().try_for_each(|key| check_key(key))
 }

@@ -4,6 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, Reader, put_varint};
 use flowmesh_model::{IndexWrite, Lsn, Millis, SlotId, Space};
 
+use super::past::History;
 use super::value::Value;
 use super::{Entry, Order, Store, View};
 use crate::changes::{Change, Seals, Touch, image, removal};
@@ -55,6 +56,17 @@ impl Store {
         Ok(())
     }
 
+    /// The history in its form in the index, if there is or was one.
+    pub fn encode_history(&self) -> Option<Bytes> {
+        self.history.as_ref().map(|history| history.encode())
+    }
+
+    /// Reads what [`Store::encode_history`] wrote.
+    pub fn restore_history(&mut self, value: Bytes) -> Result<(), Malformed> {
+        self.history = Some(Box::new(History::restore(value)?));
+        Ok(())
+    }
+
     /// Takes a page out of the index: what follows slot and store in its key.
     pub fn restore_page(&mut self, slot: SlotId, rest: &[u8], value: Bytes) -> Result<(), Malformed> {
         self.pages.restore(slot, rest, value)
@@ -87,14 +99,17 @@ impl Store {
     }
 
     /// What else a checkpoint takes.
-    fn indexed(&mut self) -> [&mut dyn Indexed<Home>; 2] {
-        [&mut self.pages.pages, &mut self.pages.gone]
+    fn indexed(&mut self) -> [&mut dyn Indexed<Home>; 3] {
+        [&mut self.pages.pages, &mut self.pages.gone, &mut self.pages.kept]
     }
 
     /// Takes the changes into the sealed state.
     pub fn seal(&mut self) {
         self.changes.seal();
         self.indexed().into_iter().for_each(Indexed::seal);
+        if let Some(history) = &mut self.history {
+            history.seal();
+        }
     }
 
     /// Writes at most `items_max` sealed changes. Returns how many it looked at: fewer means that is all.
@@ -109,9 +124,12 @@ impl Store {
         for count in 0..items_max {
             match self.changes.next() {
                 None => {
-                    return self.indexed().into_iter().fold(count, |count, items| {
+                    let count = self.indexed().into_iter().fold(count, |count, items| {
                         count + items.collect(home, seals, items_max - count, out)
                     });
+                    let history = self.history.as_mut();
+                    return count
+                        + history.map_or(0, |history| history.records.collect(home, items_max - count, out));
                 }
                 Some(Change::Gone(key)) => out.push(removal(Space::Keys, home.entry_key(&key))),
                 Some(Change::Listed(place)) => {
@@ -131,11 +149,17 @@ impl Store {
     pub fn sealed_written(&mut self) {
         self.changes.sealed_written();
         self.indexed().into_iter().for_each(Indexed::sealed_written);
+        if let Some(history) = &mut self.history {
+            history.sealed_written();
+        }
     }
 
     /// The sealed state did not get into the index.
     pub fn unseal(&mut self, seals: &Seals) {
         self.indexed().into_iter().for_each(|items| items.unseal(seals));
+        if let Some(history) = &mut self.history {
+            history.records.unseal();
+        }
         let (changed, gone) = self.changes.unseal();
         for place in changed {
             if let Some(entry) = self.slab.get_mut(place)
@@ -165,10 +189,13 @@ impl Store {
                 gone.push((Space::Keys, home.entry_key(&key)));
             } else {
                 (self.table, self.expiry) = Default::default();
-                return self
+                let count = self
                     .indexed()
                     .into_iter()
                     .fold(count, |count, items| count + items.bury(home, items_max - count, gone));
+                // What the index has of the history goes as a whole.
+                let history = self.history.as_mut();
+                return count + history.map_or(0, |history| history.records.bury(items_max - count));
             }
         }
         items_max

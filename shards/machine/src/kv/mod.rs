@@ -3,7 +3,7 @@
 //! An [`entry`] is a key and what it holds, [`value`] is what that can be and [`tree`] what collections are made of, with
 //! their [`pages`]. [`decide`] is what can be asked of many keys at once, found by [`many`], [`run`] what can be asked of what one holds, and
 //! [`scan`] of ranges. [`apply`] is how facts change a store, [`change`] how they change a collection, [`index`] its part of
-//! checkpoints. [`feed`] is the stream that has its changes.
+//! checkpoints. [`feed`] is the stream that has its changes, [`past`] what was before them.
 //!
 //! | structure | by | for |
 //! |---|---|---|
@@ -27,6 +27,7 @@ mod index;
 mod many;
 mod order;
 mod pages;
+pub(crate) mod past;
 mod run;
 mod scan;
 mod shelf;
@@ -46,6 +47,7 @@ use crate::siphash::SipKey;
 use entry::{Entry, View};
 use order::Order;
 use pages::AllPages;
+use past::History;
 use slab::{Place, Slab};
 use table::Table;
 
@@ -94,6 +96,10 @@ pub(crate) struct Store {
     /// The number of the collection that was made last.
     collections: u64,
     memory_bytes: u64,
+    /// What was, if that is kept or was once.
+    history: Option<Box<History>>,
+    /// For how long the settings want it to be kept, ms; `None` as long as they are not known. Not part of the state.
+    history_wanted: Option<u64>,
 }
 
 impl Store {
@@ -110,6 +116,8 @@ impl Store {
             pages: AllPages::default(),
             collections: 0,
             memory_bytes: 0,
+            history: None,
+            history_wanted: None,
         }
     }
 
@@ -141,7 +149,13 @@ impl Store {
 
     /// An estimate of what it takes in memory.
     pub fn memory_bytes(&self) -> u64 {
-        self.memory_bytes + self.pages.memory_bytes
+        let history = self.history.as_ref().map_or(0, |history| history.records.memory_bytes());
+        self.memory_bytes + self.pages.memory_bytes + history
+    }
+
+    /// Whether it never had a key.
+    fn is_blank(&self) -> bool {
+        self.len() == 0 && self.last_removal == Lsn(0) && self.collections == 0
     }
 
     /// When something is due next.
@@ -150,12 +164,14 @@ impl Store {
         if self.pages.gone.len() > 0 {
             return Some(Millis(0));
         }
-        self.expiry.first().map(|(at, _)| *at)
+        let ends = self.expiry.first().map(|(at, _)| *at);
+        ends.into_iter().chain(self.history_due()).min()
     }
 
-    /// Appends the removal of what has ended, and of pages that nothing leads to.
+    /// Appends the removal of what has ended, of pages that nothing leads to, and of what was too long ago.
     pub fn expire(&self, store: ResourceId, now: Millis, facts_max: usize, facts: &mut Vec<Fact>) {
         let facts_max = facts.len() + facts_max;
+        self.tick_history(store, now, facts);
         for (_, place) in self.expiry.iter().take_while(|(at, _)| *at <= now) {
             if facts.len() >= facts_max {
                 return;

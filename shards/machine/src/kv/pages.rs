@@ -1,8 +1,10 @@
 //! Pages of collections: all but the roots, which stand with their keys.
 
+use std::collections::BTreeSet;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, put_varint};
-use flowmesh_model::{SlotId, Space};
+use flowmesh_model::{Lsn, SlotId, Space};
 
 use super::shelf::Shelf;
 use super::tree::{Order, Page, PageNo, Pages, PagesMut};
@@ -96,12 +98,57 @@ impl items::Item for Gone {
     }
 }
 
+/// Pages of a collection that no key holds any more, and that the history still leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct KeptKey {
+    pub collection: u64,
+    pub slot: SlotId,
+}
+
+/// In the index it stands as a page that no collection can have.
+const KEPT_PAGE: u32 = u32::MAX - 1;
+
+impl items::Key for KeptKey {
+    type Home = Home;
+
+    const SPACE: Space = Space::Pages;
+
+    fn in_index(&self, home: &Home) -> Bytes {
+        home.page_key(self.slot, self.collection, KEPT_PAGE)
+    }
+}
+
+/// Since which entry, and how many pages it has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept {
+    pub since: Lsn,
+    pub upto: u32,
+}
+
+impl items::Item for Kept {
+    /// | field | size |
+    /// |---|---|
+    /// | format | 1 |
+    /// | entry, end of its pages | varint each |
+    fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(16);
+        out.put_u8(keys::FORMAT);
+        put_varint(&mut out, self.since.0);
+        put_varint(&mut out, u64::from(self.upto));
+        out.freeze()
+    }
+}
+
 /// All pages of a store.
 #[derive(Debug, Default)]
 pub(crate) struct AllPages {
     pub pages: Items<PageKey, Stored, Shelf<Entry<Stored>>>,
     /// Collections that are gone and still have pages.
     pub gone: Items<GoneKey, Gone>,
+    /// Collections that only the history has.
+    pub kept: Items<KeptKey, Kept>,
+    /// The same in the order in which their records go.
+    kept_since: BTreeSet<(Lsn, KeptKey)>,
     pub memory_bytes: u64,
 }
 
@@ -130,6 +177,40 @@ impl AllPages {
         }
         let key = GoneKey { collection: collection.number, slot: collection.slot };
         self.gone.change(home, seals, &key, || Gone { freed: 0, upto }, |_| ());
+    }
+
+    /// No key holds a collection since an entry: its pages go, or stay as long as the history leads to them.
+    pub fn part_with(
+        &mut self,
+        home: &Home,
+        seals: &mut Seals,
+        collection: &Collection,
+        kept_since: Option<Lsn>,
+    ) {
+        let (Some(since), upto) = (kept_since, collection.next_page.0) else {
+            return self.leave(home, seals, collection);
+        };
+        if upto > 0 {
+            let key = KeptKey { collection: collection.number, slot: collection.slot };
+            self.kept.change(home, seals, &key, || Kept { since, upto }, |_| ());
+            self.kept_since.insert((since, key));
+        }
+    }
+
+    /// The entry since which the n-th of all kept collections is.
+    pub fn nth_kept(&self, nth: usize) -> Option<Lsn> {
+        self.kept_since.iter().nth(nth).map(|(since, _)| *since)
+    }
+
+    /// The history leads no more to collections that no key holds since this entry or before.
+    pub fn release(&mut self, home: &Home, seals: &mut Seals, upto: Lsn) {
+        while let Some((_, key)) = self.kept_since.first().copied().filter(|(since, _)| *since <= upto) {
+            self.kept_since.pop_first();
+            if let Some(kept) = self.kept.remove(home, seals, &key) {
+                let gone = GoneKey { collection: key.collection, slot: key.slot };
+                self.gone.change(home, seals, &gone, || Gone { freed: 0, upto: kept.upto }, |_| ());
+            }
+        }
     }
 
     /// Pages of a collection that is gone, before this one, go.
@@ -174,7 +255,8 @@ impl AllPages {
     pub fn check(&self, seals: &Seals, pages: usize) {
         let is_gone = |key: &PageKey| {
             let gone = self.gone.get(&GoneKey { collection: key.collection, slot: key.slot });
-            gone.is_some_and(|gone| (gone.freed..gone.upto).contains(&key.page.0))
+            let kept = self.kept.get(&KeptKey { collection: key.collection, slot: key.slot });
+            kept.is_some() || gone.is_some_and(|gone| (gone.freed..gone.upto).contains(&key.page.0))
         };
         assert_eq!(
             self.pages.each().filter(|(key, _)| !is_gone(key)).count(),
@@ -185,6 +267,8 @@ impl AllPages {
         assert_eq!(self.memory_bytes, bytes);
         self.pages.check(seals);
         self.gone.check(seals);
+        self.kept.check(seals);
+        assert!(self.kept.iter().map(|(key, kept)| (kept.since, *key)).eq(by_key(&self.kept_since)));
     }
 
     /// Takes a page or what is left of a collection out of the index: what follows slot and store in its key.
@@ -199,6 +283,15 @@ impl AllPages {
             self.gone.restore(GoneKey { collection, slot }, gone);
             return Ok(());
         }
+        if page == KEPT_PAGE {
+            let mut reader = keys::open(value)?;
+            let kept = Kept { since: Lsn(reader.varint()?), upto: reader.varint_u32()? };
+            keys::close(&reader)?;
+            let key = KeptKey { collection, slot };
+            self.kept_since.insert((kept.since, key));
+            self.kept.restore(key, kept);
+            return Ok(());
+        }
         let (order, bytes) = value.split_first().ok_or(Malformed("a page without an order"))?;
         let order = match order {
             0 => Order::ByKey,
@@ -210,6 +303,13 @@ impl AllPages {
         self.pages.restore(PageKey { collection, page: PageNo(page), slot }, stored);
         Ok(())
     }
+}
+
+/// In the order of keys.
+fn by_key(since: &BTreeSet<(Lsn, KeptKey)>) -> impl Iterator<Item = (Lsn, KeptKey)> {
+    let mut kept: Vec<_> = since.iter().copied().collect();
+    kept.sort_by_key(|(_, key)| *key);
+    kept.into_iter()
 }
 
 fn at(collection: &Collection) -> PageKey {

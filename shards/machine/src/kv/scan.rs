@@ -21,7 +21,7 @@ use crate::limit::size;
 const PASSED_MAX: usize = BATCH_ITEMS_MAX;
 
 /// The keys that a scan is about: the first, and the first behind them.
-fn range(scan: &KeyScan) -> (Bound<&[u8]>, Bound<Vec<u8>>) {
+pub(in crate::kv) fn range(scan: &KeyScan) -> (Bound<&[u8]>, Bound<Vec<u8>>) {
     let start = scan.start.as_deref().unwrap_or_default().max(&scan.prefix);
     let behind_prefix = behind(&scan.prefix);
     let end = match (scan.end.as_deref(), &behind_prefix) {
@@ -143,7 +143,7 @@ impl Asked<'_> {
 }
 
 /// Whether nothing can be between two bounds: a map refuses such a range.
-fn is_empty(low: Bound<&[u8]>, high: Bound<&[u8]>) -> bool {
+pub(in crate::kv) fn is_empty(low: Bound<&[u8]>, high: Bound<&[u8]>) -> bool {
     let (Bound::Included(from) | Bound::Excluded(from)) = low else { return false };
     let (Bound::Included(to) | Bound::Excluded(to)) = high else { return false };
     from >= to

@@ -9,7 +9,10 @@ pub mod text;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use flowmesh_machine::{BodyCursor, ColdFind, Decision, EntryContext, FlushRange, Machine, MachineConfig};
+use flowmesh_machine::{
+    BodyCursor, ColdFind, Decision, EntryContext, FlushRange, HistoryStep, Machine, MachineConfig, PastRead,
+    PastRows,
+};
 use flowmesh_model::job::fact::{QueueFact, RemovalCause};
 use flowmesh_model::record::{RecordPacker, RecordView};
 use flowmesh_model::reply::RecordRun;
@@ -56,6 +59,8 @@ pub struct World {
     /// A checkpoint in the making: its LSN, what was collected, whether that is all.
     pub sealed: Option<(Lsn, Vec<IndexWrite>, bool)>,
     pub to_flush: Vec<FlushRange>,
+    /// Rows of a history that are read at once.
+    pub history_rows_max: usize,
 }
 
 impl Default for World {
@@ -71,6 +76,7 @@ impl Default for World {
             file_bases: BTreeMap::new(),
             sealed: None,
             to_flush: Vec::new(),
+            history_rows_max: 3,
         }
     }
 }
@@ -99,6 +105,7 @@ impl World {
                 assert!(seen <= self.lsn, "an answer shows what has not happened");
                 Outcome::Answered(reply, seen)
             }
+            Ok(Decision::Past(read)) => self.run_past(command, read),
             Ok(Decision::Wait(_)) => Outcome::Waits,
             Ok(Decision::Fetch(read)) => Outcome::Cold(read.from),
             Ok(Decision::Find(find)) => Outcome::Finds(find),
@@ -118,6 +125,61 @@ impl World {
             self.machine.warm(queue, job, body.clone()).unwrap();
         }
         self.machine.check_all();
+    }
+
+    /// Reads of the history what a command needs, a few rows at a time, until it is answered.
+    fn run_past(&mut self, command: &Command, mut read: PastRead) -> Outcome {
+        let mut rows = PastRows::default();
+        for _ in 0..100_000 {
+            assert!(!read.ranges.is_empty(), "a read that reads nothing");
+            for range in &read.ranges {
+                assert!(range.from < range.to);
+                let (from, to) = (range.from.clone(), range.to.clone());
+                let mut found = self.index.range((Space::History, from)..(Space::History, to));
+                let rows_max = range.rows_max.min(self.history_rows_max);
+                let chunk = found.by_ref().take(rows_max);
+                let chunk: Vec<_> = chunk.map(|((_, row), value)| (row.clone(), value.clone())).collect();
+                rows.add(read.generation, range, chunk, found.next().is_none());
+            }
+            match self.machine.past(self.now, self.lsn.next(), command, &rows) {
+                Ok(Decision::Answer { reply, seen }) => {
+                    assert!(seen <= self.lsn, "an answer shows what has not happened");
+                    return Outcome::Answered(reply, seen);
+                }
+                Ok(Decision::Past(more)) => read = more,
+                Ok(other) => panic!("what was is only read: {other:?}"),
+                Err(reject) => return Outcome::Rejected(reject),
+            }
+        }
+        panic!("a read of the past never ends");
+    }
+
+    /// Takes out of the index what is of no use of histories.
+    fn sweep_history(&mut self) {
+        if !self.machine.take_history_news() {
+            return;
+        }
+        let mut at = Bytes::new();
+        while let Some(((_, key), _)) = self
+            .index
+            .range((Space::History, at.clone())..)
+            .next()
+            .filter(|((space, _), _)| *space == Space::History)
+        {
+            let key = key.clone();
+            match self.machine.history_garbage(&key).unwrap() {
+                HistoryStep::Remove(upto) => {
+                    assert!(upto > key);
+                    let range = (Space::History, key)..(Space::History, upto);
+                    let gone: BTreeSet<_> = self.index.range(range).map(|(key, _)| key.clone()).collect();
+                    self.index.retain(|key, _| !gone.contains(key));
+                }
+                HistoryStep::Skip(upto) => {
+                    assert!(upto > key);
+                    at = upto;
+                }
+            }
+        }
     }
 
     /// Drops all from memory of what jobs are about that the index has.
@@ -240,6 +302,7 @@ impl World {
         self.index_lsn = lsn;
         self.machine.sealed_written();
         self.remove_trimmed();
+        self.sweep_history();
         for at in self.machine.take_dropped_streams() {
             self.files.remove(&at);
             self.file_bases.remove(&at);

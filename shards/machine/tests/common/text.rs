@@ -113,6 +113,8 @@ pub fn reply(reply: &Reply) -> String {
             Err(reject) => format!("{}: {reject}", reject.reason()),
         }),
         Reply::KvSnapshot(part) => format!("snapshot {part:?}"),
+        Reply::KvVersions { versions, next } => format!("versions {versions:?} next {next:?}"),
+        Reply::KvDiff { keys, next } => format!("diff {keys:?} next {next:?}"),
         Reply::KvStatus(status) => format!("{status:?}"),
         Reply::KvCleared { count, more } => format!("cleared {count}, more: {more}"),
         Reply::Producer { id, epoch } => format!("producer {id} epoch {epoch}"),

@@ -19,6 +19,8 @@
 //! | 150 | `ItemSet` | key, index, value |
 //! | 151 | `ItemInserted` | key, index, value |
 //! | 152 | `PagesFreed` | collection, page |
+//! | 157 | `HistoryKept` | ms (0 = no more) |
+//! | 162 | `HistoryTrimmed` | LSN, time |
 //!
 //! A fact about a field, member, score or item of a key that is not there makes the collection first. One that lost its
 //! last member is followed by `KeyDeleted`.
@@ -27,7 +29,7 @@ use bytes::{Buf, BufMut, Bytes};
 
 use super::{Number, Real, Side};
 use crate::codec::{Malformed, Reader, put_bytes, put_varint};
-use crate::ids::Millis;
+use crate::ids::{Lsn, Millis};
 
 /// What became true of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,10 +166,22 @@ pub enum KvFact {
         /// The first page that is still there.
         upto: u32,
     },
+    /// From now on what changes is kept for so long.
+    HistoryKept {
+        /// For how long at least, ms; 0: no more.
+        ms: u64,
+    },
+    /// What was before changes up to this entry is kept no more.
+    HistoryTrimmed {
+        /// The entry.
+        upto: Lsn,
+        /// No state before this time can be read.
+        time: Millis,
+    },
 }
 
 /// Tags of facts about stores.
-pub const TAGS: std::ops::RangeInclusive<u8> = 136..=159;
+pub const TAGS: std::ops::RangeInclusive<u8> = 136..=167;
 
 const COUNTED_INTEGER: u8 = 136;
 const COUNTED_FLOAT: u8 = 137;
@@ -186,6 +200,8 @@ const ITEMS_REMOVED: u8 = 149;
 const ITEM_SET: u8 = 150;
 const ITEM_INSERTED: u8 = 151;
 const PAGES_FREED: u8 = 152;
+const HISTORY_KEPT: u8 = 157;
+const HISTORY_TRIMMED: u8 = 162;
 
 impl KvFact {
     /// The tag on disk.
@@ -209,6 +225,8 @@ impl KvFact {
             Self::ItemSet { .. } => ITEM_SET,
             Self::ItemInserted { .. } => ITEM_INSERTED,
             Self::PagesFreed { .. } => PAGES_FREED,
+            Self::HistoryKept { .. } => HISTORY_KEPT,
+            Self::HistoryTrimmed { .. } => HISTORY_TRIMMED,
         }
     }
 
@@ -231,7 +249,7 @@ impl KvFact {
             | Self::ItemsRemoved { key, .. }
             | Self::ItemSet { key, .. }
             | Self::ItemInserted { key, .. } => Some(key),
-            Self::PagesFreed { .. } => None,
+            Self::PagesFreed { .. } | Self::HistoryKept { .. } | Self::HistoryTrimmed { .. } => None,
         }
     }
 
@@ -286,6 +304,11 @@ impl KvFact {
                 put_varint(out, *collection);
                 put_varint(out, u64::from(*upto));
             }
+            Self::HistoryKept { ms } => put_varint(out, *ms),
+            Self::HistoryTrimmed { upto, time } => {
+                put_varint(out, upto.0);
+                put_varint(out, time.0);
+            }
         }
     }
 
@@ -307,7 +330,9 @@ impl KvFact {
                 Self::Counted { .. }
                 | Self::EndSet { .. }
                 | Self::ItemsRemoved { .. }
-                | Self::PagesFreed { .. } => 0,
+                | Self::PagesFreed { .. }
+                | Self::HistoryKept { .. }
+                | Self::HistoryTrimmed { .. } => 0,
             }
     }
 
@@ -316,8 +341,18 @@ impl KvFact {
     /// # Errors
     /// [`Malformed`].
     pub fn decode(tag: u8, reader: &mut Reader) -> Result<Self, Malformed> {
-        if tag == PAGES_FREED {
-            return Ok(Self::PagesFreed { collection: reader.varint()?, upto: reader.varint_u32()? });
+        match tag {
+            PAGES_FREED => {
+                return Ok(Self::PagesFreed { collection: reader.varint()?, upto: reader.varint_u32()? });
+            }
+            HISTORY_KEPT => return Ok(Self::HistoryKept { ms: reader.varint()? }),
+            HISTORY_TRIMMED => {
+                return Ok(Self::HistoryTrimmed {
+                    upto: Lsn(reader.varint()?),
+                    time: Millis(reader.varint()?),
+                });
+            }
+            _ => {}
         }
         let key = reader.bytes()?;
         Ok(match tag {
@@ -432,6 +467,8 @@ mod tests {
             (KvFact::ItemSet { key: b("k"), index: 2, value: value.clone() }, vec![150, 1, b'k', 2, 1, b'v']),
             (KvFact::ItemInserted { key, index: 2, value }, vec![151, 1, b'k', 2, 1, b'v']),
             (KvFact::PagesFreed { collection: 7, upto: 300 }, vec![152, 7, 0xAC, 2]),
+            (KvFact::HistoryKept { ms: 300 }, vec![157, 0xAC, 2]),
+            (KvFact::HistoryTrimmed { upto: Lsn(9), time: Millis(300) }, vec![162, 9, 0xAC, 2]),
         ];
         for (fact, bytes) in rows {
             let mut out = vec![fact.tag()];

@@ -8,6 +8,7 @@
 pub mod change;
 pub mod fact;
 mod outcome;
+pub mod past;
 mod real;
 pub mod snapshot;
 

@@ -178,6 +178,19 @@ impl IndexError {
 /// Keys and values, in key order. They share one piece of memory: detach what is kept for long.
 pub type Chunk = Vec<(Bytes, Bytes)>;
 
+/// Rows of a history that are read at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryRange {
+    /// From this key on.
+    pub from: Bytes,
+    /// Before this one.
+    pub to: Bytes,
+    /// At most so many.
+    pub rows_max: usize,
+    /// Until they have so many bytes, but at least one row.
+    pub bytes_max: usize,
+}
+
 /// Bytes of keys and values a scan fetches at once.
 const SCAN_BYTES: usize = 1024 * 1024;
 
@@ -241,8 +254,29 @@ impl Index {
     /// checkpoint.
     pub async fn bodies(&self, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, IndexError> {
         let (reply, answer) = oneshot::channel();
-        drop(self.reads.send(ReadBodies { keys, reply }));
+        drop(self.reads.send(ReadBodies::Bodies { keys, reply }));
         answer.await.unwrap_or_else(|_| Err(self.closed()))
+    }
+
+    /// Rows of histories ([`Space::History`]), for each range those that there are and whether that is all. Waits for no
+    /// checkpoint; of one that is being made it may have a part.
+    pub async fn history(&self, ranges: Vec<HistoryRange>) -> Result<Vec<(Chunk, bool)>, IndexError> {
+        let (reply, answer) = oneshot::channel();
+        drop(self.reads.send(ReadBodies::History { ranges, reply }));
+        answer.await.unwrap_or_else(|_| Err(self.closed()))
+    }
+
+    /// Removes rows of histories from a key on and before another, beside checkpoints and some at a time. A crash may bring
+    /// them back.
+    pub async fn remove_history(&self, from: Bytes, to: Bytes) -> Result<(), IndexError> {
+        const ROWS_AT_ONCE: usize = 4096;
+        loop {
+            let (from, to) = (from.clone(), to.clone());
+            let rows_max = ROWS_AT_ONCE;
+            if self.ask(|reply| Op::RemoveHistory { from, to, rows_max, reply }).await? {
+                return Ok(());
+            }
+        }
     }
 
     /// All entries of a space in key order, a chunk at a time.
@@ -261,11 +295,7 @@ impl Index {
         let mut scan = self.scan(space);
         while let Some(chunk) = scan.next().await? {
             for (key, value) in chunk {
-                sink(key, value).map_err(|Malformed(reason)| IndexError::Undecodable {
-                    shard: self.shard,
-                    dir: self.dir.to_path_buf(),
-                    reason,
-                })?;
+                sink(key, value).map_err(|malformed| self.undecodable(malformed))?;
             }
         }
         Ok(())
@@ -291,6 +321,12 @@ impl Index {
         op: impl FnOnce(oneshot::Sender<Result<T, IndexError>>) -> Op,
     ) -> Result<T, IndexError> {
         self.send(op).await.unwrap_or_else(|_| Err(self.closed()))
+    }
+
+    /// Something in it cannot be understood.
+    #[must_use]
+    pub fn undecodable(&self, Malformed(reason): Malformed) -> IndexError {
+        IndexError::Undecodable { shard: self.shard, dir: self.dir.to_path_buf(), reason }
     }
 
     fn closed(&self) -> IndexError {

@@ -2,7 +2,7 @@
 //!
 //! | keyspace | key | value |
 //! |---|---|---|
-//! | `meta`, `jobs`, `keys`, `groups`, `bodies`, `pages` | slot u16 BE, resource u64 BE, then as the machine likes | as the machine likes |
+//! | `meta`, `jobs`, `keys`, `groups`, `bodies`, `pages`, `history` | slot u16 BE, resource u64 BE, then as the machine likes | as the machine likes |
 //! | `state` | `format` | version u32 LE |
 //! | | `shard` | u16 LE |
 //! | | `applied` | u64 LE: everything up to this LSN is in the index |
@@ -21,7 +21,8 @@
 //!
 //! **Version 1** had all bodies in their keyspace, and the stage in a keyspace `stage`: key checkpoint number u64 BE, change u64 BE; value space u8, 1 = set
 //! or 0 = remove u8, key bytes u16 LE, key, value; `staged` had the number of changes where bytes are now. An index of that
-//! version is brought to this one when it is opened. **Version 2** had no pages; it is as this one without any.
+//! version is brought to this one when it is opened. **Version 2** had no pages, **version 3** no history; they
+//! are as this one without any.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -32,14 +33,14 @@ use flowmesh_model::{IndexWrite, Lsn, ShardId, Space};
 use super::shelf::{Reader, Shelf};
 use super::stage::{Stage, Staged, StagedChange, read_change};
 use super::worker::failed;
-use super::{Chunk, IndexConfig, IndexError};
+use super::{Chunk, HistoryRange, IndexConfig, IndexError};
 use crate::pages::Fields;
 
 /// The format this server writes, and the newest it reads. Grows with every change an older server would misread.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
-/// The last version without pages of collections.
-const VERSION_WITHOUT_PAGES: u32 = 2;
+/// The last version without histories. The one before that had no pages of collections either.
+const VERSION_WITHOUT_HISTORY: u32 = 3;
 
 /// The last version with a keyspace for a stage, and without files of bodies; what it has of those is read as it is.
 const VERSION_STAGE_KEYSPACE: u32 = 1;
@@ -55,7 +56,7 @@ const STAGED_KEY: &[u8] = b"staged";
 /// An open database.
 pub(super) struct Store {
     database: Database,
-    spaces: [Keyspace; 6],
+    spaces: [Keyspace; 7],
     state: Keyspace,
     stage: Stage,
     shelf: Shelf,
@@ -92,12 +93,12 @@ impl Store {
             .max_journaling_size(config.journal_bytes_max)
             .open()?;
         let options = || KeyspaceCreateOptions::default().max_memtable_size(config.memtable_bytes);
-        let [meta, jobs, keys, groups, bodies, pages] =
+        let [meta, jobs, keys, groups, bodies, pages, history] =
             Space::ALL.map(|space| database.keyspace(space.as_str(), options));
         let shelf = Shelf::open(&config.dir, config.shard, database.keyspace("shelf", options)?)?;
         Ok(Self {
             shelf,
-            spaces: [meta?, jobs?, keys?, groups?, bodies?, pages?],
+            spaces: [meta?, jobs?, keys?, groups?, bodies?, pages?, history?],
             state: database.keyspace("state", options)?,
             stage: Stage::new(config.dir.with_extension("stage")),
             database,
@@ -126,7 +127,7 @@ impl Store {
                 Err(IndexError::WrongShard { shard: config.shard, dir: config.dir.clone(), found })
             }
             _ if version == VERSION_STAGE_KEYSPACE => self.leave_stage_keyspace().map_err(failed),
-            _ if version == VERSION_WITHOUT_PAGES => self.mark(VERSION, config.shard).map_err(failed),
+            _ if version <= VERSION_WITHOUT_HISTORY => self.mark(VERSION, config.shard).map_err(failed),
             _ => Ok(()),
         }
     }
@@ -180,7 +181,8 @@ impl Store {
 
     /// Reads bodies from any thread.
     pub fn bodies(&self) -> Bodies {
-        Bodies { files: self.shelf.reader(), few: self.space(Space::Bodies).clone() }
+        let history = self.space(Space::History).clone();
+        Bodies { files: self.shelf.reader(), few: self.space(Space::Bodies).clone(), history }
     }
 
     pub fn scan(&self, space: Space, after: Option<&[u8]>, bytes_max: usize) -> fjall::Result<Chunk> {
@@ -199,6 +201,20 @@ impl Store {
         }
         let mut memory = memory.freeze();
         Ok(lens.into_iter().map(|(key, value)| (memory.split_to(key), memory.split_to(value))).collect())
+    }
+
+    /// Removes rows of histories from a key on and before another, at most so many, beside checkpoints. Returns whether that
+    /// is all. A crash may bring them back.
+    pub fn remove_history(&self, from: &[u8], to: &[u8], rows_max: usize) -> fjall::Result<bool> {
+        let history = self.space(Space::History);
+        let mut batch = self.database.batch();
+        let mut rows = 0;
+        for row in history.range(from..to).take(rows_max) {
+            batch.remove(history, row.key()?);
+            rows += 1;
+        }
+        batch.commit()?;
+        Ok(rows < rows_max)
     }
 
     /// Forgets a checkpoint that was not committed.
@@ -277,7 +293,7 @@ impl Store {
     }
 
     fn space(&self, space: Space) -> &Keyspace {
-        let [meta, jobs, keys, groups, bodies, pages] = &self.spaces;
+        let [meta, jobs, keys, groups, bodies, pages, history] = &self.spaces;
         match space {
             Space::Meta => meta,
             Space::Jobs => jobs,
@@ -285,6 +301,7 @@ impl Store {
             Space::Groups => groups,
             Space::Bodies => bodies,
             Space::Pages => pages,
+            Space::History => history,
         }
     }
 
@@ -293,11 +310,13 @@ impl Store {
     }
 }
 
-/// Reads bodies from any thread, beside a checkpoint: what is asked for was there at the last one, and is not changed.
+/// Reads bodies and histories from any thread, beside a checkpoint: what is asked for was there at the last one, and is not
+/// changed.
 #[derive(Clone)]
 pub(super) struct Bodies {
     files: Reader,
     few: Keyspace,
+    history: Keyspace,
 }
 
 impl Bodies {
@@ -309,6 +328,24 @@ impl Bodies {
             }
         }
         Ok(found)
+    }
+}
+
+impl Bodies {
+    /// Rows of histories from a key on and before another, in order, and whether that is all: at most so many, and until they
+    /// have so many bytes, but at least one.
+    pub fn history(&self, range: &HistoryRange) -> fjall::Result<(Chunk, bool)> {
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        for row in self.history.range(&range.from[..]..&range.to[..]) {
+            if rows.len() == range.rows_max || bytes >= range.bytes_max {
+                return Ok((rows, false));
+            }
+            let (key, value) = row.into_inner()?;
+            bytes += key.len() + value.len();
+            // Copied: a slice of fjall's keeps its whole block alive.
+            rows.push((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)));
+        }
+        Ok((rows, true))
     }
 }
 
@@ -486,11 +523,14 @@ mod tests {
         assert_eq!(there(&store, 1..4000), 3000);
         // It says what it is now.
         assert_eq!(Fields(&store.state.get(FORMAT_KEY).unwrap().unwrap()).u32(), VERSION);
-        store.mark(VERSION_WITHOUT_PAGES, ShardId(0)).unwrap();
-        drop(store);
-        let Opened { store, .. } = Store::open(&config).unwrap();
-        assert_eq!(there(&store, 1..4000), 3000);
-        assert_eq!(Fields(&store.state.get(FORMAT_KEY).unwrap().unwrap()).u32(), VERSION);
+        let mut store = store;
+        for before in [VERSION_STAGE_KEYSPACE + 1, VERSION_WITHOUT_HISTORY] {
+            store.mark(before, ShardId(0)).unwrap();
+            drop(store);
+            store = Store::open(&config).unwrap().store;
+            assert_eq!(there(&store, 1..4000), 3000);
+            assert_eq!(Fields(&store.state.get(FORMAT_KEY).unwrap().unwrap()).u32(), VERSION);
+        }
         store.mark(VERSION + 1, ShardId(0)).unwrap();
         drop(store);
         let newer = Store::open(&config).map(|_| ()).unwrap_err();

@@ -8,7 +8,7 @@ use flowmesh_model::{IndexWrite, Lsn, Space};
 use futures::channel::oneshot;
 
 use super::store::{Bodies, Opened, Store};
-use super::{Chunk, IndexConfig, IndexError, space};
+use super::{Chunk, HistoryRange, IndexConfig, IndexError, space};
 
 type Reply<T> = oneshot::Sender<Result<T, IndexError>>;
 
@@ -17,16 +17,18 @@ pub(super) enum Op {
     Get { space: Space, key: Bytes, reply: Reply<Option<Bytes>> },
     GetMany { space: Space, keys: Vec<Bytes>, reply: Reply<Vec<Option<Bytes>>> },
     Scan { space: Space, after: Option<Bytes>, bytes_max: usize, reply: Reply<Chunk> },
+    History { ranges: Vec<HistoryRange>, reply: Reply<Vec<(Chunk, bool)>> },
+    RemoveHistory { from: Bytes, to: Bytes, rows_max: usize, reply: Reply<bool> },
     Begin { number: u64 },
     Add { number: u64, writes: Vec<IndexWrite>, reply: Reply<()> },
     Commit { number: u64, applied: Lsn, reply: Reply<()> },
     Shutdown { reply: Reply<()> },
 }
 
-/// What is asked of the thread that reads bodies.
-pub(super) struct ReadBodies {
-    pub keys: Vec<Bytes>,
-    pub reply: Reply<Vec<Option<Bytes>>>,
+/// What is asked of the thread that reads bodies and histories.
+pub(super) enum ReadBodies {
+    Bodies { keys: Vec<Bytes>, reply: Reply<Vec<Option<Bytes>>> },
+    History { ranges: Vec<HistoryRange>, reply: Reply<Vec<(Chunk, bool)>> },
 }
 
 /// How bodies are read, while the database is open.
@@ -46,14 +48,29 @@ pub(super) fn run_reads(
     if let Some(on_start) = &config.on_thread_start {
         on_start();
     }
-    for ReadBodies { keys, reply } in reads {
-        // Not cloned: nothing may keep a database open that is being opened again.
-        let found = lock(bodies).as_ref().and_then(|bodies| bodies.get_many(&keys).ok());
-        match found {
-            Some(found) => drop(reply.send(Ok(found))),
-            None => drop(ops.send(Op::GetMany { space: Space::Bodies, keys, reply })),
+    // Not cloned: nothing may keep a database open that is being opened again.
+    for read in reads {
+        match read {
+            ReadBodies::Bodies { keys, reply } => {
+                let found = lock(bodies).as_ref().and_then(|bodies| bodies.get_many(&keys).ok());
+                match found {
+                    Some(found) => drop(reply.send(Ok(found))),
+                    None => drop(ops.send(Op::GetMany { space: Space::Bodies, keys, reply })),
+                }
+            }
+            ReadBodies::History { ranges, reply } => {
+                let found = lock(bodies).as_ref().and_then(|bodies| history(bodies, &ranges).ok());
+                match found {
+                    Some(found) => drop(reply.send(Ok(found))),
+                    None => drop(ops.send(Op::History { ranges, reply })),
+                }
+            }
         }
     }
+}
+
+fn history(bodies: &Bodies, ranges: &[HistoryRange]) -> fjall::Result<Vec<(Chunk, bool)>> {
+    ranges.iter().map(|range| bodies.history(range)).collect()
 }
 
 /// The thread's main function.
@@ -118,6 +135,13 @@ impl Worker {
                 Op::Scan { space, after, bytes_max, reply } => {
                     let outcome = self.read(|store| store.scan(space, after.as_deref(), bytes_max), "scan");
                     drop(reply.send(outcome));
+                }
+                Op::History { ranges, reply } => {
+                    drop(reply.send(self.read(|store| history(&store.bodies(), &ranges), "read")));
+                }
+                Op::RemoveHistory { from, to, rows_max, reply } => {
+                    let remove = |store: &Store| store.remove_history(&from, &to, rows_max);
+                    drop(reply.send(self.read(remove, "remove from")));
                 }
                 Op::Begin { number } => {
                     self.checkpoint = Some(number);

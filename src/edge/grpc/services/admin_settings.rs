@@ -120,6 +120,7 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
                 ttl => ttl,
             },
             feed: feed(changes.feed, base.feed)?,
+            history_ms: changed(changes.history_ms, base.history_ms),
             durability: durability(changes.durability, base.durability)?,
         })),
         (Settings::Group(base), Some(Message::Group(changes))) => Ok(Settings::Group(GroupSettings {
@@ -318,6 +319,7 @@ fn to_message(settings: &Settings) -> v1::Settings {
                 partitions: feed.partitions,
                 old_values: Some(feed.old_values),
             }),
+            history_ms: kv.history_ms,
         }),
         Settings::Group(group) => Message::Group(v1::GroupSettings {
             session_timeout_ms: Some(group.session_timeout_ms),

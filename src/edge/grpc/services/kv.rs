@@ -7,8 +7,9 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{put_varint, varint_len};
 use flowmesh_model::command::{SetEntry, SetIf, SetTtl};
+use flowmesh_model::kv::past::{PastAsk, PastAt};
 use flowmesh_model::reply::EntryValue;
-use flowmesh_model::{Batch, Kind, KvCommand, Lsn, Reject, Reply, ResourceInfo};
+use flowmesh_model::{Batch, Kind, KvCommand, Lsn, Millis, Reject, Reply, ResourceInfo};
 use flowmesh_proto::v1;
 use prost::Message;
 
@@ -32,12 +33,14 @@ struct KeysCall<'a> {
     store: &'a str,
     keys: Batch<Bytes>,
     if_version: Option<u64>,
+    /// Of a `GetRequest`.
+    as_of: Option<PastAt>,
 }
 
 impl<'a> KeysCall<'a> {
     fn read(message: &'a Bytes) -> Result<Self, Reject> {
         let mut fields = Fields::new(message);
-        let mut call = Self { store: "", keys: Batch::new(), if_version: None };
+        let mut call = Self { store: "", keys: Batch::new(), if_version: None, as_of: None };
         while let Some(field) = fields.next()? {
             match field {
                 (1, Value::Bytes(range)) => call.store = fields.text("store", range)?,
@@ -46,9 +49,12 @@ impl<'a> KeysCall<'a> {
                     check_items("keys", call.keys.len())?;
                 }
                 (3, Value::Integer(version)) => call.if_version = Some(version),
+                (10, Value::Integer(at)) => call.as_of = Some(PastAt::Time(Millis(at))),
+                (11, Value::Integer(version)) => call.as_of = Some(PastAt::Version(Lsn(version))),
                 (1, _) => return Err(wrong_type("store")),
                 (2, _) => return Err(wrong_type("keys")),
                 (3, _) => return Err(wrong_type("if_version")),
+                (10 | 11, _) => return Err(wrong_type("as_of")),
                 _ => {}
             }
         }
@@ -62,7 +68,13 @@ pub fn get<B: Backend>(edge: &Rc<Edge<B>>, message: &Bytes, responder: Responder
     let call = attempt!(responder, KeysCall::read(message));
     let info = attempt!(responder, existing(edge, call.store));
     let keys = spread_keys(edge, &info, call.keys);
-    dispatch_spread(edge, &info, keys, responder, |keys| KvCommand::Get { keys }, put_values);
+    match call.as_of {
+        None => dispatch_spread(edge, &info, keys, responder, |keys| KvCommand::Get { keys }, put_values),
+        Some(at) => {
+            let command = move |keys| KvCommand::Past(PastAsk::Get { at, keys });
+            dispatch_spread(edge, &info, keys, responder, command, put_values);
+        }
+    }
     None
 }
 
@@ -224,7 +236,6 @@ fn put_written(reply: Reply, out: &mut BytesMut) -> Result<(), Reject> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flowmesh_model::Millis;
     use flowmesh_model::kv::KvType;
     use v1::set_entry::{Condition, Ttl};
 

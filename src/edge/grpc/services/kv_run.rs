@@ -5,8 +5,9 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 use flowmesh_model::kv::KvOp;
+use flowmesh_model::kv::past::{PastAsk, PastAt};
 use flowmesh_model::placement::PlacementHash;
-use flowmesh_model::{Batch, Kind, KvCommand, Millis, Reject, Reply};
+use flowmesh_model::{Batch, Kind, KvCommand, Lsn, Millis, Reject, Reply};
 use flowmesh_proto::v1;
 
 use super::gather::{dispatch_spread, spread};
@@ -21,18 +22,26 @@ use crate::edge::grpc::wire::{Fields, Value, wrong_type};
 
 /// `Kv.Run`
 pub fn run<B: Backend>(edge: &Rc<Edge<B>>, message: &Bytes, responder: Responder) -> Option<CallFuture> {
-    let RunCall { store, ops, atomic } = attempt!(responder, RunCall::read(message));
-    let writes = ops.iter().any(|op| op.action.is_write());
-    with_resource(edge, Kind::Kv, store, writes, responder, move |edge, info, responder| {
+    let RunCall { store, ops, atomic, as_of } = attempt!(responder, RunCall::read(message));
+    let writes = ops.iter().position(|op| op.action.is_write());
+    if let Some(index) = writes.filter(|_| as_of.is_some()) {
+        responder.fail(Reject::PastChange { index: index as u32 });
+        return None;
+    }
+    with_resource(edge, Kind::Kv, store, writes.is_some(), responder, move |edge, info, responder| {
         if let Err(reject) = check_together(&info.placement, &ops, atomic) {
             return responder.fail(reject);
         }
         let shard_of = |key: &[u8]| edge.backend.shard_of_key(&info, key);
         let ops = spread(ops, edge.backend.shards(), |op| &op.key, shard_of);
-        let command = |ops| KvCommand::Run { ops, atomic, seed: edge.chance() };
+        let command = |ops| match as_of {
+            None => KvCommand::Run { ops, atomic, seed: edge.chance() },
+            Some(at) => KvCommand::Past(PastAsk::Run { at, ops, seed: edge.chance() }),
+        };
         let backend = edge.backend.clone();
         dispatch_spread(edge, &info, ops, responder, command, move |reply, out| {
-            put_outcomes(reply, backend.now(), out)
+            let now = if let Some(PastAt::Time(then)) = as_of { then } else { backend.now() };
+            put_outcomes(reply, now, out)
         });
     })
 }
@@ -42,12 +51,13 @@ struct RunCall<'a> {
     store: &'a str,
     ops: Batch<KvOp>,
     atomic: bool,
+    as_of: Option<PastAt>,
 }
 
 impl<'a> RunCall<'a> {
     fn read(message: &'a Bytes) -> Result<Self, Reject> {
         let mut fields = Fields::new(message);
-        let (mut call, mut items) = (Self { store: "", ops: Batch::new(), atomic: false }, 0);
+        let (mut call, mut items) = (Self { store: "", ops: Batch::new(), atomic: false, as_of: None }, 0);
         while let Some(field) = fields.next()? {
             match field {
                 (1, Value::Bytes(range)) => call.store = fields.text("store", range)?,
@@ -60,9 +70,12 @@ impl<'a> RunCall<'a> {
                     check_items("operations", call.ops.len())?;
                 }
                 (3, Value::Integer(atomic)) => call.atomic = atomic != 0,
+                (10, Value::Integer(at)) => call.as_of = Some(PastAt::Time(Millis(at))),
+                (11, Value::Integer(version)) => call.as_of = Some(PastAt::Version(Lsn(version))),
                 (1, _) => return Err(wrong_type("store")),
                 (2, _) => return Err(wrong_type("operations")),
                 (3, _) => return Err(wrong_type("atomic")),
+                (10 | 11, _) => return Err(wrong_type("as_of")),
                 _ => {}
             }
         }
@@ -145,7 +158,7 @@ mod tests {
     }
 
     fn read(operations: Vec<v1::Operation>) -> Result<Batch<KvOp>, Reject> {
-        let request = v1::RunRequest { store: "s".into(), operations, atomic: true };
+        let request = v1::RunRequest { store: "s".into(), operations, atomic: true, as_of: None };
         let message = Bytes::from(request.encode_to_vec());
         let call = RunCall::read(&message)?;
         assert!(call.store == "s" && call.atomic);

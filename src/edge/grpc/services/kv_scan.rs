@@ -4,14 +4,16 @@ use std::rc::Rc;
 
 use bytes::{Bytes, BytesMut};
 use flowmesh_model::command::KeyScan;
+use flowmesh_model::kv::past::{PastAsk, PastAt};
 use flowmesh_model::limits::{BATCH_ITEMS_MAX, REPLY_BYTES_MAX};
 use flowmesh_model::reply::EntryValue;
 use flowmesh_model::settings::within;
-use flowmesh_model::{Command, Kind, KvCommand, Reject, Reply, ShardId};
+use flowmesh_model::{Command, Kind, KvCommand, Millis, Reject, Reply, ShardId};
 use flowmesh_proto::v1;
 use futures::future::join_all;
 
 use super::kv::{entry_value_len, put_entry_value};
+use super::kv_past::at_version;
 use super::stream::or_default;
 use super::{attempt, decode, dispatch};
 use crate::edge::backend::{Backend, missing};
@@ -33,6 +35,8 @@ pub fn scan<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder
         return None;
     };
     let reverse = request.reverse;
+    let shards = edge.backend.shards();
+    let as_of = attempt!(responder, request.as_of.map(|at| scan_at(at, shards)).transpose());
     let command = move || {
         let scan = KeyScan {
             prefix: request.prefix.clone(),
@@ -44,9 +48,13 @@ pub fn scan<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder
             keys_max: limit,
             with_values: !request.keys_only,
         };
-        Command::Kv(info.id, KvCommand::Scan(scan))
+        let command = match as_of {
+            None => KvCommand::Scan(scan),
+            Some(at) => KvCommand::Past(PastAsk::Scan { at, scan }),
+        };
+        Command::Kv(info.id, command)
     };
-    if edge.backend.shards() == 1 {
+    if shards == 1 {
         dispatch(edge, ShardId(0), command(), responder, |reply, out| {
             let Reply::Scanned { entries, next } = reply else { return Err(wrong_reply()) };
             put_page(out, &entries, next.as_deref());
@@ -66,6 +74,14 @@ pub fn scan<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Responder
             Err(reject) => responder.fail(reject),
         }
     }))
+}
+
+/// When keys of all shards are looked at.
+fn scan_at(at: v1::scan_request::AsOf, shards: u16) -> Result<PastAt, Reject> {
+    match at {
+        v1::scan_request::AsOf::AsOfMs(at) => Ok(PastAt::Time(Millis(at))),
+        v1::scan_request::AsOf::AtVersion(version) => at_version("at_version", version, shards),
+    }
 }
 
 /// What one shard found.

@@ -15,6 +15,7 @@ mod health;
 mod kv;
 mod kv_operations;
 mod kv_outcomes;
+mod kv_past;
 mod kv_run;
 mod kv_scan;
 mod kv_watch;
@@ -69,6 +70,8 @@ pub fn unary<B: Backend>(
         Method::KvRun => kv_run::run(edge, &message, responder),
         Method::KvRandom => kv_whole::random(edge, message, responder),
         Method::KvStatus => kv_whole::status(edge, message, responder),
+        Method::KvVersions => kv_past::versions(edge, message, responder),
+        Method::KvDiff => kv_past::diff(edge, message, responder),
         Method::KvClear => kv_whole::clear(edge, message, responder),
         Method::StreamAppend => stream::append(edge, &message, responder),
         Method::StreamRead => stream::read(edge, message, responder),

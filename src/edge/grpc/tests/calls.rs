@@ -18,7 +18,7 @@ const RUN: &str = "flowmesh.v1.Kv/Run";
 
 fn keys(keys: &[&str]) -> v1::GetRequest {
     let keys = keys.iter().map(|key| Bytes::copy_from_slice(key.as_bytes())).collect();
-    v1::GetRequest { store: "s".into(), keys }
+    v1::GetRequest { store: "s".into(), keys, as_of: None }
 }
 
 fn set(entries: &[(&str, &str)]) -> v1::SetRequest {
@@ -108,7 +108,12 @@ fn gets(names: &[&str]) -> v1::RunRequest {
         condition: None,
         action: Some(v1::operation::Action::Get(v1::BytesGet {})),
     };
-    v1::RunRequest { store: "s".into(), operations: names.iter().map(get).collect(), atomic: false }
+    v1::RunRequest {
+        store: "s".into(),
+        operations: names.iter().map(get).collect(),
+        atomic: false,
+        as_of: None,
+    }
 }
 
 #[test]
@@ -353,7 +358,8 @@ fn bad_requests_get_named_errors_and_the_connection_lives() {
             let failure = rig.call::<v1::GetResponse>(GET, &request).await.unwrap_err();
             assert_eq!((failure.code, failure.reason().as_str()), (code, reason), "{store}");
         }
-        let many = v1::GetRequest { store: "s".into(), keys: vec![Bytes::from_static(b"k"); 10_001] };
+        let many =
+            v1::GetRequest { store: "s".into(), keys: vec![Bytes::from_static(b"k"); 10_001], as_of: None };
         assert_eq!(rig.call::<v1::GetResponse>(GET, &many).await.unwrap_err().reason(), "TOO_LARGE");
         let unknown = raw(&rig, "flowmesh.v1.Kv/Nothing", b"").await;
         assert_eq!((unknown.code, unknown.reason().as_str()), (12, "UNKNOWN_METHOD"));

@@ -38,9 +38,13 @@ fn tonic_calls_and_reads_errors() {
         let mut kv = KvClient::new(channel().await).send_compressed(CompressionEncoding::Gzip);
         let entries = vec![entry("a", "1".repeat(100_000))];
         kv.set(v1::SetRequest { store: "s".into(), entries }).await.unwrap();
-        let read = kv.get(v1::GetRequest { store: "s".into(), keys: vec!["a".into()] }).await.unwrap();
+        let read =
+            kv.get(v1::GetRequest { store: "s".into(), keys: vec!["a".into()], as_of: None }).await.unwrap();
         assert_eq!(read.into_inner().entries[0].value.len(), 100_000);
-        let none = kv.get(v1::GetRequest { store: "none".into(), keys: vec!["a".into()] }).await.unwrap_err();
+        let none = kv
+            .get(v1::GetRequest { store: "none".into(), keys: vec!["a".into()], as_of: None })
+            .await
+            .unwrap_err();
         assert_eq!(none.code(), tonic::Code::NotFound);
         assert!(none.message().contains("default/default/kv/none"));
     });

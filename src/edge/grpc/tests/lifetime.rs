@@ -15,7 +15,7 @@ use crate::edge::grpc::{Edge, GrpcConfig, serve_connection};
 const SHORT: Duration = Duration::from_millis(30);
 
 fn get() -> v1::GetRequest {
-    v1::GetRequest { store: "s".into(), keys: vec![Bytes::from_static(b"k")] }
+    v1::GetRequest { store: "s".into(), keys: vec![Bytes::from_static(b"k")], as_of: None }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //! | most | one of the key |
 //! | `Renamed` | the key is gone; the other holds all that it did |
 //! | `Copied` | the other holds all that the key does |
-//! | `PagesFreed` | none |
+//! | `PagesFreed`, `HistoryKept`, `HistoryTrimmed` | none |
 //!
 //! A collection that a key gets as a whole is said in pieces, one record each. What was before, and what is copied, is looked
 //! up in the state as it is with the facts before of the same entry ([`super::tried`]).
@@ -185,7 +185,10 @@ fn direct(fact: &Fact) -> Option<Changed> {
         KvFact::ItemInserted { index, value, .. } => {
             KvChange { index: Some(*index), value: value.clone(), ..new(Kind::ItemInsert) }
         }
-        KvFact::Copied { .. } | KvFact::PagesFreed { .. } => return None,
+        KvFact::Copied { .. }
+        | KvFact::PagesFreed { .. }
+        | KvFact::HistoryKept { .. }
+        | KvFact::HistoryTrimmed { .. } => return None,
     };
     Some((fact.key()?.clone(), change))
 }
@@ -296,7 +299,7 @@ pub(super) fn items(
     Ok((items, None))
 }
 
-fn item(holds: KvType, member: &[u8], value: &[u8]) -> ChangeItem {
+pub(in crate::kv) fn item(holds: KvType, member: &[u8], value: &[u8]) -> ChangeItem {
     let member = Bytes::copy_from_slice(member);
     match holds {
         KvType::Hash => {

@@ -40,6 +40,7 @@ use flowmesh_model::{Batch, Fact, Lsn, Millis, Reject, Reply};
 use smallvec::SmallVec;
 
 use super::decide::{Asked, check_key, holds};
+use super::past::Was;
 use super::tree::Cold;
 use crate::decision::Decision;
 use crate::limit::{items, size};
@@ -124,6 +125,34 @@ impl<'a> Asked<'a> {
         } else {
             Decision::Change { facts, reply }
         })
+    }
+}
+
+impl<'a> Asked<'a> {
+    /// Operations that change nothing, on keys as they were.
+    pub(super) fn run_past(
+        &'a self,
+        ops: &[KvOp],
+        seed: u64,
+        keys: Vec<(Bytes, Was<'a>)>,
+    ) -> Result<Reply, Reject> {
+        items("operations", ops.len())?;
+        check_places(self, ops, false)?;
+        let run = Run {
+            asked: self,
+            tries: Tries::of_past(self, keys),
+            chance: std::cell::RefCell::new(Chance::new(seed)),
+        };
+        let (mut outcomes, mut reply_bytes) = (Batch::with_capacity(ops.len()), 0);
+        for op in ops {
+            outcomes.push(run.one(op).and_then(|Done { facts, result }| {
+                assert!(facts.is_empty(), "an operation that changes nothing makes nothing true: {op:?}");
+                reply_bytes += result.bytes();
+                within_bytes("results of one call", reply_bytes, REPLY_BYTES_MAX)?;
+                Ok(KvOutcome { version: run.find_version(&op.key), result })
+            }));
+        }
+        Ok(Reply::Kv(outcomes))
     }
 }
 

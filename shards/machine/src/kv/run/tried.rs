@@ -13,6 +13,7 @@ use crate::kv::change::{self, collection_of};
 use crate::kv::decide::Asked;
 use crate::kv::entry::{Entry, View};
 use crate::kv::pages::Look;
+use crate::kv::past::Was;
 use crate::kv::tree::Scratch;
 use crate::kv::value::{Collection, Value};
 use crate::kv::{is_live, memory_bytes_of};
@@ -92,6 +93,16 @@ impl<'a> Tries<'a> {
         let mut named = hashbrown::HashSet::with_hasher(sip);
         let again = facts.len() > 1 && facts.iter().flat_map(keys_of).any(|key| !named.insert(key));
         Self { asked, keys: again.then(|| ByKey::with_hasher(sip)), seen: Cell::new(Lsn(0)) }
+    }
+
+    /// Keys as they were.
+    pub fn of_past(asked: &'a Asked<'a>, keys: Vec<(Bytes, Was<'a>)>) -> Self {
+        let mut tried = ByKey::with_hasher(asked.store.sip);
+        tried.extend(keys.into_iter().map(|(key, Was { value, version, end, pages })| {
+            let later = Later::new(asked.store.sip);
+            (key, Tried { value, version, expires_at: end, pages, later })
+        }));
+        Self { asked, keys: Some(tried), seen: Cell::new(Lsn(0)) }
     }
 
     pub fn seen(&self) -> Lsn {
@@ -197,7 +208,7 @@ fn apply_one<'a>(asked: &'a Asked<'a>, keys: &mut ByKey<'a>, fact: &KvFact) {
             }
             keys.insert(to.clone(), there);
         }
-        KvFact::PagesFreed { .. } => {}
+        KvFact::PagesFreed { .. } | KvFact::HistoryKept { .. } | KvFact::HistoryTrimmed { .. } => {}
         _ => {
             let (Some(key), Some(holds)) = (fact.key(), collection_of(fact)) else { return };
             let tried = change_key(asked, keys, key);
