@@ -21,7 +21,7 @@ use crate::common::{Client, Home, Random, Server, refused, within};
 const STORE: &str = "cart";
 const FEED: &str = "cart-changes";
 
-fn feed(stream: &str, partitions: u32, old_values: Option<bool>) -> Kind {
+pub fn feed(stream: &str, partitions: u32, old_values: Option<bool>) -> Kind {
     let feed = v1::FeedSettings { stream: stream.to_owned(), partitions, old_values };
     Kind::Kv(v1::KvSettings { feed: Some(feed), ..v1::KvSettings::default() })
 }
@@ -224,7 +224,7 @@ async fn stored(client: &mut Client) -> BTreeMap<Bytes, String> {
 }
 
 /// A change of some key, of any type.
-fn line(random: &mut Random) -> String {
+pub fn line(random: &mut Random) -> String {
     let (key, n, m) = (random.below(12), random.below(1_000), random.below(20));
     match random.below(16) {
         0 => format!("SET v{key} {n}"),
