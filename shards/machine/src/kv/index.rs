@@ -189,6 +189,7 @@ impl Store {
                 gone.push((Space::Keys, home.entry_key(&key)));
             } else {
                 (self.table, self.expiry) = Default::default();
+                self.eviction = None;
                 let count = self
                     .indexed()
                     .into_iter()

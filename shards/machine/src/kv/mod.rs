@@ -3,7 +3,8 @@
 //! An [`entry`] is a key and what it holds, [`value`] is what that can be and [`tree`] what collections are made of, with
 //! their [`pages`]. [`decide`] is what can be asked of many keys at once, found by [`many`], [`run`] what can be asked of what one holds, and
 //! [`scan`] of ranges. [`apply`] is how facts change a store, [`change`] how they change a collection, [`index`] its part of
-//! checkpoints. [`feed`] is the stream that has its changes, [`past`] what was before them.
+//! checkpoints. [`eviction`] says which entry goes where there is no room for all. [`feed`] is the stream that has its changes,
+//! [`past`] what was before them.
 //!
 //! | structure | by | for |
 //! |---|---|---|
@@ -22,6 +23,7 @@ mod change;
 mod check;
 pub(crate) mod decide;
 mod entry;
+mod eviction;
 pub(crate) mod feed;
 mod index;
 mod many;
@@ -45,6 +47,7 @@ use flowmesh_model::{Fact, Lsn, Millis, ResourceId};
 use crate::changes::Changes;
 use crate::siphash::SipKey;
 use entry::{Entry, View};
+use eviction::Eviction;
 use order::Order;
 use pages::AllPages;
 use past::History;
@@ -100,6 +103,8 @@ pub(crate) struct Store {
     history: Option<Box<History>>,
     /// For how long the settings want it to be kept, ms; `None` as long as they are not known. Not part of the state.
     history_wanted: Option<u64>,
+    /// In which order entries go, once it matters. Not part of the state.
+    eviction: Option<Box<Eviction>>,
 }
 
 impl Store {
@@ -118,6 +123,7 @@ impl Store {
             memory_bytes: 0,
             history: None,
             history_wanted: None,
+            eviction: None,
         }
     }
 
@@ -149,13 +155,19 @@ impl Store {
 
     /// An estimate of what it takes in memory.
     pub fn memory_bytes(&self) -> u64 {
+        let order = self.eviction.as_ref().map_or(0, |eviction| eviction.memory_bytes());
         let history = self.history.as_ref().map_or(0, |history| history.records.memory_bytes());
-        self.memory_bytes + self.pages.memory_bytes + history
+        self.held_bytes() + order + history
     }
 
     /// Whether it never had a key.
     fn is_blank(&self) -> bool {
         self.len() == 0 && self.last_removal == Lsn(0) && self.collections == 0
+    }
+
+    /// What its entries take in memory.
+    pub fn held_bytes(&self) -> u64 {
+        self.memory_bytes + self.pages.memory_bytes
     }
 
     /// When something is due next.
