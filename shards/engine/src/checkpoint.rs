@@ -176,10 +176,12 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         for at in dropped {
             durable.streams.delete(at).await?;
         }
-        self.sweep_history(durable).await?;
         if let Some(trim) = trim {
             let trimmed = trim.run().await?;
             self.inner.state.borrow_mut().log.trimmed(trimmed);
+        }
+        if let Err(error) = self.sweep_history(durable).await {
+            tracing::warn!(shard = %self.inner.config.shard, %error, "what is no longer kept of histories was not removed; tried again later");
         }
         let elapsed_ns = self.inner.timer.monotonic_ns().saturating_sub(started);
         {

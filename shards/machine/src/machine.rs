@@ -251,7 +251,7 @@ impl Machine {
                 let placement = &info.placement;
                 let asked = kv::decide::Asked { store, id: *id, settings, placement, now, lsn };
                 let decision = self.feed(&asked, info, asked.decide(command)?)?;
-                Ok(introduce(keep_history(decision, &asked), held, info))
+                Ok(introduce(keep_history(decision, &asked)?, held, info))
             }
             Command::Group(id, command) => {
                 let (held, info) = self.find(*id, Kind::Group)?;
@@ -787,15 +787,16 @@ fn introduce(decision: Decision, held: Option<&Held>, info: &ResourceInfo) -> De
 
 /// What changes a store is noted from the first change on that comes after its settings say so.
 #[inline]
-fn keep_history(decision: Decision, asked: &kv::decide::Asked<'_>) -> Decision {
+fn keep_history(decision: Decision, asked: &kv::decide::Asked<'_>) -> Result<Decision, Reject> {
     let wanted_ms = asked.settings.history_ms.unwrap_or(0);
-    match (decision, asked.store.history_fact(wanted_ms)) {
-        (Decision::Change { mut facts, reply }, Some(fact)) => {
-            facts.insert(0, Fact::Kv(asked.id, fact));
-            Decision::Change { facts, reply }
-        }
-        (other, _) => other,
+    let Decision::Change { mut facts, reply } = decision else { return Ok(decision) };
+    if wanted_ms > 0 {
+        facts.iter().try_for_each(kv::past::check_noted)?;
     }
+    if let Some(fact) = asked.store.history_fact(wanted_ms) {
+        facts.insert(0, Fact::Kv(asked.id, fact));
+    }
+    Ok(Decision::Change { facts, reply })
 }
 
 /// Whether a command adds something to a stream.

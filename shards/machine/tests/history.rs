@@ -698,3 +698,22 @@ fn a_list_that_loses_many_values_has_them_as_of_before() {
     };
     assert_eq!(outcomes[0].as_ref().unwrap().result, KvResult::Members(values));
 }
+
+#[test]
+fn a_list_loses_no_more_at_once_than_one_call_may_look_at() {
+    let mut rig = Rig::new(Some(HISTORY_MS));
+    for _ in 0..21 {
+        let values = (0..5_000).map(|n| b(&n.to_string())).collect();
+        rig.do_all(vec![op_on(
+            "l",
+            KvAction::List(ListOp::Push { side: Side::Back, values, if_present: false }),
+        )]);
+    }
+    let trim = |from| op_on("l", KvAction::List(ListOp::Trim(from, -1)));
+    let refused =
+        rig.ask(KvCommand::Run { ops: [trim(100_001)].into_iter().collect(), atomic: false, seed: 7 });
+    assert!(matches!(refused, Outcome::Rejected(Reject::TooLarge { size: 100_001, .. })), "{refused:?}");
+    rig.do_all(vec![trim(100_000)]);
+    // As a whole it may go, however much there is.
+    rig.do_all(vec![delete("l")]);
+}

@@ -258,7 +258,8 @@ impl Index {
         answer.await.unwrap_or_else(|_| Err(self.closed()))
     }
 
-    /// Rows of histories ([`Space::History`]), for each range those that there are and whether that is all. Waits for no
+    /// Rows of histories ([`Space::History`]), for each range those that there are and whether that is all; of many ranges some may
+    /// come back without any, to be asked for again. Waits for no
     /// checkpoint; of one that is being made it may have a part.
     pub async fn history(&self, ranges: Vec<HistoryRange>) -> Result<Vec<(Chunk, bool)>, IndexError> {
         let (reply, answer) = oneshot::channel();

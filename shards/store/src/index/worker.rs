@@ -69,8 +69,21 @@ pub(super) fn run_reads(
     }
 }
 
+/// Rows of ranges, until they have so many bytes; of the others none.
+const HISTORY_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 fn history(bodies: &Bodies, ranges: &[HistoryRange]) -> fjall::Result<Vec<(Chunk, bool)>> {
-    ranges.iter().map(|range| bodies.history(range)).collect()
+    let mut left = HISTORY_BYTES_MAX;
+    let read = |range: &HistoryRange| {
+        if left == 0 {
+            return Ok((Vec::new(), false));
+        }
+        let found =
+            bodies.history(&HistoryRange { bytes_max: range.bytes_max.min(left), ..range.clone() })?;
+        left = left.saturating_sub(found.0.iter().map(|(key, value)| key.len() + value.len()).sum());
+        Ok(found)
+    };
+    ranges.iter().map(read).collect()
 }
 
 /// The thread's main function.

@@ -30,8 +30,8 @@ use std::collections::BTreeMap;
 use bytes::{BufMut, Bytes, BytesMut};
 use flowmesh_model::codec::{Malformed, put_varint};
 use flowmesh_model::kv::fact::KvFact;
-use flowmesh_model::limits::HISTORY_PARTS;
-use flowmesh_model::{Fact, Lsn, Millis, ResourceId};
+use flowmesh_model::limits::{HISTORY_PARTS, KV_LOOKED_MAX};
+use flowmesh_model::{Fact, Lsn, Millis, Reject, ResourceId};
 
 use crate::held::Apply;
 use crate::keys;
@@ -43,6 +43,20 @@ use super::Store;
 
 /// Collections whose pages nothing leads to any more that go with one fact.
 const KEPT_PER_FACT: usize = 64;
+
+/// Refuses what would take too long to note.
+///
+/// # Errors
+/// [`Reject::TooLarge`] if a list loses more values than one call may look at.
+pub(crate) fn check_noted(fact: &Fact) -> Result<(), Reject> {
+    match fact {
+        Fact::Kv(_, KvFact::ItemsRemoved { count, .. }) if *count > KV_LOOKED_MAX => {
+            let what = "values that a list of a store with a history loses at once";
+            Err(Reject::TooLarge { what, size: *count, max: KV_LOOKED_MAX })
+        }
+        _ => Ok(()),
+    }
+}
 
 /// The history of a store on this shard.
 #[derive(Debug, Default)]
@@ -222,7 +236,8 @@ impl Store {
     /// Appends what is due of the history.
     pub(super) fn tick_history(&self, store: ResourceId, now: Millis, facts: &mut Vec<Fact>) {
         if let Some(fact) = self.history_wanted.and_then(|wanted| self.history_fact(wanted)) {
-            facts.push(Fact::Kv(store, fact));
+            // What is trimmed comes with the next tick.
+            return facts.push(Fact::Kv(store, fact));
         }
         let Some(history) = self.history.as_deref() else { return };
         let due = history.next_due().filter(|due| *due <= now);

@@ -23,7 +23,7 @@ use crate::kv::tree::Scratch;
 use crate::kv::value::Value;
 
 /// Rows of a single key that are read at first: mostly the first one says it all.
-const ROWS_OF_KEY: usize = 16;
+const ROWS_OF_KEY: usize = 4;
 
 /// When a key is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,7 +213,7 @@ impl<'a> Past<'a> {
             return Err(Stop::Refuse(Reject::TooLarge { what: "names that a key had since", size, max }));
         }
         let slot = self.asked.placement.key_slot(key);
-        let (mut parts, mut first, mut all) = (Vec::new(), None, true);
+        let (mut parts, mut first) = (Vec::new(), None);
         for part in self.parts(point) {
             let range = record::rows_of(part, key, point.from());
             let known = self.rows(&range, ROWS_OF_KEY, |row, value| {
@@ -229,13 +229,13 @@ impl<'a> Past<'a> {
                 first = Some((record, place));
                 Ok(ControlFlow::Break(()))
             })?;
-            all &= known;
-            if first.is_some() && all {
+            // One part after the other: mostly the first one with a record says it all.
+            if !known {
+                return Err(Stop::Read);
+            }
+            if first.is_some() {
                 break;
             }
-        }
-        if !all {
-            return Err(Stop::Read);
         }
         let was = match first {
             None => self.present(key),
