@@ -128,6 +128,7 @@ impl Store {
         self.memory_bytes += memory_bytes(&entry, entry.next_end());
         let place = self.slab.insert(entry);
         self.table.insert(hash, place);
+        self.came(place, hash);
         place
     }
 
@@ -153,6 +154,10 @@ impl Store {
         let touch = cx.seals.touch(&mut entry.mark);
         if touch == Touch::CaptureAndList {
             cx.seals.capture(image(Space::Keys, cx.home.entry_key(entry.key()), index::encode(entry)));
+        }
+        // What an entry of the log makes of it in several steps it was asked for once.
+        if entry.version() != cx.at.lsn {
+            entry.heat.count();
         }
         let due = entry.next_end();
         let before = memory_bytes(entry, due);
@@ -198,6 +203,9 @@ impl Store {
         self.ordered.remove(&self.slab, entry.key());
         self.table.remove(self.sip.hash(entry.key()), place);
         reschedule(&mut self.expiry, place, due, Millis(0));
+        if let Some(eviction) = &mut self.eviction {
+            eviction.left(place, entry);
+        }
         self.slab.remove(place)
     }
 

@@ -68,6 +68,7 @@ impl<'a> Asked<'a> {
         let mut values = Batch::with_capacity(keys.len());
         for entry in &found {
             values.push(self.live(*entry, &mut seen).map(|entry| {
+                entry.heat.count();
                 let packed = entry.packed_value();
                 let value = value_of(entry, packed.is_none());
                 bytes += value.value.len();

@@ -14,6 +14,7 @@ use flowmesh_model::codec::detached;
 use flowmesh_model::kv::KvType;
 use flowmesh_model::{Lsn, Millis};
 
+use super::eviction::Heat;
 use super::value::{Collection, Value};
 use crate::changes::Mark;
 
@@ -31,6 +32,8 @@ pub(crate) struct Entry {
     key_bytes: u16,
     /// Of packed bytes: whether they have an end.
     ends: bool,
+    /// How often it was asked for, where that matters.
+    pub heat: Heat,
 }
 
 /// A niche in the first pointer tells the two apart.
@@ -117,7 +120,13 @@ impl<'a> View<'a> {
 impl Entry {
     /// Where no entry is.
     pub fn vacant() -> Self {
-        Self { holds: Holds::Packed(Box::default()), mark: Mark::NEW, key_bytes: 0, ends: false }
+        Self {
+            holds: Holds::Packed(Box::default()),
+            mark: Mark::NEW,
+            key_bytes: 0,
+            ends: false,
+            heat: Heat::default(),
+        }
     }
 
     /// An entry. Bytes that are not packed are kept as they are if they are many: they must not keep more memory alive
@@ -290,8 +299,8 @@ impl Entry {
             return None;
         }
         let key: Box<[u8]> = self.key().into();
-        let before = std::mem::replace(self, Self::new(&key, value, version, end, self.mark));
-        before.into_collection()
+        let new = Self { heat: self.heat.clone(), ..Self::new(&key, value, version, end, self.mark) };
+        std::mem::replace(self, new).into_collection()
     }
 
     pub fn collection_mut(&mut self) -> Option<&mut Collection> {

@@ -3,7 +3,7 @@
 //! An [`entry`] is a key and what it holds, [`value`] is what that can be and [`tree`] what collections are made of, with
 //! their [`pages`]. [`decide`] is what can be asked of many keys at once, found by [`many`], [`run`] what can be asked of what one holds, and
 //! [`scan`] of ranges. [`apply`] is how facts change a store, [`change`] how they change a collection, [`index`] its part of
-//! checkpoints. [`feed`] is the stream that has its changes.
+//! checkpoints. [`eviction`] says which entry goes where there is no room for all. [`feed`] is the stream that has its changes.
 //!
 //! | structure | by | for |
 //! |---|---|---|
@@ -22,6 +22,7 @@ mod change;
 mod check;
 pub(crate) mod decide;
 mod entry;
+mod eviction;
 pub(crate) mod feed;
 mod index;
 mod many;
@@ -44,6 +45,7 @@ use flowmesh_model::{Fact, Lsn, Millis, ResourceId};
 use crate::changes::Changes;
 use crate::siphash::SipKey;
 use entry::{Entry, View};
+use eviction::Eviction;
 use order::Order;
 use pages::AllPages;
 use slab::{Place, Slab};
@@ -94,6 +96,8 @@ pub(crate) struct Store {
     /// The number of the collection that was made last.
     collections: u64,
     memory_bytes: u64,
+    /// In which order entries go, once it matters. Not part of the state.
+    eviction: Option<Box<Eviction>>,
 }
 
 impl Store {
@@ -110,6 +114,7 @@ impl Store {
             pages: AllPages::default(),
             collections: 0,
             memory_bytes: 0,
+            eviction: None,
         }
     }
 
@@ -141,6 +146,12 @@ impl Store {
 
     /// An estimate of what it takes in memory.
     pub fn memory_bytes(&self) -> u64 {
+        let order = self.eviction.as_ref().map_or(0, |eviction| eviction.memory_bytes());
+        self.held_bytes() + order
+    }
+
+    /// What its entries take in memory.
+    pub fn held_bytes(&self) -> u64 {
         self.memory_bytes + self.pages.memory_bytes
     }
 

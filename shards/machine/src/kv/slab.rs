@@ -14,6 +14,15 @@ const PAGE_BITS: u32 = 6;
 const PAGE_ENTRIES: usize = 1 << PAGE_BITS;
 
 impl Place {
+    /// The place with this number.
+    pub fn of(number: u32) -> Self {
+        Self(number)
+    }
+
+    pub fn number(self) -> u32 {
+        self.0
+    }
+
     fn page(self) -> usize {
         (self.0 >> PAGE_BITS) as usize
     }
@@ -47,6 +56,11 @@ pub(crate) struct Slab {
 impl Slab {
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// A number above all that are taken.
+    pub fn end(&self) -> u32 {
+        (self.pages.len() << PAGE_BITS) as u32
     }
 
     #[inline]
