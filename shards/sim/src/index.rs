@@ -166,13 +166,11 @@ pub(crate) async fn serve(world: Rc<RefCell<World>>) {
     loop {
         let (index, op) = poll_fn(|context| {
             let requests = &mut world.borrow_mut().requests;
-            match requests.queue.pop_front() {
-                Some(request) => Poll::Ready(request),
-                None => {
-                    requests.waker = Some(context.waker().clone());
-                    Poll::Pending
-                }
+            if let Some(request) = requests.queue.pop_front() {
+                return Poll::Ready(request);
             }
+            requests.waker = Some(context.waker().clone());
+            Poll::Pending
         })
         .await;
         index.serve(op).await;

@@ -17,7 +17,10 @@ fn quarter(number: u64) {
         let plan = Plan::of(seed);
         // What fails says so itself; this says where.
         let failed = std::panic::catch_unwind(|| run(&plan, &Trace::default())).is_err();
-        assert!(!failed, "seed {seed} failed; scripts/sim --seeds 1 --from {seed} makes it smaller: {plan:?}");
+        assert!(
+            !failed,
+            "seed {seed} failed; scripts/sim --seeds 1 --from {seed} makes it smaller: {plan:?}"
+        );
     }
 }
 

@@ -13,8 +13,8 @@
 //! plan ─► start ─► clients at work, faults ─► the process ends ─► start ─► … ─► quiet ─► everything is checked
 //! ```
 
-pub mod clock;
 mod clients;
+pub mod clock;
 pub mod plan;
 mod server;
 pub mod tasks;
@@ -152,10 +152,8 @@ impl World {
         });
         loop {
             self.step();
-            match over.try_recv() {
-                Ok(Some(outcome)) => return outcome,
-                Ok(None) => {}
-                Err(_) => panic!("a client ended without a word"),
+            if let Some(outcome) = over.try_recv().expect("a client does not end without a word") {
+                return outcome;
             }
         }
     }
@@ -192,7 +190,7 @@ impl World {
         let queue = self.create(Kind::Queue, "jobs", Settings::Queue(settings));
         let queue = Queue {
             shard: self.server.shard_of(queue.placement.partition_slot(0)),
-            queue: queue.id,
+            id: queue.id,
             site: site.clone(),
             model: Rc::<RefCell<queue::Model>>::default(),
         };
@@ -265,7 +263,7 @@ impl World {
                 self.shared.tasks.stall(core, stands);
             }
             Fault::ClockJumps => {
-                let ms = self.shared.below(400) as i64 - 200;
+                let ms = self.shared.below(400).cast_signed() - 200;
                 self.shared.clock.jump(ms);
             }
             Fault::SlowDisk => {

@@ -168,7 +168,9 @@ impl Server {
         let shards = self.shards();
         if let Some(first) = shards.first() {
             let catalog = first.catalog_snapshot();
-            shards.iter().for_each(|shard| shard.set_catalog(catalog.clone()));
+            for shard in &shards {
+                shard.set_catalog(catalog.clone());
+            }
         }
     }
 

@@ -128,7 +128,11 @@ impl Tasks {
     /// A group stands still, or goes on.
     pub fn stall(&self, group: Group, stands: bool) {
         let stalled = &mut self.all.borrow_mut().stalled;
-        if stands { stalled.insert(group) } else { stalled.remove(&group) };
+        if stands {
+            stalled.insert(group)
+        } else {
+            stalled.remove(&group)
+        };
     }
 
     /// How many tasks a group has.

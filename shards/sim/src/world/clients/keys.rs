@@ -127,7 +127,8 @@ impl Keys {
                     }
                 }
             }
-            3 => match self.call("delete", &register.key, KvCommand::Delete { keys, if_version: None }).await {
+            3 => match self.call("delete", &register.key, KvCommand::Delete { keys, if_version: None }).await
+            {
                 Known::Done(Reply::Flags(was)) => {
                     let fits = register.holds.iter().any(|held| held.is_some() == was[0]);
                     assert!(fits, "{:?} was there: {}, of {:?}", register.key, was[0], register.holds);
@@ -141,7 +142,8 @@ impl Keys {
                 }
             },
             _ => {
-                let Known::Done(reply) = self.call("get", &register.key, KvCommand::Get { keys }).await else {
+                let Known::Done(reply) = self.call("get", &register.key, KvCommand::Get { keys }).await
+                else {
                     return;
                 };
                 let Reply::Values(values) = reply else { panic!("a get is answered with {reply:?}") };
@@ -206,7 +208,8 @@ impl Keys {
     async fn look_at_pair(&self) {
         let keys = PAIR.into_iter().map(Bytes::from_static).collect();
         if let Known::Done(Reply::Values(values)) = self.call("get", PAIR[0], KvCommand::Get { keys }).await {
-            let values: Vec<_> = values.iter().map(|value| value.as_ref().map(|found| &found.value)).collect();
+            let values: Vec<_> =
+                values.iter().map(|value| value.as_ref().map(|found| &found.value)).collect();
             assert_eq!(values[0], values[1], "what is changed together is seen together");
         }
     }

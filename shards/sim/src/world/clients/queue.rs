@@ -35,14 +35,14 @@ struct Job {
 #[derive(Clone)]
 pub(crate) struct Queue {
     pub site: Site,
-    pub queue: ResourceId,
+    pub id: ResourceId,
     pub shard: ShardId,
     pub model: Rc<RefCell<Model>>,
 }
 
 impl Queue {
     async fn call(&self, who: &str, command: QueueCommand) -> Known {
-        let known = self.site.call(who, self.shard, Command::Queue(self.queue, command)).await;
+        let known = self.site.call(who, self.shard, Command::Queue(self.id, command)).await;
         if let Known::Not(Reject::Damaged { place }) = &known {
             panic!("damage where there is none: {place}");
         }
@@ -139,8 +139,10 @@ impl Queue {
                 // It is slow, or dies.
                 0 => {}
                 1 => {
-                    let kind = if self.site.shared.below(2) == 0 { NackKind::Failed } else { NackKind::Released };
-                    let nack = Nack { lease, kind, delay_ms: Some(self.site.shared.below(10)), error: Bytes::new() };
+                    let kind =
+                        if self.site.shared.below(2) == 0 { NackKind::Failed } else { NackKind::Released };
+                    let nack =
+                        Nack { lease, kind, delay_ms: Some(self.site.shared.below(10)), error: Bytes::new() };
                     let nacks = Batch::from_iter([nack]);
                     drop(self.call("nack", QueueCommand::Nack { nacks }).await);
                 }
@@ -156,7 +158,7 @@ impl Queue {
             let Some(job) = model.jobs.get(&lease.job) else { panic!("{lease:?} of no job") };
             model.waiting.take(&job.payload)
         };
-        let known = self.call("ack", QueueCommand::ack([lease.clone()])).await;
+        let known = self.call("ack", QueueCommand::ack([lease])).await;
         let model = &mut *self.model.borrow_mut();
         let is_refused = match known {
             Known::Done(Reply::Settled(settled)) => settled[0].is_err(),

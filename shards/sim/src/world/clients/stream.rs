@@ -98,7 +98,10 @@ impl Partition {
             Known::Done(other) => panic!("an append is answered with {other:?}"),
             Known::Not(_) => {
                 for name in names {
-                    assert!(!model.where_is.contains_key(&name), "record {name} was refused, and read before");
+                    assert!(
+                        !model.where_is.contains_key(&name),
+                        "record {name} was refused, and read before"
+                    );
                     model.sent.remove(&name);
                     model.refused.insert(name);
                 }
@@ -138,8 +141,13 @@ impl Partition {
     }
 
     async fn read(&self, from: ReadFrom) -> Option<RecordRuns> {
-        let read =
-            StreamCommand::Read { from, records_max: 50, bytes_max: 64 << 10, bytes_min: 0, wait_until: None };
+        let read = StreamCommand::Read {
+            from,
+            records_max: 50,
+            bytes_max: 64 << 10,
+            bytes_min: 0,
+            wait_until: None,
+        };
         match self.site.call("read", self.shard, self.command(read)).await {
             Known::Done(Reply::Records(records)) => Some(records),
             Known::Done(other) => panic!("a read is answered with {other:?}"),
