@@ -17,8 +17,6 @@ use super::{Known, Site};
 pub(crate) struct Model {
     /// Payloads that may be in the queue.
     sent: BTreeSet<Bytes>,
-    /// Enqueued for certain, and not known to be done.
-    waiting: BTreeSet<Bytes>,
     refused: BTreeSet<Bytes>,
     jobs: BTreeMap<JobId, Job>,
     next: u64,
@@ -26,9 +24,20 @@ pub(crate) struct Model {
 
 struct Job {
     payload: Bytes,
+    /// Whether that was acknowledged: then it must come.
+    is_enqueued: bool,
     /// The last lease that was given out, as far as is known.
     token: LeaseToken,
+    /// The last one with which it may have been done: a later one says that it was not.
+    maybe_done: LeaseToken,
     is_done: bool,
+}
+
+impl Job {
+    fn new(payload: &Bytes) -> Self {
+        let none = LeaseToken(0);
+        Self { payload: payload.clone(), is_enqueued: false, token: none, maybe_done: none, is_done: false }
+    }
 }
 
 /// A queue that clients fill and work on.
@@ -80,16 +89,9 @@ impl Queue {
         match known {
             Known::Done(Reply::Enqueued(enqueued)) => {
                 for (job, payload) in enqueued.iter().zip(payloads) {
-                    let known = model.jobs.entry(job.job);
-                    let known = known.or_insert_with(|| Job {
-                        payload: payload.clone(),
-                        token: LeaseToken(0),
-                        is_done: false,
-                    });
+                    let known = model.jobs.entry(job.job).or_insert_with(|| Job::new(&payload));
                     assert_eq!(known.payload, payload, "job {} is another one", job.job);
-                    if !known.is_done {
-                        model.waiting.insert(payload);
-                    }
+                    known.is_enqueued = true;
                 }
             }
             Known::Done(other) => panic!("an enqueue is answered with {other:?}"),
@@ -117,11 +119,7 @@ impl Queue {
         for job in &leased {
             assert!(!model.refused.contains(&job.payload), "{job:?} was refused");
             assert!(model.sent.contains(&job.payload), "{job:?} was never enqueued");
-            let known = model.jobs.entry(job.job).or_insert_with(|| Job {
-                payload: job.payload.clone(),
-                token: LeaseToken(0),
-                is_done: false,
-            });
+            let known = model.jobs.entry(job.job).or_insert_with(|| Job::new(&job.payload));
             assert_eq!(known.payload, job.payload, "job {} is another one", job.job);
             assert!(!known.is_done, "job {} was acknowledged and is delivered again", job.job);
             assert_ne!(known.token, job.token, "token {} was given out twice", job.token.0);
@@ -153,10 +151,11 @@ impl Queue {
 
     async fn ack(&self, lease: LeaseRef) {
         // From here on it may be done.
-        let was_waiting = {
+        let before = {
             let model = &mut *self.model.borrow_mut();
-            let Some(job) = model.jobs.get(&lease.job) else { panic!("{lease:?} of no job") };
-            model.waiting.take(&job.payload)
+            let Some(job) = model.jobs.get_mut(&lease.job) else { panic!("{lease:?} of no job") };
+            let later = job.maybe_done.max(lease.token);
+            std::mem::replace(&mut job.maybe_done, later)
         };
         let known = self.call("ack", QueueCommand::ack([lease])).await;
         let model = &mut *self.model.borrow_mut();
@@ -167,12 +166,11 @@ impl Queue {
             Known::Unknown => return,
         };
         let Some(job) = model.jobs.get_mut(&lease.job) else { panic!("{lease:?} of no job") };
-        if is_refused && !job.is_done {
-            model.waiting.extend(was_waiting);
-        } else if !is_refused {
+        if !is_refused {
             assert_eq!(job.token, lease.token, "job {}: a lease was good that was not the last", lease.job);
             job.is_done = true;
-            model.waiting.remove(&job.payload);
+        } else if job.maybe_done == lease.token {
+            job.maybe_done = before;
         }
     }
 
@@ -195,7 +193,10 @@ impl Queue {
             }
         }
         let model = self.model.borrow();
-        assert!(model.waiting.is_empty(), "enqueued and never delivered: {:?}", model.waiting.first());
+        for (id, job) in &model.jobs {
+            let is_done = job.is_done || job.maybe_done == job.token && job.token.0 > 0;
+            assert!(is_done || !job.is_enqueued, "job {id} was enqueued and is gone: {:?}", job.payload);
+        }
         true
     }
 }
