@@ -79,7 +79,7 @@ impl Grave {
             Parts::Queue(_) | Parts::Kv(_) | Parts::Group(_) => Vec::new(),
         };
         let mut gone = vec![(Space::Meta, home.resource_key())];
-        if matches!(&parts, Parts::Kv(store) if store.history_from().is_some()) {
+        if has_history(&parts) {
             gone.push((Space::Meta, home.history_key()));
         }
         Self { home, parts, sealed: false, gone, written: 0, emptied: false, partitions, memory_bytes }
@@ -116,6 +116,11 @@ impl Grave {
     fn is_empty(&self) -> bool {
         self.emptied && self.written == self.gone.len()
     }
+}
+
+/// Whether the index may have records of what was.
+fn has_history(parts: &Parts) -> bool {
+    matches!(parts, Parts::Kv(store) if store.history_from().is_some())
 }
 
 impl Checkpoint {
@@ -248,6 +253,7 @@ impl Machine {
             if let Some(held) = self.held.get_mut(&id) {
                 let before = held.parts.memory_bytes();
                 held.parts.sealed_written(id, &self.seals, &mut trimmed);
+                self.checkpoint.history_news |= has_history(&held.parts);
                 self.memory_bytes = self.memory_bytes + held.parts.memory_bytes() - before;
                 arm_earlier(&mut self.timers, held);
             } else if let Some(grave) = self.checkpoint.graves.get_mut(&id) {
@@ -255,8 +261,8 @@ impl Machine {
             }
         }
         self.checkpoint.trimmed_streams = trimmed;
-        self.checkpoint.history_news = true;
         for grave in std::mem::take(&mut self.checkpoint.sealed_graves).into_values() {
+            self.checkpoint.history_news |= has_history(&grave.parts);
             self.memory_bytes -= grave.memory_bytes;
             self.checkpoint.dropped_streams.extend(grave.partitions);
         }
@@ -320,7 +326,7 @@ impl Machine {
         self.checkpoint.trimmed_streams.extend(left);
     }
 
-    /// Whether [`Machine::history_garbage`] may find something: after a start, and after a checkpoint.
+    /// Whether [`Machine::history_garbage`] may find something: after a checkpoint with a store that has or had a history.
     pub fn take_history_news(&mut self) -> bool {
         std::mem::take(&mut self.checkpoint.history_news)
     }
