@@ -80,7 +80,7 @@ impl Machine {
     pub fn each_store(&self, each: &mut dyn FnMut(ResourceId, StoreHeld)) {
         for (id, held) in self.named() {
             if let Parts::Kv(store) = &held.parts {
-                each(id, StoreHeld { keys: store.len() as u64, memory_bytes: store.memory_bytes() });
+                each(id, StoreHeld { keys: store.len() as u64, memory_bytes: store.held_bytes() });
             }
         }
     }

@@ -38,6 +38,7 @@ impl Store {
                 self.overwrite(cx, to, entry.into_value(), end);
             }
             KvFact::Copied { key, to } => self.copy(cx, key, to),
+            KvFact::Evicted { key } => self.removed(cx, key),
             KvFact::PagesFreed { collection, upto } => {
                 self.pages.free(cx.home, cx.seals, *collection, *upto);
             }
@@ -172,7 +173,7 @@ impl Store {
         }
     }
 
-    /// `KeyDeleted` or `KeyExpired`.
+    /// `KeyDeleted`, `KeyExpired` or `Evicted`.
     pub fn removed(&mut self, cx: &mut Apply<'_>, key: &[u8]) {
         let Some(entry) = self.take(cx, key) else { panic!("a key was removed that there was not") };
         if let Some(collection) = entry.into_collection() {

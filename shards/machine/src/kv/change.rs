@@ -25,6 +25,7 @@ pub(super) fn collection_of(fact: &KvFact) -> Option<KvType> {
         | KvFact::EndSet { .. }
         | KvFact::Renamed { .. }
         | KvFact::Copied { .. }
+        | KvFact::Evicted { .. }
         | KvFact::PagesFreed { .. } => None,
     }
 }
@@ -76,6 +77,7 @@ pub(super) fn apply(
         | KvFact::EndSet { .. }
         | KvFact::Renamed { .. }
         | KvFact::Copied { .. }
+        | KvFact::Evicted { .. }
         | KvFact::PagesFreed { .. } => panic!("no fact about items of a collection: {fact:?}"),
     }
     collection.next_page = pages.next_no();

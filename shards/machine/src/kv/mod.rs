@@ -3,7 +3,7 @@
 //! An [`entry`] is a key and what it holds, [`value`] is what that can be and [`tree`] what collections are made of, with
 //! their [`pages`]. [`decide`] is what can be asked of many keys at once, found by [`many`], [`run`] what can be asked of what one holds, and
 //! [`scan`] of ranges. [`apply`] is how facts change a store, [`change`] how they change a collection, [`index`] its part of
-//! checkpoints. [`eviction`] says which entry goes where there is no room for all. [`feed`] is the stream that has its changes.
+//! checkpoints. [`eviction`] says which entry goes where there is no room for all, which [`room`] sees to. [`feed`] is the stream that has its changes.
 //!
 //! | structure | by | for |
 //! |---|---|---|
@@ -28,6 +28,7 @@ mod index;
 mod many;
 mod order;
 mod pages;
+mod room;
 mod run;
 mod scan;
 mod shelf;
@@ -48,6 +49,7 @@ use entry::{Entry, View};
 use eviction::Eviction;
 use order::Order;
 use pages::AllPages;
+use room::Room;
 use slab::{Place, Slab};
 use table::Table;
 
@@ -98,6 +100,8 @@ pub(crate) struct Store {
     memory_bytes: u64,
     /// In which order entries go, once it matters. Not part of the state.
     eviction: Option<Box<Eviction>>,
+    /// Not part of the state.
+    room: Room,
 }
 
 impl Store {
@@ -115,6 +119,7 @@ impl Store {
             collections: 0,
             memory_bytes: 0,
             eviction: None,
+            room: Room::default(),
         }
     }
 
@@ -158,7 +163,7 @@ impl Store {
     /// When something is due next.
     #[inline]
     pub fn next_due(&self) -> Option<Millis> {
-        if self.pages.gone.len() > 0 {
+        if self.pages.gone.len() > 0 || self.is_overdue() {
             return Some(Millis(0));
         }
         self.expiry.first().map(|(at, _)| *at)

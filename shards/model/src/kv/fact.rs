@@ -157,6 +157,11 @@ pub enum KvFact {
         /// What.
         value: Bytes,
     },
+    /// The key is gone: there was no room for all, and it was asked for least.
+    Evicted {
+        /// Which.
+        key: Bytes,
+    },
     /// Pages of a collection that is gone are gone, before this one.
     PagesFreed {
         /// The collection's number.
@@ -186,6 +191,7 @@ const ITEMS_REMOVED: u8 = 149;
 const ITEM_SET: u8 = 150;
 const ITEM_INSERTED: u8 = 151;
 const PAGES_FREED: u8 = 152;
+const EVICTED: u8 = 158;
 
 impl KvFact {
     /// The tag on disk.
@@ -209,6 +215,7 @@ impl KvFact {
             Self::ItemSet { .. } => ITEM_SET,
             Self::ItemInserted { .. } => ITEM_INSERTED,
             Self::PagesFreed { .. } => PAGES_FREED,
+            Self::Evicted { .. } => EVICTED,
         }
     }
 
@@ -230,7 +237,8 @@ impl KvFact {
             | Self::Pushed { key, .. }
             | Self::ItemsRemoved { key, .. }
             | Self::ItemSet { key, .. }
-            | Self::ItemInserted { key, .. } => Some(key),
+            | Self::ItemInserted { key, .. }
+            | Self::Evicted { key } => Some(key),
             Self::PagesFreed { .. } => None,
         }
     }
@@ -249,6 +257,7 @@ impl KvFact {
                 put_end(out, *expires_at);
             }
             Self::EndSet { expires_at, .. } => put_end(out, *expires_at),
+            Self::Evicted { .. } => {}
             Self::Renamed { to, .. } | Self::Copied { to, .. } => put_bytes(out, to),
             Self::FieldSet { field, value, expires_at, .. } => {
                 put_bytes(out, field);
@@ -307,6 +316,7 @@ impl KvFact {
                 Self::Counted { .. }
                 | Self::EndSet { .. }
                 | Self::ItemsRemoved { .. }
+                | Self::Evicted { .. }
                 | Self::PagesFreed { .. } => 0,
             }
     }
@@ -349,6 +359,7 @@ impl KvFact {
             ITEMS_REMOVED => Self::ItemsRemoved { key, index: reader.varint()?, count: reader.varint()? },
             ITEM_SET => Self::ItemSet { key, index: reader.varint()?, value: reader.bytes()? },
             ITEM_INSERTED => Self::ItemInserted { key, index: reader.varint()?, value: reader.bytes()? },
+            EVICTED => Self::Evicted { key },
             _ => return Err(Malformed("unknown fact about a store")),
         })
     }
@@ -431,6 +442,7 @@ mod tests {
             (KvFact::ItemsRemoved { key: b("k"), index: 2, count: 300 }, vec![149, 1, b'k', 2, 0xAC, 2]),
             (KvFact::ItemSet { key: b("k"), index: 2, value: value.clone() }, vec![150, 1, b'k', 2, 1, b'v']),
             (KvFact::ItemInserted { key, index: 2, value }, vec![151, 1, b'k', 2, 1, b'v']),
+            (KvFact::Evicted { key: b("k") }, vec![158, 1, b'k']),
             (KvFact::PagesFreed { collection: 7, upto: 300 }, vec![152, 7, 0xAC, 2]),
         ];
         for (fact, bytes) in rows {

@@ -204,6 +204,7 @@ fn apply_one<'a>(asked: &'a Asked<'a>, keys: &mut ByKey<'a>, fact: &KvFact) {
             }
             keys.insert(to.clone(), there);
         }
+        KvFact::Evicted { key } => change_key(asked, keys, key).hold(None),
         KvFact::PagesFreed { .. } => {}
         _ => {
             let (Some(key), Some(holds)) = (fact.key(), collection_of(fact)) else { return };
