@@ -150,7 +150,10 @@ async fn restore<D: Disk>(
 ) -> Result<(Durable<D>, Lsn), OpenError> {
     let mut index_config = IndexConfig::new(&config.dir, config.shard);
     index_config.on_thread_start.clone_from(&config.on_thread_start);
-    let (index, applied) = Index::open(index_config).await?;
+    let (index, applied) = match disk.index(&index_config) {
+        Some(server) => Index::open_at(&index_config, server).await?,
+        None => Index::open(index_config).await?,
+    };
     for space in Space::STATE {
         index.scan_all(space, |key, value| machine.restore(space, &key, value)).await?;
     }

@@ -38,7 +38,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use flowmesh_model::codec::Malformed;
-use flowmesh_model::{Lsn, Millis};
+use flowmesh_model::{Lsn, Millis, Mutation};
 
 use super::batch::Whose;
 use super::config::LogConfig;
@@ -113,9 +113,16 @@ pub async fn recover<D: Disk>(
         return Ok((log, Recovered::default()));
     }
     let mut walk = Walk::start(disk, &whose, &listing, applied).await?;
-    let mut entries = 0;
+    let (mut entries, mut held) = (0, None);
     while let Some((_, batch)) = walk.next().await? {
         for (lsn, time, body) in batch.filter(|&(lsn, ..)| lsn > applied) {
+            // The mistake lags one behind, and so never comes to the last.
+            let (lsn, time, body) = if Mutation::CutLogTooFar.is_made() {
+                let Some(before) = held.replace((lsn, time, body)) else { continue };
+                before
+            } else {
+                (lsn, time, body)
+            };
             sink(Entry { lsn, time, body }).map_err(|Malformed(reason)| LogError::Undecodable {
                 shard: whose.shard,
                 file: walk.file(),
