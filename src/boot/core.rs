@@ -89,6 +89,7 @@ fn shard_config(id: ShardId, plan: &Plan) -> ShardConfig {
     let config = &plan.config;
     let memory_bytes = config.memory_bytes / u64::from(plan.shards);
     ShardConfig {
+        shares: plan.shards,
         shards: if plan.slots.is_in_turn(plan.shards) { plan.shards } else { 0 },
         shard: id,
         dir: plan.data.as_ref().map(|data| data.shard_dir(id)).unwrap_or_default(),

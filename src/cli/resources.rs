@@ -325,7 +325,11 @@ fn settings_map(settings: Option<&v1::Settings>) -> Map<String, Value> {
             put("durability", durability(s.durability));
         }
         Some(settings::Kind::Kv(s)) => {
-            put("default_ttl_ms", s.default_ttl_ms.filter(|ttl| *ttl > 0).map(Value::from));
+            let some = |number: Option<u64>| number.filter(|number| *number > 0).map(Value::from);
+            put("default_ttl_ms", some(s.default_ttl_ms));
+            put("mode", s.mode.map(|_| Value::from(kv_mode_word(s.mode()))));
+            put("bytes_max", some(s.bytes_max));
+            put("entries_max", some(s.entries_max));
             if let Some(feed) = &s.feed {
                 put("feed", Some(Value::from(feed.stream.clone())));
                 put("feed_partitions", Some(feed.partitions).filter(|n| *n > 0).map(Value::from));
@@ -404,6 +408,19 @@ fn parse_when_full(text: &str) -> Result<v1::WhenFull, String> {
     named.ok_or_else(|| all.map(when_full_word).join(", "))
 }
 
+fn kv_mode_word(mode: v1::KvMode) -> &'static str {
+    match mode {
+        v1::KvMode::Durable => "durable",
+        v1::KvMode::Cache => "cache",
+    }
+}
+
+fn parse_kv_mode(text: &str) -> Result<v1::KvMode, String> {
+    let all = [v1::KvMode::Durable, v1::KvMode::Cache];
+    let named = all.into_iter().find(|mode| kv_mode_word(*mode) == text);
+    named.ok_or_else(|| all.map(kv_mode_word).join(", "))
+}
+
 /// `KEY=VALUE` pairs as settings of that kind. Ranges are the server's to check.
 fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, String> {
     let (mut stream, mut queue, mut kv) =
@@ -468,6 +485,11 @@ fn parse_settings(kind: v1::Kind, pairs: &[String]) -> Result<v1::Settings, Stri
             }
             (v1::Kind::Queue, "durability") => queue.durability = durability()?,
             (v1::Kind::Kv, "default_ttl_ms") => kv.default_ttl_ms = time()?,
+            (v1::Kind::Kv, "mode") => kv.mode = Some(parse_kv_mode(text).map_err(wrong)?.into()),
+            (v1::Kind::Kv, "bytes_max") => kv.bytes_max = bytes()?,
+            (v1::Kind::Kv, "entries_max") => {
+                kv.entries_max = Some(value::number(text, 0, limits::KV_ENTRIES_MAX_MAX).map_err(wrong)?);
+            }
             (v1::Kind::Kv, "feed") => text.clone_into(&mut kv.feed.get_or_insert_default().stream),
             (v1::Kind::Kv, "feed_partitions") => {
                 kv.feed.get_or_insert_default().partitions = count()?.unwrap_or_default();
@@ -538,7 +560,10 @@ fn setting_names(kind: v1::Kind) -> &'static str {
              group_rate, jobs_max, bytes_max, when_full, dead_retention_ms, done_retention_ms, \
              result_retention_ms, dead_letters_to, sandbox, durability"
         }
-        v1::Kind::Kv => "default_ttl_ms, feed, feed_partitions, feed_old_values, history_ms, durability",
+        v1::Kind::Kv => {
+            "default_ttl_ms, mode, bytes_max, entries_max, feed, feed_partitions, feed_old_values, history_ms, \
+             durability"
+        }
         v1::Kind::Group => {
             "session_timeout_ms, rebalance_timeout_ms, assignor, offsets_retention_ms, durability"
         }
@@ -608,6 +633,8 @@ mod tests {
             ),
             (v1::Kind::Queue, "max_attempts=x", "setting max_attempts: `x` is not allowed"),
             (v1::Kind::Queue, "backoff_max_ms=1 fortnight", "setting backoff_max_ms"),
+            (v1::Kind::Kv, "mode=lru", "setting mode: `lru` is not allowed; allowed: durable, cache"),
+            (v1::Kind::Kv, "entries_max=many", "setting entries_max: `many` is not allowed"),
             (v1::Kind::Queue, "rate=fast", "allowed: PER_SECOND or PER_SECOND:BURST"),
             (v1::Kind::Queue, "when_full=drop", "allowed: refuse, wait, drop_oldest, drop_lowest_priority"),
             (v1::Kind::Queue, "backoff=slow", "allowed: exponential, linear, fixed"),

@@ -90,6 +90,16 @@ async fn settings_outside_of_their_range_are_refused_by_name() {
             }),
             "default_ttl_ms",
         ),
+        (Kind::Kv(v1::KvSettings { mode: Some(1), ..v1::KvSettings::default() }), "mode"),
+        (
+            Kind::Kv(v1::KvSettings { mode: Some(2), entries_max: Some(9), ..v1::KvSettings::default() }),
+            "mode",
+        ),
+        (Kind::Kv(v1::KvSettings { bytes_max: Some(1_048_575), ..v1::KvSettings::default() }), "bytes_max"),
+        (
+            Kind::Kv(v1::KvSettings { entries_max: Some((1 << 40) + 1), ..v1::KvSettings::default() }),
+            "entries_max",
+        ),
         (
             Kind::Stream(v1::StreamSettings {
                 durability: Some(v1::Durability::Memory as i32),

@@ -142,7 +142,7 @@ impl Copy {
                 }
             }
             Change::Items => self.open(key, change.holds()).add(&change.items),
-            Change::Delete | Change::Expire => drop(self.keys.remove(key)),
+            Change::Delete | Change::Expire | Change::Evict => drop(self.keys.remove(key)),
             Change::End | Change::FieldEnd => {}
             Change::FieldSet => {
                 let Held::Hash(fields) = self.open(key, v1::KeyType::Hash) else { panic!("{change:?}") };

@@ -61,7 +61,7 @@ fn lines(key: &str, change: &KvChange, at: Option<String>) -> Vec<String> {
         Change::Set | Change::Rename | Change::Copy | Change::Present | Change::Items => {
             whole(key, change, &mut lines);
         }
-        Change::Delete | Change::Expire => lines.push(format!("DEL {key}")),
+        Change::Delete | Change::Expire | Change::Evict => lines.push(format!("DEL {key}")),
         Change::End => lines.push(match change.expires_at_ms {
             Some(end) => format!("PEXPIREAT {key} {end}"),
             None => format!("PERSIST {key}"),
@@ -146,10 +146,23 @@ async fn write(mut client: Client, mut random: Random, is_over: Arc<AtomicBool>)
 
 #[tokio::test]
 async fn a_store_that_a_feed_is_carried_over_into_is_the_same() {
+    a_mirror_is_the_same(feed("changes", PARTITIONS, None), 30).await;
+}
+
+/// What goes to make room goes in the mirror, too, which has no limits.
+#[tokio::test]
+async fn a_cache_whose_feed_is_carried_over_and_its_mirror_are_the_same() {
+    let v1::settings::Kind::Kv(durable) = feed("changes", PARTITIONS, None) else { unreachable!() };
+    let mode = Some(v1::KvMode::Cache.into());
+    let cache = v1::KvSettings { mode, entries_max: Some(24), ..durable };
+    a_mirror_is_the_same(v1::settings::Kind::Kv(cache), 10).await;
+}
+
+async fn a_mirror_is_the_same(settings: v1::settings::Kind, keys_min: usize) {
     let home = Home::new().shards(2);
     let server = home.start();
     let mut client = server.client().await;
-    client.create("source", feed("changes", PARTITIONS, None)).await.unwrap();
+    client.create("source", settings).await.unwrap();
     client.create("mirror", v1::settings::Kind::Kv(v1::KvSettings::default())).await.unwrap();
     let mut random = Random::new("kv_mirror");
     let is_over = Arc::new(AtomicBool::new(false));
@@ -179,7 +192,7 @@ async fn a_store_that_a_feed_is_carried_over_into_is_the_same() {
         let source = ok(&server, &home, "flowmesh kv export source -");
         let mirror = ok(&server, &home, "flowmesh kv export mirror -");
         if source == mirror {
-            assert!(source.lines().count() > 30, "{source}");
+            assert!(source.lines().count() > keys_min, "{source}");
             break;
         }
         assert!(started.elapsed() < DEADLINE, "the source has\n{source}\nthe mirror\n{mirror}");

@@ -12,6 +12,8 @@ pub struct ShardConfig {
     pub shard: ShardId,
     /// How many there are, with the slots dealt out to them in turn; 0: dealt out otherwise.
     pub shards: u16,
+    /// How many there are, however slots are dealt out: so many share what a store may have.
+    pub shares: u16,
     /// Its directory, with `log/`, `index/` and `streams/` in it.
     pub dir: PathBuf,
     /// When writes are acknowledged, where a resource does not say otherwise.

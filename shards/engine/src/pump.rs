@@ -176,7 +176,10 @@ impl<D: Disk> State<D> {
             Ok(Decision::Answer { reply, seen }) => (seen, Ok(reply)),
             Ok(Decision::Change { facts, reply }) if facts.is_empty() => (self.last_lsn(), Ok(reply)),
             Ok(Decision::Change { facts, reply }) => match self.log_and_apply(now, facts, effects) {
-                Ok(lsn) => (lsn, Ok(reply)),
+                Ok(lsn) => {
+                    self.make_room(now, effects);
+                    (lsn, Ok(reply))
+                }
                 Err(LogRefusal::NoRoom) => return Some((command, outgoing.sink)),
                 Err(LogRefusal::Reject(reject)) => (Lsn(0), Err(reject)),
             },
@@ -266,7 +269,7 @@ impl<D: Disk> State<D> {
     }
 
     /// Whether the shard takes such a command now.
-    fn gate(&self, command: &Command) -> Result<(), Reject> {
+    fn gate(&mut self, command: &Command) -> Result<(), Reject> {
         if !command.is_write() {
             return Ok(());
         }
@@ -276,7 +279,13 @@ impl<D: Disk> State<D> {
         if self.stopping {
             return Err(Reject::ShuttingDown);
         }
-        if grows(command) && self.machine.memory_bytes() > self.memory_bytes_max {
+        let memory_bytes = self.machine.memory_bytes();
+        self.machine.set_tight(memory_bytes > self.memory_bytes_max / 16 * 15);
+        let makes_room = || match command {
+            Command::Kv(id, _) => self.machine.can_make_room(*id),
+            _ => false,
+        };
+        if memory_bytes > self.memory_bytes_max && grows(command) && !makes_room() {
             // What checkpoints would free of it waits for space on the disk.
             return Err(match &self.untrimmed {
                 Some(Reject::DiskFull) => Reject::DiskFull,
@@ -354,6 +363,19 @@ impl<D: Disk> State<D> {
         effects.transfer |= self.machine.has_outgoing();
         effects.commit = true;
         Ok(lsn)
+    }
+
+    /// Lets entries of caches go for what they just got. What cannot be logged now ticks see to.
+    fn make_room(&mut self, now: Millis, effects: &mut Effects) {
+        while self.machine.is_crowded() {
+            let facts = self.machine.make_room(now, self.log.next_lsn());
+            if facts.is_empty() {
+                return;
+            }
+            if self.log_and_apply(now, Batch::from_vec(facts), effects).is_err() {
+                return self.machine.leave_room_to_ticks();
+            }
+        }
     }
 
     /// Decides again for those whose key was woken, first come first served.

@@ -61,6 +61,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             shard: config.shard,
             catalog_owner: config.shard.0 == 0,
             shards: config.shards,
+            shares: config.shares,
             hash_seed: config.hash_seed,
             checkpoints: config.durability != Durability::Memory,
         });

@@ -36,6 +36,7 @@ impl Shard {
             shard: ShardId(0),
             catalog_owner: true,
             shards: 1,
+            shares: 1,
             hash_seed: 1,
             checkpoints: true,
         };
@@ -272,6 +273,7 @@ fn replay() {
     measure("decode and apply: facts of jobs and keys", count, || {
         let mut machine = Machine::new(MachineConfig {
             shards: 1,
+            shares: 1,
             shard: ShardId(1),
             catalog_owner: false,
             hash_seed: 1,

@@ -13,6 +13,8 @@ pub struct MachineConfig {
     pub catalog_owner: bool,
     /// How many shards there are, with the slots dealt out to them in turn; 0: dealt out otherwise.
     pub shards: u16,
+    /// How many shards share what a store may have.
+    pub shares: u16,
     /// The key of the hash of what clients choose. Secret, drawn once for a data directory or a process; never
     /// visible in replies, facts or checkpoints.
     pub hash_seed: u64,

@@ -88,15 +88,18 @@ impl Parts {
     }
 
     /// Takes over what settings say that deciding alone does not look at.
-    pub fn configure(&mut self, settings: &Settings, now: Millis) {
+    pub fn configure(&mut self, settings: &Settings, now: Millis, shares: u16) {
         match (self, settings) {
             (Self::Stream(stream), Settings::Stream(settings)) => stream.configure(settings),
             (Self::Queue(queue), Settings::Queue(settings)) => {
                 queue.configure(settings, now);
                 queue.schedules.wake();
             }
+            (Self::Kv(store), Settings::Kv(settings)) => {
+                store.configure(settings, shares);
+                store.want_history(settings.history_ms);
+            }
             (Self::Group(group), Settings::Group(_)) => group.look_at_all(),
-            (Self::Kv(store), Settings::Kv(settings)) => store.want_history(settings.history_ms),
             _ => {}
         }
     }
@@ -182,9 +185,9 @@ impl Held {
     }
 
     /// Takes over what the catalog says.
-    pub fn set_info(&mut self, info: Option<Arc<ResourceInfo>>, now: Millis) {
+    pub fn set_info(&mut self, info: Option<Arc<ResourceInfo>>, now: Millis, shares: u16) {
         if let Some(info) = &info {
-            self.parts.configure(&info.settings, now);
+            self.parts.configure(&info.settings, now, shares);
             // One text for both.
             self.home.share(info);
         }

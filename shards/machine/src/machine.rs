@@ -67,6 +67,10 @@ pub struct Machine {
     pub(crate) forgets: BTreeSet<(ResourceId, ResourceId)>,
     /// Held queues that have something to send since they had nothing. Not part of the state.
     pub(crate) outgoing: BTreeSet<ResourceId>,
+    /// Caches in which room is to be made for what they got last. Not part of the state.
+    pub(crate) crowded: BTreeSet<ResourceId>,
+    /// Whether memory is so short that caches make room even within their limits. Not part of the state.
+    pub(crate) tight: bool,
     pub(crate) woken: Woken,
     pub(crate) arena: Arena,
     pub(crate) seals: Seals,
@@ -97,6 +101,8 @@ impl Machine {
             sources: BTreeMap::new(),
             forgets: BTreeSet::new(),
             outgoing: BTreeSet::new(),
+            crowded: BTreeSet::new(),
+            tight: false,
             woken: Woken::default(),
             arena: Arena::default(),
             seals: Seals::new(config.checkpoints),
@@ -118,9 +124,9 @@ impl Machine {
         };
         let news = news.map_or(CatalogNews::OfAny, CatalogNews::Of);
         let (held, drops, timers) = (&mut self.held, &mut self.drops, &mut self.timers);
-        let (compacted, now) = (&mut self.compacted, self.clock);
+        let (compacted, now, shares) = (&mut self.compacted, self.clock, self.config.shares);
         let mut look = |id: ResourceId, held: &mut Held| {
-            held.set_info(catalog.get(id).cloned(), now);
+            held.set_info(catalog.get(id).cloned(), now, shares);
             list_compacted(compacted, held);
             arm_earlier(timers, held);
             // A larger number is not deleted but newer than the snapshot.
@@ -248,9 +254,13 @@ impl Machine {
                     _ => &self.blank_store,
                 };
                 let settings = info.settings.kv()?;
-                let placement = &info.placement;
-                let asked = kv::decide::Asked { store, id: *id, settings, placement, now, lsn };
-                let decision = self.feed(&asked, info, asked.decide(command)?)?;
+                let (placement, shares) = (&info.placement, self.config.shares);
+                let asked = kv::decide::Asked { store, id: *id, settings, placement, now, lsn, shares };
+                let decision = asked.decide(command)?;
+                if let Decision::Change { facts, .. } = &decision {
+                    asked.check_room(facts)?;
+                }
+                let decision = self.feed(&asked, info, decision)?;
                 Ok(introduce(keep_history(decision, &asked)?, held, info))
             }
             Command::Group(id, command) => {
@@ -310,7 +320,8 @@ impl Machine {
             _ => &self.blank_store,
         };
         let (settings, placement, now) = (info.settings.kv()?, &info.placement, self.clamp(now));
-        let asked = kv::decide::Asked { store, id: *id, settings, placement, now, lsn };
+        let shares = self.config.shares;
+        let asked = kv::decide::Asked { store, id: *id, settings, placement, now, lsn, shares };
         asked.past(ask, &info.path, rows, self.config.checkpoints)
     }
 
@@ -583,7 +594,8 @@ impl Machine {
     fn hold(&mut self, home: Home) {
         let id = home.id;
         let mut held = Held::new(home, self.sip);
-        held.set_info(self.snapshot.as_ref().and_then(|catalog| catalog.get(id)).cloned(), self.clock);
+        let info = self.snapshot.as_ref().and_then(|catalog| catalog.get(id)).cloned();
+        held.set_info(info, self.clock, self.config.shares);
         list_compacted(&mut self.compacted, &held);
         if self.seals.touch(&mut held.mark) != Touch::Known {
             self.checkpoint.list(id);
@@ -608,6 +620,7 @@ impl Machine {
             self.timers.remove(&(armed, id));
         }
         self.outgoing.remove(&id);
+        self.crowded.remove(&id);
         for source in held.parts.sources() {
             self.forgets.remove(&(id, source));
             self.forget_source(source, id);
@@ -667,10 +680,16 @@ impl Machine {
         id: ResourceId,
         change: impl FnOnce(&mut Apply<'_>, &mut Store),
     ) {
+        let (tight, mut is_crowded) = (self.tight, false);
         self.change(at, id, |cx, parts| {
             let Parts::Kv(store) = parts else { wrong_kind(cx) };
+            let before = store.taken();
             change(cx, store);
+            is_crowded = store.changed(before, tight);
         });
+        if is_crowded {
+            self.crowded.insert(id);
+        }
     }
 
     /// Changes what is held of a resource, and what hangs on it: the list of changes, the memory it takes, its timer.

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use flowmesh_model::limits::EVICTIONS_PER_ENTRY;
 use flowmesh_model::transfer::fact::TransferFact;
 use flowmesh_model::{Fact, Lsn, Millis, ResourceId, Settings};
 
 use crate::decision::{Tick, WaitKey};
 use crate::held::Parts;
 use crate::kv;
-use crate::machine::{Machine, arm};
+use crate::machine::{Machine, arm, arm_earlier};
 
 /// Delayed jobs one tick makes ready, for each fact it may return: about as much work.
 const PROMOTIONS_PER_FACT: usize = 4;
@@ -99,6 +100,12 @@ impl Machine {
                     store.leave_history();
                     self.memory_bytes = self.memory_bytes + store.memory_bytes() - memory_bytes;
                     store.expire(id, now, facts_max - before, facts);
+                    // What ends makes room as well; and nothing goes twice with one entry.
+                    if facts.len() == before {
+                        let bytes = store.memory_bytes();
+                        store.evict(id, now, facts_max - before, facts);
+                        self.memory_bytes = self.memory_bytes + store.memory_bytes() - bytes;
+                    }
                 }
                 Parts::Group(group) => {
                     let (info, catalog) = (held.info.as_deref(), self.snapshot.as_deref());
@@ -135,8 +142,8 @@ impl Machine {
         if settings.feed.is_none() {
             return 0;
         }
-        let placement = &info.placement;
-        let asked = kv::decide::Asked { store: kv, id: store, settings, placement, now, lsn };
+        let (placement, shares) = (&info.placement, self.config.shares);
+        let asked = kv::decide::Asked { store: kv, id: store, settings, placement, now, lsn, shares };
         let of_store = facts.split_off(before);
         let place = kv::feed::check_place(settings, &info.path, self.config.shards);
         let records = place
@@ -153,6 +160,65 @@ impl Machine {
         let count = records.len();
         facts.extend(records);
         count
+    }
+
+    /// Says which entries of caches go to make room for what changes added to them: to be logged and applied right behind
+    /// the change, and asked for again until there is nothing. `lsn` is the one their entry will get. After the last one a
+    /// cache is within its limits, or has lost twice what it got. What cannot be logged now stays due.
+    pub fn make_room(&mut self, now: Millis, lsn: Lsn) -> Vec<Fact> {
+        let now = self.clamp(now);
+        let mut facts = Vec::new();
+        while let Some(&id) = self.crowded.first() {
+            if let Some(Parts::Kv(store)) = self.held.get_mut(&id).map(|held| &mut held.parts)
+                && !self.drops.contains(&id)
+            {
+                let bytes = store.memory_bytes();
+                store.evict_owed(id, now, self.tight, EVICTIONS_PER_ENTRY, &mut facts);
+                self.memory_bytes = self.memory_bytes + store.memory_bytes() - bytes;
+                self.feed_tick(id, now, lsn, 0, &mut facts);
+            }
+            if !facts.is_empty() {
+                return facts;
+            }
+            self.crowded.remove(&id);
+            self.settle(id);
+        }
+        facts
+    }
+
+    /// Leaves it to ticks to make room: what [`Machine::make_room`] said could not be logged.
+    pub fn leave_room_to_ticks(&mut self) {
+        while let Some(id) = self.crowded.pop_first() {
+            self.settle(id);
+        }
+    }
+
+    fn settle(&mut self, id: ResourceId) {
+        let Some(held) = self.held.get_mut(&id) else { return };
+        if let Parts::Kv(store) = &mut held.parts {
+            store.settle();
+        }
+        arm_earlier(&mut self.timers, held);
+    }
+
+    /// Whether [`Machine::make_room`] may have something. Costs next to nothing.
+    #[inline]
+    pub fn is_crowded(&self) -> bool {
+        !self.crowded.is_empty()
+    }
+
+    /// Whether memory is short: then caches lose at least as much as they get, even within their limits.
+    #[inline]
+    pub fn set_tight(&mut self, tight: bool) {
+        self.tight = tight;
+    }
+
+    /// Whether a store is a cache that can make room for what it gets.
+    pub fn can_make_room(&self, store: ResourceId) -> bool {
+        match self.held.get(&store).map(|held| &held.parts) {
+            Some(Parts::Kv(store)) => store.can_make_room(),
+            _ => false,
+        }
     }
 
     /// When [`Machine::tick`] has something to do next; may be early, never late. Costs next to nothing.

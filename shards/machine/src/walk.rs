@@ -83,7 +83,7 @@ impl Machine {
     pub fn each_store(&self, each: &mut dyn FnMut(ResourceId, StoreHeld)) {
         for (id, held) in self.named() {
             if let Parts::Kv(store) = &held.parts {
-                let (keys, memory_bytes) = (store.len() as u64, store.memory_bytes());
+                let (keys, memory_bytes) = (store.len() as u64, store.held_bytes());
                 each(id, StoreHeld { keys, memory_bytes, history: store.history_stats() });
             }
         }

@@ -23,8 +23,8 @@ use flowmesh_model::placement::PlacementHash;
 use flowmesh_model::record::{RecordSlices, RecordView};
 use flowmesh_model::settings::FeedSettings;
 use flowmesh_model::{
-    CatalogCommand, Command, Fact, Kind, KvCommand, KvSettings, Lsn, Millis, PartitionRef, QueueSettings,
-    Reject, Reply, ResourceId, ResourcePath, Settings, StreamCommand, StreamSettings,
+    CatalogCommand, Command, Fact, Kind, KvCommand, KvMode, KvSettings, Lsn, Millis, PartitionRef,
+    QueueSettings, Reject, Reply, ResourceId, ResourcePath, Settings, StreamCommand, StreamSettings,
 };
 use flowmesh_proto::v1::{self, KvChange, KvChangeKind as Change, KvOld};
 use proptest::prelude::*;
@@ -186,6 +186,7 @@ impl Copy {
             Change::Present if self.is_of_snapshot => self.put_whole(key, change),
             Change::Delete
             | Change::Expire
+            | Change::Evict
             | Change::End
             | Change::FieldDelete
             | Change::FieldExpire
@@ -198,7 +199,9 @@ impl Copy {
             }
             Change::Set | Change::Rename | Change::Copy => self.put_whole(key, change),
             Change::Items => self.add_items(key, change),
-            Change::Delete | Change::Expire => drop(self.keys.remove(key).expect("what goes was there")),
+            Change::Delete | Change::Expire | Change::Evict => {
+                drop(self.keys.remove(key).expect("what goes was there"));
+            }
             Change::End => self.keys.get_mut(key).unwrap().ends = ends,
             Change::FieldSet => drop(self.fields(key).insert(member, (value, ends))),
             Change::FieldDelete | Change::FieldExpire => drop(self.fields(key).remove(&member).unwrap()),
@@ -230,7 +233,7 @@ impl Copy {
         let Some(entry) = self.keys.get_mut(key) else { return };
         let member = &change.member;
         match (change.kind(), &mut entry.held) {
-            (Change::Delete | Change::Expire, _) => drop(self.keys.remove(key)),
+            (Change::Delete | Change::Expire | Change::Evict, _) => drop(self.keys.remove(key)),
             (Change::End, _) => entry.ends = change.expires_at_ms,
             (Change::FieldDelete | Change::FieldExpire, Held::Hash(fields)) => drop(fields.remove(member)),
             (Change::FieldEnd, Held::Hash(fields)) => {
@@ -261,6 +264,7 @@ impl Copy {
         };
         match change.kind() {
             Change::Expire => entry.map(Entry::as_old),
+            Change::Evict => Some(live.expect("what has ended is not evicted").as_old()),
             Change::Delete if change.other.is_some() => None,
             Change::Set | Change::Rename | Change::Copy | Change::Delete | Change::End => {
                 live.map(Entry::as_old)
@@ -363,14 +367,26 @@ fn with_feed(old_values: bool) -> Settings {
     Settings::Kv(KvSettings { feed: Some(feed), ..KvSettings::default() })
 }
 
+/// A cache that has room for some of the keys.
+fn cache_with_feed(old_values: bool) -> Settings {
+    let Settings::Kv(durable) = with_feed(old_values) else { unreachable!() };
+    Settings::Kv(KvSettings { mode: KvMode::Cache, entries_max: Some(CACHE_ENTRIES), ..durable })
+}
+
+const CACHE_ENTRIES: u64 = 3;
+
 fn settings_of(world: &World, id: ResourceId) -> Settings {
     world.machine.catalog_snapshot().get(id).unwrap().settings.clone()
 }
 
 impl Rig {
     fn new(old_values: bool) -> Self {
+        Self::of(with_feed(old_values))
+    }
+
+    fn of(settings: Settings) -> Self {
         let mut world = World::default();
-        let store = world.create_with(STORE, with_feed(old_values));
+        let store = world.create_with(STORE, settings);
         let Settings::Kv(KvSettings { feed: Some(settings), .. }) = settings_of(&world, store) else {
             panic!("no feed")
         };
@@ -574,9 +590,9 @@ proptest! {
     #![proptest_config(cases(200))]
     #[test]
     fn a_feed_applied_to_nothing_gives_the_store(
-        old_values in prop::bool::weighted(0.7), steps in prop::collection::vec(step(), 1..90)
+        old_values in prop::bool::weighted(0.7), is_cache in prop::bool::weighted(0.3), steps in prop::collection::vec(step(), 1..90)
     ) {
-        let mut rig = Rig::new(old_values);
+        let mut rig = Rig::of(if is_cache { cache_with_feed(old_values) } else { with_feed(old_values) });
         let mut watchers: Vec<Watcher> = Vec::new();
         for step in steps {
             match step {
@@ -604,6 +620,7 @@ proptest! {
             }
             rig.follow();
             rig.world.machine.check_all();
+            prop_assert!(!is_cache || rig.copy.keys.len() as u64 <= CACHE_ENTRIES);
         }
         rig.check();
         rig.world.crash();

@@ -187,9 +187,13 @@ impl Script {
             }
             _ => {
                 let command = self.command(line);
+                let before = self.world.log.len();
                 let outcome = self.world.run(&command);
                 self.world.machine.check_all();
-                text::outcome(&outcome)
+                // What caches lose behind a change has entries of its own.
+                let behind = self.world.log.iter().skip(before + 1);
+                let behind: String = behind.map(|(_, facts)| text::facts(facts)).collect();
+                text::outcome(&outcome) + &behind
             }
         }
     }
@@ -708,6 +712,11 @@ fn kv() {
 #[test]
 fn kv_types() {
     check("kv_types.script");
+}
+
+#[test]
+fn cache() {
+    check("cache.script");
 }
 
 #[test]

@@ -15,9 +15,9 @@ use flowmesh_model::group::Name;
 use flowmesh_model::job::NackKind;
 use flowmesh_model::schedule::{MissedPolicy, ScheduleChanges, ScheduleSpec, Timing};
 use flowmesh_model::{
-    Batch, Command, FeedSettings, Kind, KvCommand, KvSettings, Millis, Offset, PartitionRef, ProducerId,
-    ProducerStamp, QueueCommand, QueueSettings, Reject, Reply, ResourceId, ScheduleCommand, Settings,
-    StreamCommand, StreamSettings,
+    Batch, Command, FeedSettings, Kind, KvCommand, KvMode, KvSettings, Millis, Offset, PartitionRef,
+    ProducerId, ProducerStamp, QueueCommand, QueueSettings, Reject, Reply, ResourceId, ScheduleCommand,
+    Settings, StreamCommand, StreamSettings,
 };
 use proptest::prelude::*;
 
@@ -107,6 +107,12 @@ fn store_settings(name: &str) -> Settings {
     let feed =
         (name != NAMES[0]).then_some(FeedSettings { stream, partitions: 0, old_values: true, late: false });
     Settings::Kv(KvSettings { feed, ..KvSettings::default() })
+}
+
+/// The same as a cache that has room for less than what comes.
+fn cache_settings(name: &str) -> Settings {
+    let Settings::Kv(durable) = store_settings(name) else { unreachable!() };
+    Settings::Kv(KvSettings { mode: KvMode::Cache, entries_max: Some(2), ..durable })
 }
 
 impl Driver {
@@ -293,7 +299,12 @@ impl Driver {
                 }
                 self.queues[which] = id;
             }
-            _ => self.stores[which] = self.world.create_with(name, store_settings(name)),
+            // Caches and others in turn.
+            _ => {
+                let settings =
+                    if self.world.lsn.0.is_multiple_of(2) { cache_settings } else { store_settings };
+                self.stores[which] = self.world.create_with(name, settings(name));
+            }
         }
     }
 

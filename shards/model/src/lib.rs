@@ -52,7 +52,8 @@ pub use replay::{ReplayCommand, ReplaySettings};
 pub use reply::Reply;
 pub use schedule::{ScheduleCommand, ScheduleReply};
 pub use settings::{
-    Assignor, Durability, FeedSettings, GroupSettings, KvSettings, QueueSettings, Settings, StreamSettings,
+    Assignor, Durability, FeedSettings, GroupSettings, KvMode, KvSettings, QueueSettings, Settings,
+    StreamSettings,
 };
 pub use transfer::{TransferCommand, TransferReply};
 pub use worker::{WorkerCommand, WorkerPath, WorkerReply};

@@ -34,6 +34,14 @@ pub const HISTORY_PAGE_MAX: usize = 1_000;
 pub const HISTORY_NAMES_MAX: usize = 64;
 /// Items of a collection that one key of a difference names; beyond them it says that there are more.
 pub const DIFF_ITEMS_MAX: usize = 1_000;
+/// The limits of a store in bytes, at least: below this a few large entries would be all of it.
+pub const KV_BYTES_MAX_MIN: u64 = 1024 * 1024;
+/// A petabyte.
+pub const KV_BYTES_MAX_MAX: u64 = 1 << 50;
+/// The limit of a store in entries, at most: a million million.
+pub const KV_ENTRIES_MAX_MAX: u64 = 1 << 40;
+/// Facts of one entry of the log that let entries of a store go.
+pub const EVICTIONS_PER_ENTRY: usize = 512;
 
 /// One header's name.
 pub const HEADER_NAME_BYTES_MAX: usize = 255;

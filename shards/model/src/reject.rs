@@ -331,6 +331,23 @@ pub enum Reject {
         /// When it makes sense to try again.
         retry_after_ms: u64,
     },
+    /// The store takes nothing more.
+    #[error(
+        "the store is full: this shard's share of its {what} is {max}, it has {held} and would have {wanted}; deletes and \
+         what makes it smaller pass, {setting} raises it"
+    )]
+    StoreFull {
+        /// What it would have too much of.
+        what: &'static str,
+        /// The setting.
+        setting: &'static str,
+        /// What the shard has of it.
+        held: u64,
+        /// What it would have.
+        wanted: u64,
+        /// At most so much.
+        max: u64,
+    },
     /// Jobs of a batch wait for each other.
     #[error("job {job} of the batch, counted from 0, waits in the end for itself")]
     FlowCycle {
@@ -737,6 +754,7 @@ impl Reject {
             | Self::ScheduleInPast { .. } => Code::FailedPrecondition,
             Self::Overloaded { .. }
             | Self::QueueFull { .. }
+            | Self::StoreFull { .. }
             | Self::TooManyWorkers { .. }
             | Self::DiskFull => Code::ResourceExhausted,
             Self::CatalogBehind { .. } | Self::Fenced { .. } | Self::ShuttingDown => Code::Unavailable,
@@ -786,6 +804,7 @@ impl Reject {
             Self::DeadLetterTarget { .. } => "DEAD_LETTER_TARGET",
             Self::CompactedTarget { .. } => "COMPACTED_TARGET",
             Self::QueueFull { .. } => "QUEUE_FULL",
+            Self::StoreFull { .. } => "STORE_FULL",
             Self::FlowCycle { .. } => "FLOW_CYCLE",
             Self::FlowMissing { .. } => "FLOW_MISSING",
             Self::WorkerNotFound { .. } => "WORKER_NOT_FOUND",
@@ -841,6 +860,9 @@ impl Reject {
             Self::KeyMissing { record } => vec![("record", u64::from(*record))],
             Self::KeyConflict { job } => vec![("job_id", job.0)],
             Self::QueueFull { waiting, max, .. } => vec![("waiting", *waiting), ("max", *max)],
+            Self::StoreFull { held, wanted, max, .. } => {
+                vec![("held", *held), ("wanted", *wanted), ("max", *max)]
+            }
             Self::OffsetMismatch { expected, next } => vec![("expected", expected.0), ("next", next.0)],
             Self::SequenceGap { expected, got } => vec![("expected", *expected), ("got", *got)],
             Self::ProducerFenced { id, epoch, current } => {

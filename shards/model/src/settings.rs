@@ -470,10 +470,49 @@ impl FeedSettings {
     }
 }
 
+/// What a store does that has all that it may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KvMode {
+    /// It drops nothing: what would make it larger is refused.
+    #[default]
+    Durable,
+    /// Entries go, those first that are asked for least.
+    Cache,
+}
+
+impl KvMode {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Durable, Self::Cache];
+
+    /// The word in settings.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Durable => "durable",
+            Self::Cache => "cache",
+        }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_durable(mode: &KvMode) -> bool {
+    *mode == KvMode::Durable
+}
+
 /// Settings of a key-value store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KvSettings {
+    /// What it does at its limits.
+    #[serde(skip_serializing_if = "is_durable")]
+    pub mode: KvMode,
+    /// What its entries may take in memory, in all; each shard has an equal share. `None`: no limit of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_max: Option<u64>,
+    /// How many entries it may have, in all; each shard has an equal share. `None`: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entries_max: Option<u64>,
     /// Time to live of entries that are set without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_ttl_ms: Option<u64>,
@@ -486,6 +525,25 @@ pub struct KvSettings {
     /// Overrides the server's durability.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub durability: Option<Durability>,
+}
+
+impl KvSettings {
+    fn validate_limits(&self) -> Result<(), Reject> {
+        if let Some(bytes) = self.bytes_max {
+            within("bytes_max", bytes, limits::KV_BYTES_MAX_MIN, limits::KV_BYTES_MAX_MAX)?;
+        }
+        if let Some(entries) = self.entries_max {
+            within("entries_max", entries, 1, limits::KV_ENTRIES_MAX_MAX)?;
+        }
+        if self.mode == KvMode::Cache && self.bytes_max.is_none() && self.entries_max.is_none() {
+            return Err(Reject::invalid("mode", "is cache, which needs bytes_max or entries_max".to_owned()));
+        }
+        // What was would take the room of what is.
+        if self.mode == KvMode::Cache && self.history_ms.is_some() {
+            return Err(Reject::invalid("history_ms", "is not for a cache; mode must be durable".to_owned()));
+        }
+        Ok(())
+    }
 }
 
 /// How a consumer group deals out partitions.
@@ -664,6 +722,7 @@ impl Settings {
                 s.history_ms.map_or(Ok(()), |ms| {
                     within("history_ms", ms, limits::HISTORY_MS_MIN, limits::HISTORY_MS_MAX)
                 })?;
+                s.validate_limits()?;
                 s.feed.as_ref().map_or(Ok(()), FeedSettings::validate)
             }
             Self::Group(s) => {
@@ -734,6 +793,30 @@ mod tests {
             refused(StreamSettings { compaction: true, feed_of, ..StreamSettings::default() }),
             "compaction"
         );
+    }
+
+    #[test]
+    fn a_cache_has_limits_and_limits_have_bounds() {
+        let refused = |settings: KvSettings| match Settings::Kv(settings).validate() {
+            Err(Reject::InvalidArgument { field, .. }) => field,
+            other => panic!("{other:?}"),
+        };
+        let cache = KvSettings { mode: KvMode::Cache, ..KvSettings::default() };
+        assert_eq!(refused(cache.clone()), "mode");
+        for entries in [0, limits::KV_ENTRIES_MAX_MAX + 1] {
+            assert_eq!(refused(KvSettings { entries_max: Some(entries), ..cache.clone() }), "entries_max");
+        }
+        for bytes in [limits::KV_BYTES_MAX_MIN - 1, limits::KV_BYTES_MAX_MAX + 1] {
+            assert_eq!(refused(KvSettings { bytes_max: Some(bytes), ..cache.clone() }), "bytes_max");
+        }
+        assert_eq!(
+            refused(KvSettings { entries_max: Some(1), history_ms: Some(5_000), ..cache.clone() }),
+            "history_ms"
+        );
+        let whole = KvSettings { entries_max: Some(1), bytes_max: Some(limits::KV_BYTES_MAX_MIN), ..cache };
+        assert_eq!(Settings::Kv(whole).validate(), Ok(()));
+        let json = serde_json::to_string(&Settings::default_for(Kind::Kv)).unwrap();
+        assert_eq!(json, r#"{"kind":"kv"}"#, "written as before there were modes");
     }
 
     #[test]

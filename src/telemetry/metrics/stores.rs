@@ -38,6 +38,7 @@ const COUNTERS: &[Numbers<Store>] = &[
     }),
     ("flowmesh_kv_deletes", "Keys deleted", |s| s.counts.deleted),
     ("flowmesh_kv_expired", "Keys whose time was up", |s| s.counts.expired),
+    ("flowmesh_kv_evicted", "Keys that went because there was no room for all", |s| s.counts.evicted),
     ("flowmesh_kv_fields_expired", "Fields of hashes whose time was up", |s| s.counts.fields_expired),
 ];
 

@@ -19,6 +19,8 @@ pub struct StoreCounts {
     pub deleted: u64,
     /// Keys whose time was up.
     pub expired: u64,
+    /// Keys that went because there was no room for all.
+    pub evicted: u64,
     /// Fields of hashes whose time was up, without their key.
     pub fields_expired: u64,
 }
@@ -33,6 +35,7 @@ impl Merge for StoreCounts {
         self.changes += other.changes;
         self.deleted += other.deleted;
         self.expired += other.expired;
+        self.evicted += other.evicted;
         self.fields_expired += other.fields_expired;
     }
 }
@@ -62,6 +65,10 @@ pub(super) fn counts_of(fact: &Fact) -> Option<(ResourceId, StoreCounts)> {
             _,
             KvFact::PagesFreed { .. } | KvFact::HistoryKept { .. } | KvFact::HistoryTrimmed { .. },
         ) => return None,
+        Fact::Kv(store, KvFact::Evicted { .. }) => {
+            counts.evicted = 1;
+            store
+        }
         Fact::Kv(store, KvFact::FieldRemoved { expired: true, .. }) => {
             counts.fields_expired = 1;
             store
@@ -129,6 +136,10 @@ mod tests {
             (
                 Fact::KeyExpired { store: STORE, key: KEY },
                 StoreCounts { expired: 1, ..StoreCounts::default() },
+            ),
+            (
+                Fact::Kv(STORE, KvFact::Evicted { key: KEY }),
+                StoreCounts { evicted: 1, ..StoreCounts::default() },
             ),
         ] {
             assert_eq!(counts_of(&fact), Some((STORE, counts)), "{fact:?}");

@@ -136,6 +136,7 @@ impl Rig {
     ) -> Self {
         let mut config = ShardConfig {
             shards: 1,
+            shares: 1,
             shard: ShardId(0),
             dir: dir.to_owned(),
             durability: Durability::Always,

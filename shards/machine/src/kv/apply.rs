@@ -40,6 +40,7 @@ impl Store {
                 self.overwrite(cx, to, entry.into_value(), end);
             }
             KvFact::Copied { key, to } => self.copy(cx, key, to),
+            KvFact::Evicted { key } => self.removed(cx, key),
             KvFact::PagesFreed { collection, upto } => {
                 self.pages.free(cx.home, cx.seals, *collection, *upto);
             }
@@ -176,7 +177,7 @@ impl Store {
         }
     }
 
-    /// `KeyDeleted` or `KeyExpired`.
+    /// `KeyDeleted`, `KeyExpired` or `Evicted`.
     pub fn removed(&mut self, cx: &mut Apply<'_>, key: &[u8]) {
         self.note_whole(cx, key);
         let keeps = self.keeps_history().then_some(cx.at.lsn);

@@ -25,6 +25,7 @@ pub(super) fn collection_of(fact: &KvFact) -> Option<KvType> {
         | KvFact::EndSet { .. }
         | KvFact::Renamed { .. }
         | KvFact::Copied { .. }
+        | KvFact::Evicted { .. }
         | KvFact::PagesFreed { .. }
         | KvFact::HistoryKept { .. }
         | KvFact::HistoryTrimmed { .. } => None,
@@ -78,6 +79,7 @@ pub(super) fn apply(
         | KvFact::EndSet { .. }
         | KvFact::Renamed { .. }
         | KvFact::Copied { .. }
+        | KvFact::Evicted { .. }
         | KvFact::PagesFreed { .. }
         | KvFact::HistoryKept { .. }
         | KvFact::HistoryTrimmed { .. } => panic!("no fact about items of a collection: {fact:?}"),

@@ -24,6 +24,8 @@ pub(crate) struct Asked<'a> {
     pub placement: &'a PlacementHash,
     pub now: Millis,
     pub lsn: Lsn,
+    /// How many shards share what the store may have.
+    pub shares: u16,
 }
 
 impl<'a> Asked<'a> {

@@ -39,6 +39,9 @@ const COUNTS: u8 = 1 << 2;
 /// It is in the main queue, not in the small one.
 const IN_MAIN: u8 = 1 << 3;
 
+/// It was taken out of an order.
+const TAKEN_OUT: u8 = 1 << 4;
+
 impl Heat {
     /// It was asked for.
     #[inline]
@@ -61,8 +64,13 @@ impl Heat {
         self.0.set(self.0.get() - 1);
     }
 
-    fn end(&self) {
-        self.0.set(0);
+    fn take_out(&self) {
+        self.0.set(TAKEN_OUT);
+    }
+
+    /// Whether it was taken out of an order, to go.
+    pub fn is_taken_out(&self) -> bool {
+        self.0.get() == TAKEN_OUT
     }
 
     fn queue(&self) -> Queue {
@@ -111,7 +119,6 @@ impl Eviction {
         if self.links.has(place) {
             let (list, links) = self.list(entry.heat.queue());
             list.remove(place, links);
-            entry.heat.end();
         }
     }
 
@@ -127,12 +134,10 @@ impl Eviction {
     ) -> Option<Place> {
         self.adopt(slab);
         for _ in 0..looks_max {
-            let all = self.small.len + self.main.len;
-            let queue = if self.main.len == 0 || self.small.len > 0 && self.small.len >= all / SMALL_SHARE {
-                Queue::Small
-            } else {
-                Queue::Main
-            };
+            let all = self.len();
+            // Without the one that came last, for which room is made.
+            let is_long = self.small.len > 0 && (self.small.len - 1) * SMALL_SHARE >= all - 1;
+            let queue = if self.main.len == 0 || is_long { Queue::Small } else { Queue::Main };
             let (list, links) = self.list(queue);
             let place = list.pop(links)?;
             let Some(entry) = slab.get(place) else { panic!("an entry in order that is not there") };
@@ -145,7 +150,7 @@ impl Eviction {
                 }
                 _ if !may_go(entry) => self.enter(place, entry, Queue::Main),
                 _ => {
-                    entry.heat.end();
+                    entry.heat.take_out();
                     if queue == Queue::Small {
                         self.ghosts.remember(hash_of(entry.key()), all);
                     }
@@ -154,6 +159,25 @@ impl Eviction {
             }
         }
         None
+    }
+
+    /// Takes the first entry out of the order, however often it was asked for.
+    pub fn first(&mut self, slab: &Slab) -> Option<Place> {
+        self.adopt(slab);
+        let queue = if self.main.len > 0 { Queue::Main } else { Queue::Small };
+        let (list, links) = self.list(queue);
+        let place = list.pop(links)?;
+        slab.get(place).into_iter().for_each(|entry| entry.heat.take_out());
+        Some(place)
+    }
+
+    /// Takes all in that is there, be it that it was taken out before.
+    pub fn take_all_in(&mut self, slab: &Slab) {
+        for (place, entry) in slab.iter() {
+            if !self.links.has(place) {
+                self.enter(place, entry, Queue::Main);
+            }
+        }
     }
 
     /// How many entries are in order.
@@ -171,7 +195,8 @@ impl Eviction {
         for number in (self.adopted..self.adopt_upto).take(ADOPTED_AT_ONCE) {
             self.adopted = number + 1;
             let place = Place::of(number);
-            if let Some(entry) = slab.get(place).filter(|_| !self.links.has(place)) {
+            let waits = |entry: &&Entry| !self.links.has(place) && !entry.heat.is_taken_out();
+            if let Some(entry) = slab.get(place).filter(waits) {
                 self.enter(place, entry, Queue::Main);
             }
         }
@@ -206,7 +231,6 @@ impl Eviction {
     }
 }
 
-#[expect(dead_code, reason = "for those who let entries go")]
 impl Store {
     /// From now on it is kept in mind in which order entries go. Costs nothing if it is already.
     pub fn keep_order(&mut self) {
@@ -219,9 +243,18 @@ impl Store {
         let (sip, slab) = (self.sip, &self.slab);
         self.eviction.as_mut()?.next(slab, |key| sip.hash(key), looks_max, may_go)
     }
-}
+    /// Takes the first entry out of the order, however often it was asked for.
+    pub fn first_to_go(&mut self) -> Option<Place> {
+        self.eviction.as_mut()?.first(&self.slab)
+    }
 
-impl Store {
+    /// All that is there is in order again.
+    pub fn take_all_in(&mut self) {
+        if let Some(eviction) = &mut self.eviction {
+            eviction.take_all_in(&self.slab);
+        }
+    }
+
     /// An entry is there, or is there again. `hash` is that of its key.
     #[inline]
     pub fn came(&mut self, place: Place, hash: u64) {

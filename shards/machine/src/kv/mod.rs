@@ -3,8 +3,8 @@
 //! An [`entry`] is a key and what it holds, [`value`] is what that can be and [`tree`] what collections are made of, with
 //! their [`pages`]. [`decide`] is what can be asked of many keys at once, found by [`many`], [`run`] what can be asked of what one holds, and
 //! [`scan`] of ranges. [`apply`] is how facts change a store, [`change`] how they change a collection, [`index`] its part of
-//! checkpoints. [`eviction`] says which entry goes where there is no room for all. [`feed`] is the stream that has its changes,
-//! [`past`] what was before them.
+//! checkpoints. [`eviction`] says which entry goes where there is no room for all, which [`room`] sees to. [`feed`] is the stream
+//! that has its changes, [`past`] what was before them.
 //!
 //! | structure | by | for |
 //! |---|---|---|
@@ -30,6 +30,7 @@ mod many;
 mod order;
 mod pages;
 pub(crate) mod past;
+mod room;
 mod run;
 mod scan;
 mod shelf;
@@ -51,6 +52,7 @@ use eviction::Eviction;
 use order::Order;
 use pages::AllPages;
 use past::History;
+use room::Room;
 use slab::{Place, Slab};
 use table::Table;
 
@@ -105,6 +107,8 @@ pub(crate) struct Store {
     history_wanted: Option<u64>,
     /// In which order entries go, once it matters. Not part of the state.
     eviction: Option<Box<Eviction>>,
+    /// Not part of the state.
+    room: Room,
 }
 
 impl Store {
@@ -124,6 +128,7 @@ impl Store {
             history: None,
             history_wanted: None,
             eviction: None,
+            room: Room::default(),
         }
     }
 
@@ -173,7 +178,7 @@ impl Store {
     /// When something is due next.
     #[inline]
     pub fn next_due(&self) -> Option<Millis> {
-        if self.pages.gone.len() > 0 {
+        if self.pages.gone.len() > 0 || self.is_overdue() {
             return Some(Millis(0));
         }
         let ends = self.expiry.first().map(|(at, _)| *at);

@@ -230,6 +230,12 @@ impl AllPages {
         }
     }
 
+    /// What the pages of a collection take in memory.
+    pub fn bytes_of(&self, collection: &Collection) -> u64 {
+        let pages = (0..collection.next_page.0).map(|page| PageKey { page: PageNo(page), ..at(collection) });
+        pages.filter_map(|key| self.pages.get(&key)).map(|stored| memory_bytes(&stored.page)).sum()
+    }
+
     /// Another collection gets the same pages.
     pub fn copy(&mut self, home: &Home, seals: &mut Seals, from: &Collection, to: &Collection) {
         for page in 0..from.next_page.0 {

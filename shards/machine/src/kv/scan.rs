@@ -120,7 +120,7 @@ impl Asked<'_> {
         let status = KvStatus {
             keys: self.store.len() as u64,
             expiring: self.store.expiry.len() as u64,
-            memory_bytes: self.store.memory_bytes(),
+            memory_bytes: self.store.held_bytes(),
         };
         Decision::Answer { reply: Reply::KvStatus(status), seen: self.store.last_change }
     }

@@ -21,8 +21,14 @@ use flowmesh_model::{
     Reply, ResourceId, ResourcePath, Settings, ShardId, Space, fact,
 };
 
-pub const CONFIG: MachineConfig =
-    MachineConfig { shard: ShardId(0), catalog_owner: true, shards: 1, hash_seed: 7, checkpoints: true };
+pub const CONFIG: MachineConfig = MachineConfig {
+    shard: ShardId(0),
+    catalog_owner: true,
+    shards: 1,
+    shares: 1,
+    hash_seed: 7,
+    checkpoints: true,
+};
 
 pub type Index = BTreeMap<(Space, Bytes), Bytes>;
 
@@ -96,6 +102,7 @@ impl World {
             Ok(Decision::Change { facts, reply }) => {
                 assert!(!facts.is_empty(), "a change has facts");
                 self.commit(facts.clone());
+                self.make_room();
                 if matches!(command, Command::Catalog(_)) {
                     self.machine.set_catalog(self.machine.catalog_snapshot());
                 }
@@ -199,6 +206,16 @@ impl World {
         let facts = fact::decode_all(bytes.into()).unwrap();
         self.log.push((at, facts.clone()));
         facts.into_iter().for_each(|fact| self.machine.apply(at, fact));
+    }
+
+    /// Makes room in caches, as is done behind every change.
+    pub fn make_room(&mut self) {
+        while self.machine.is_crowded() {
+            let facts = self.machine.make_room(self.now, self.lsn.next());
+            if !facts.is_empty() {
+                self.commit(facts);
+            }
+        }
     }
 
     /// Does what is due, in ticks of `facts_max`.

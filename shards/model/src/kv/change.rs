@@ -75,11 +75,13 @@ pub enum ChangeKind {
     ItemInsert = 20,
     /// What the key holds: no change, but a part of the state that a watch begins with.
     Present = 21,
+    /// The key is gone: there was no room for all.
+    Evict = 22,
 }
 
 impl ChangeKind {
     /// All of them, by number from 1.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Set,
         Self::Delete,
         Self::Expire,
@@ -101,6 +103,7 @@ impl ChangeKind {
         Self::ItemSet,
         Self::ItemInsert,
         Self::Present,
+        Self::Evict,
     ];
 
     /// Its name, in headers and in the CLI.
@@ -128,6 +131,7 @@ impl ChangeKind {
             Self::ItemSet => "item_set",
             Self::ItemInsert => "item_insert",
             Self::Present => "present",
+            Self::Evict => "evict",
         }
     }
 }

@@ -159,6 +159,11 @@ pub enum KvFact {
         /// What.
         value: Bytes,
     },
+    /// The key is gone: there was no room for all, and it was asked for least.
+    Evicted {
+        /// Which.
+        key: Bytes,
+    },
     /// Pages of a collection that is gone are gone, before this one.
     PagesFreed {
         /// The collection's number.
@@ -202,6 +207,7 @@ const ITEM_INSERTED: u8 = 151;
 const PAGES_FREED: u8 = 152;
 const HISTORY_KEPT: u8 = 157;
 const HISTORY_TRIMMED: u8 = 162;
+const EVICTED: u8 = 158;
 
 impl KvFact {
     /// The tag on disk.
@@ -227,6 +233,7 @@ impl KvFact {
             Self::PagesFreed { .. } => PAGES_FREED,
             Self::HistoryKept { .. } => HISTORY_KEPT,
             Self::HistoryTrimmed { .. } => HISTORY_TRIMMED,
+            Self::Evicted { .. } => EVICTED,
         }
     }
 
@@ -248,7 +255,8 @@ impl KvFact {
             | Self::Pushed { key, .. }
             | Self::ItemsRemoved { key, .. }
             | Self::ItemSet { key, .. }
-            | Self::ItemInserted { key, .. } => Some(key),
+            | Self::ItemInserted { key, .. }
+            | Self::Evicted { key } => Some(key),
             Self::PagesFreed { .. } | Self::HistoryKept { .. } | Self::HistoryTrimmed { .. } => None,
         }
     }
@@ -267,6 +275,7 @@ impl KvFact {
                 put_end(out, *expires_at);
             }
             Self::EndSet { expires_at, .. } => put_end(out, *expires_at),
+            Self::Evicted { .. } => {}
             Self::Renamed { to, .. } | Self::Copied { to, .. } => put_bytes(out, to),
             Self::FieldSet { field, value, expires_at, .. } => {
                 put_bytes(out, field);
@@ -330,6 +339,7 @@ impl KvFact {
                 Self::Counted { .. }
                 | Self::EndSet { .. }
                 | Self::ItemsRemoved { .. }
+                | Self::Evicted { .. }
                 | Self::PagesFreed { .. }
                 | Self::HistoryKept { .. }
                 | Self::HistoryTrimmed { .. } => 0,
@@ -384,6 +394,7 @@ impl KvFact {
             ITEMS_REMOVED => Self::ItemsRemoved { key, index: reader.varint()?, count: reader.varint()? },
             ITEM_SET => Self::ItemSet { key, index: reader.varint()?, value: reader.bytes()? },
             ITEM_INSERTED => Self::ItemInserted { key, index: reader.varint()?, value: reader.bytes()? },
+            EVICTED => Self::Evicted { key },
             _ => return Err(Malformed("unknown fact about a store")),
         })
     }
@@ -466,6 +477,7 @@ mod tests {
             (KvFact::ItemsRemoved { key: b("k"), index: 2, count: 300 }, vec![149, 1, b'k', 2, 0xAC, 2]),
             (KvFact::ItemSet { key: b("k"), index: 2, value: value.clone() }, vec![150, 1, b'k', 2, 1, b'v']),
             (KvFact::ItemInserted { key, index: 2, value }, vec![151, 1, b'k', 2, 1, b'v']),
+            (KvFact::Evicted { key: b("k") }, vec![158, 1, b'k']),
             (KvFact::PagesFreed { collection: 7, upto: 300 }, vec![152, 7, 0xAC, 2]),
             (KvFact::HistoryKept { ms: 300 }, vec![157, 0xAC, 2]),
             (KvFact::HistoryTrimmed { upto: Lsn(9), time: Millis(300) }, vec![162, 9, 0xAC, 2]),

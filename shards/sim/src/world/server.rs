@@ -249,6 +249,7 @@ impl Transport for Server {
 fn config(number: u16, shards: u16) -> ShardConfig {
     ShardConfig {
         shards,
+        shares: shards,
         shard: ShardId(number),
         dir: dir_of(number),
         durability: Durability::Always,

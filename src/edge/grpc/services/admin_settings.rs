@@ -5,8 +5,8 @@ use flowmesh_model::job::Backoff;
 use flowmesh_model::settings::{Rate, WhenFull};
 use flowmesh_model::transfer::target_path;
 use flowmesh_model::{
-    Assignor, Durability, FeedSettings, GroupSettings, Kind, KvSettings, QueueSettings, Reject, ResourceInfo,
-    ResourcePath, Settings, StreamSettings,
+    Assignor, Durability, FeedSettings, GroupSettings, Kind, KvMode, KvSettings, QueueSettings, Reject,
+    ResourceInfo, ResourcePath, Settings, StreamSettings,
 };
 use flowmesh_proto::v1;
 use flowmesh_proto::v1::settings::Kind as Message;
@@ -119,6 +119,9 @@ pub fn merged(base: Settings, message: Option<v1::Settings>) -> Result<Settings,
                 Some(0) => None,
                 ttl => ttl,
             },
+            mode: changes.mode.map_or(Ok(base.mode), kv_mode)?,
+            bytes_max: changed(changes.bytes_max, base.bytes_max),
+            entries_max: changed(changes.entries_max, base.entries_max),
             feed: feed(changes.feed, base.feed)?,
             history_ms: changed(changes.history_ms, base.history_ms),
             durability: durability(changes.durability, base.durability)?,
@@ -241,6 +244,11 @@ fn when_full(number: i32) -> Result<WhenFull, Reject> {
     known.copied().ok_or_else(|| Reject::invalid("when_full", format!("{number} is none; {words}")))
 }
 
+fn kv_mode(number: i32) -> Result<KvMode, Reject> {
+    let known = usize::try_from(number).ok().and_then(|number| KvMode::ALL.get(number));
+    known.copied().ok_or_else(|| Reject::invalid("mode", format!("{number} is none; use durable or cache")))
+}
+
 fn assignor(number: Option<i32>, base: Assignor) -> Result<Assignor, Reject> {
     let Some(number) = number else { return Ok(base) };
     match v1::Assignor::try_from(number) {
@@ -313,6 +321,9 @@ fn to_message(settings: &Settings) -> v1::Settings {
         }),
         Settings::Kv(kv) => Message::Kv(v1::KvSettings {
             default_ttl_ms: kv.default_ttl_ms,
+            mode: Some(kv.mode as i32),
+            bytes_max: kv.bytes_max,
+            entries_max: kv.entries_max,
             durability,
             feed: kv.feed.as_ref().map(|feed| v1::FeedSettings {
                 stream: feed.stream.clone(),
@@ -382,11 +393,20 @@ mod tests {
     fn overrides_can_be_taken_back() {
         let base = KvSettings {
             default_ttl_ms: Some(9),
+            mode: KvMode::Cache,
+            bytes_max: Some(1 << 20),
+            entries_max: Some(9),
             durability: Some(Durability::Never),
             ..KvSettings::default()
         };
-        let changes =
-            v1::KvSettings { default_ttl_ms: Some(0), durability: Some(0), ..v1::KvSettings::default() };
+        let changes = v1::KvSettings {
+            default_ttl_ms: Some(0),
+            mode: Some(0),
+            bytes_max: Some(0),
+            entries_max: Some(0),
+            durability: Some(0),
+            ..v1::KvSettings::default()
+        };
         let changes = v1::Settings { kind: Some(Message::Kv(changes)) };
         assert_eq!(merged(Settings::Kv(base), Some(changes)).unwrap(), Settings::Kv(KvSettings::default()));
     }

@@ -91,7 +91,7 @@ impl Paper {
     fn evict(&mut self, looks_max: usize, may_go: impl Fn(u32) -> bool) -> Option<u32> {
         for _ in 0..looks_max {
             let all = self.small.len() + self.main.len();
-            if self.main.is_empty() || !self.small.is_empty() && self.small.len() >= all / 10 {
+            if self.main.is_empty() || !self.small.is_empty() && (self.small.len() - 1) * 10 >= all - 1 {
                 let key = self.small.pop_front()?;
                 if self.counts[&key] > 1 || !may_go(key) {
                     self.main.push_back(key);

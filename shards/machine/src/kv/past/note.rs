@@ -47,6 +47,8 @@ impl Store {
                 let value = moved.unwrap_or_else(|| record::of_entry(Some(entry)));
                 self.note(cx, key, value);
             }
+            // Noted where the key is removed.
+            KvFact::Evicted { .. } => {}
             KvFact::PagesFreed { .. } | KvFact::HistoryKept { .. } | KvFact::HistoryTrimmed { .. } => {}
             _ => {
                 let Some(key) = fact.key() else { return };

@@ -123,7 +123,7 @@ impl<'a> Changes<'a> {
 
 /// Whether a fact is about the key as a whole.
 fn is_about_key(fact: &KvFact) -> bool {
-    matches!(fact, KvFact::Counted { .. } | KvFact::EndSet { .. })
+    matches!(fact, KvFact::Counted { .. } | KvFact::EndSet { .. } | KvFact::Evicted { .. })
 }
 
 /// What a fact says by itself, of the key that it names first.
@@ -185,6 +185,7 @@ fn direct(fact: &Fact) -> Option<Changed> {
         KvFact::ItemInserted { index, value, .. } => {
             KvChange { index: Some(*index), value: value.clone(), ..new(Kind::ItemInsert) }
         }
+        KvFact::Evicted { .. } => new(Kind::Evict),
         KvFact::Copied { .. }
         | KvFact::PagesFreed { .. }
         | KvFact::HistoryKept { .. }

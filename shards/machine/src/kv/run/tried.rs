@@ -216,6 +216,7 @@ fn apply_one<'a>(asked: &'a Asked<'a>, keys: &mut ByKey<'a>, fact: &KvFact) {
             keys.insert(to.clone(), there);
         }
         KvFact::PagesFreed { .. } | KvFact::HistoryKept { .. } | KvFact::HistoryTrimmed { .. } => {}
+        KvFact::Evicted { key } => change_key(asked, keys, key).hold(None),
         _ => {
             let (Some(key), Some(holds)) = (fact.key(), collection_of(fact)) else { return };
             let tried = change_key(asked, keys, key);
