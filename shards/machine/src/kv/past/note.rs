@@ -48,8 +48,10 @@ impl Store {
                 self.note(cx, key, value);
             }
             // Noted where the key is removed.
-            KvFact::Evicted { .. } => {}
-            KvFact::PagesFreed { .. } | KvFact::HistoryKept { .. } | KvFact::HistoryTrimmed { .. } => {}
+            KvFact::Evicted { .. }
+            | KvFact::PagesFreed { .. }
+            | KvFact::HistoryKept { .. }
+            | KvFact::HistoryTrimmed { .. } => {}
             _ => {
                 let Some(key) = fact.key() else { return };
                 match self.entry(key) {
