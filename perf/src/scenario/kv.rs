@@ -1,4 +1,4 @@
-//! Key-value stores: many keys a call, one hot counter, a sorted set of ten million members, ten million entries.
+//! Key-value stores: many keys a call, what feeds, histories and caches cost, one hot counter, a sorted set of ten million members, ten million entries.
 
 use std::cell::RefCell;
 use std::fs;
@@ -48,6 +48,60 @@ pub fn multi(lab: &Lab) -> anyhow::Result<Vec<Row>> {
         let echo_spec = lab.echo_spec(&echo, op, SHAPE);
         let (rounds, loads) = in_turn(lab, &echo_spec, &spec, |load| load.items_per_s)?;
         let row = Row::new(&name, Unit::KeysPerS, Goal::AtLeast(goal), ECHO, rounds);
+        rows.push(row.with_loads(loads));
+    }
+    Ok(rows)
+}
+
+/// Sets of 64 keys a call in stores that also keep each change in a feed, keep what was before, or are full caches, beside the same
+/// sets in a plain store of the same server.
+pub fn kept(lab: &Lab) -> anyhow::Result<Vec<Row>> {
+    const SHAPE: (usize, usize) = (8, 8);
+    const KEYS: u64 = 100_000;
+    let keys = KeySpace::new(KEYS, None);
+    let guest = lab.start(1, &[])?;
+    let server = guest.server()?;
+    fill::keys(server.grpc, STORE, &keys, VALUE_BYTES)?;
+    let feed = |stream: &str, old_values| {
+        let feed = v1::FeedSettings {
+            stream: stream.to_owned(),
+            old_values: Some(old_values),
+            ..Default::default()
+        };
+        v1::KvSettings { feed: Some(feed), ..Default::default() }
+    };
+    let half = v1::KvSettings {
+        mode: Some(v1::KvMode::Cache.into()),
+        entries_max: Some(KEYS / 2),
+        ..Default::default()
+    };
+    let mut client = UnaryClient::connect(server.grpc, &[paths::CREATE])?;
+    let mut rows = Vec::new();
+    for (name, what, settings) in [
+        ("fed", "with a feed", feed("changes", false)),
+        ("fed-old", "with a feed that has old values", feed("changes-old", true)),
+        ("past", "with a history", v1::KvSettings { history_ms: Some(3_600_000), ..Default::default() }),
+        ("cache", "that is a cache with room for half of the keys", half),
+    ] {
+        let settings = Some(v1::Settings { kind: Some(v1::settings::Kind::Kv(settings)) });
+        let create = v1::CreateResourceRequest {
+            kind: v1::Kind::Kv.into(),
+            name: name.to_owned(),
+            settings,
+            ..Default::default()
+        };
+        client.call::<v1::CreateResourceResponse>(paths::CREATE, &create)?;
+        fill::keys(server.grpc, name, &keys, VALUE_BYTES)?;
+        server.settle()?;
+        let op = OpSpec::new(OpKind::Set).batch(BATCH).value_bytes(VALUE_BYTES);
+        let spec = |store: &str, text: &str| {
+            let group = GroupSpec { keys: keys.clone(), ..Lab::calls(op, server.grpc, store, SHAPE) };
+            lab.spec(text, vec![group], Some(server.pid()))
+        };
+        let text = format!("multi-set of 64 keys of 100 k, synced, in a store {what}");
+        let (plain, kept) = (spec(STORE, "multi-set, plain"), spec(name, &text));
+        let (rounds, loads) = in_turn(lab, &plain, &kept, |load| load.items_per_s)?;
+        let row = Row::new(&text, Unit::KeysPerS, Goal::None, "the same in a plain store", rounds);
         rows.push(row.with_loads(loads));
     }
     Ok(rows)

@@ -33,7 +33,7 @@ struct Scenario {
 }
 
 /// All scenarios, in the order of the targets.
-const SCENARIOS: [Scenario; 31] = [
+const SCENARIOS: [Scenario; 32] = [
     Scenario {
         name: "lone-append",
         what: "one client appends, one record at a time",
@@ -97,6 +97,11 @@ const SCENARIOS: [Scenario; 31] = [
     Scenario { name: "delayed-jobs", what: "10 M jobs due over an hour", run: workers::delayed },
     Scenario { name: "idle-workers", what: "10 000 queues with a worker each", run: workers::idle },
     Scenario { name: "kv-multi", what: "get and set of 64 keys a call", run: kv::multi },
+    Scenario {
+        name: "kv-kept",
+        what: "sets in stores with a feed, with a history, in a full cache",
+        run: kv::kept,
+    },
     Scenario { name: "kv-counter", what: "increments of one hot counter", run: kv::counter },
     Scenario {
         name: "kv-sorted",

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use flowmesh_engine::{ReplySink, Shard, ShardConfig, Timer, Transport};
+use flowmesh_engine::{Health, ReplySink, Shard, ShardConfig, Timer, Transport};
 use flowmesh_model::placement::SlotMap;
 use flowmesh_model::transfer::Arrival;
 use flowmesh_model::{
@@ -147,6 +147,11 @@ impl Server {
     /// Why it cannot be started.
     pub fn failure(&self) -> Option<String> {
         self.process.borrow().failed.clone()
+    }
+
+    /// Whether a shard takes no more writes until a restart.
+    pub fn is_fenced(&self) -> bool {
+        self.shards().iter().any(|shard| matches!(shard.health(), Health::Fenced(_)))
     }
 
     fn shards(&self) -> Vec<SimShard> {

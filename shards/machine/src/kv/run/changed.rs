@@ -16,7 +16,7 @@ use flowmesh_model::kv::KvType;
 use flowmesh_model::kv::change::{ChangeItem, ChangeKind, ChangeOld, ItemsFrom, KvChange};
 use flowmesh_model::kv::fact::KvFact;
 use flowmesh_model::limits::{FEED_ITEMS_BYTES_MAX, FEED_ITEMS_MAX, KV_LOOKED_MAX};
-use flowmesh_model::{Fact, Millis, Reject};
+use flowmesh_model::{Fact, Lsn, Millis, Reject};
 
 use super::found::{Found, Members};
 use super::tried::Tries;
@@ -251,8 +251,13 @@ fn whole(found: &Found<'_>, to: &Bytes, first: KvChange) -> Result<Vec<Changed>,
         changed.push((to.clone(), change));
         let Some(next) = next else { return Ok(changed) };
         from = next;
-        change = KvChange { kind: ChangeKind::Items, holds: Some(members.holds()), ..KvChange::default() };
+        change = more(&members, Lsn(0));
     }
+}
+
+/// More items of a collection, which are still to be filled in.
+pub(super) fn more(members: &Members<'_>, version: Lsn) -> KvChange {
+    KvChange { kind: ChangeKind::Items, version, holds: Some(members.holds()), ..KvChange::default() }
 }
 
 /// What a key holds, but for the items of a collection.

@@ -13,7 +13,7 @@ use flowmesh_model::kv::change::{ChangeKind, ItemsFrom, KvChange, SnapshotFrom, 
 use flowmesh_model::limits::{BATCH_ITEMS_MAX, KEY_BYTES_MAX, SNAPSHOT_BYTES, SNAPSHOT_KEYS_MAX};
 use flowmesh_model::{Lsn, Reject, Reply};
 
-use super::changed::{head, items};
+use super::changed::{head, items, more};
 use super::found::{Found, Members};
 use super::tried::stored;
 use crate::decision::Decision;
@@ -128,12 +128,7 @@ impl<'a> Asked<'a> {
         if members.holds() == KvType::List && found.version != version {
             return Ok((self.key(part, key)?.or(behind), true));
         }
-        let change = KvChange {
-            kind: ChangeKind::Items,
-            version: found.version,
-            holds: Some(members.holds()),
-            ..KvChange::default()
-        };
+        let change = more(&members, found.version);
         let next = pieces(part, key, &found, &members, change, from.clone())?;
         Ok((next.or(behind), false))
     }
@@ -166,11 +161,6 @@ fn pieces(
             return Ok(Some(SnapshotFrom::Within { key, collection, version, items: next }));
         }
         from = next;
-        change = KvChange {
-            kind: ChangeKind::Items,
-            version: found.version,
-            holds: Some(members.holds()),
-            ..KvChange::default()
-        };
+        change = more(members, found.version);
     }
 }
