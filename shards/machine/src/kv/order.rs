@@ -123,6 +123,7 @@ impl Order {
         let (separator, len) = (separator.clone(), leaf.places.len());
         if len == 0 {
             self.leaves.remove(&separator);
+            self.begin();
             return;
         }
         let has_room = |(_, leaf): &(&Part, &Leaf)| leaf.places.len() + len <= LEAF_MAX / 2;
@@ -134,6 +135,14 @@ impl Order {
         } else if let Some((behind, _)) = { behind }.next().filter(has_room) {
             let behind = behind.clone();
             self.append(slab, &separator, &behind);
+        }
+    }
+
+    /// The first leaf has no separator: else what it gets below that, and splits off, would come before it.
+    fn begin(&mut self) {
+        if let Some(first) = self.leaves.first_entry().filter(|first| !first.key().is_empty()) {
+            let leaf = first.remove();
+            self.leaves.insert(Part::new(), leaf);
         }
     }
 
@@ -154,6 +163,7 @@ impl Order {
         let (_, place) = leaf.places.remove(0);
         if leaf.places.is_empty() {
             first.remove();
+            self.begin();
         }
         self.len -= 1;
         Some(place)
@@ -196,6 +206,7 @@ impl Order {
         assert_eq!(self.len, keys.len());
         for (index, (separator, leaf)) in self.leaves.iter().enumerate() {
             assert!(!leaf.places.is_empty() && leaf.places.len() <= LEAF_MAX);
+            assert_eq!(index == 0, separator.is_empty(), "the first leaf has no separator, and no other");
             for (head, place) in &leaf.places {
                 let key = slab.key(*place);
                 assert!(key.starts_with(&leaf.common) && *head == head_of(key, leaf.common.len()));
@@ -424,5 +435,32 @@ mod tests {
         }
         order.check(&slab);
         assert!(order.leaves.len() < 50, "{} leaves for {} keys", order.leaves.len(), order.len());
+    }
+
+    #[test]
+    fn a_first_leaf_that_goes_takes_its_bound_with_it() {
+        let (mut order, mut slab) = (Order::default(), Slab::default());
+        let key = |number: usize| format!("key-{number:012}").into_bytes();
+        let add = |order: &mut Order, slab: &mut Slab, number: usize| {
+            let value = Value::Bytes(Bytes::new());
+            let place = slab.insert(Entry::new(&key(number), value, Lsn(1), Millis(0), Mark::NEW));
+            order.insert(slab, place);
+        };
+        let (below, all) = (LEAF_MAX * 8, LEAF_MAX * 11);
+        for number in below..all {
+            add(&mut order, &mut slab, number);
+        }
+        // Leaves beside it are full: none of them takes in what is left, and it goes when it is empty.
+        for number in below..below + LEAF_MAX {
+            let place = order.remove(&slab, &key(number)).unwrap();
+            slab.remove(place);
+        }
+        for number in 0..below {
+            add(&mut order, &mut slab, number);
+        }
+        for number in (0..below).chain(below + LEAF_MAX..all) {
+            assert!(order.remove(&slab, &key(number)).is_some(), "key {number} is not found");
+        }
+        assert_eq!(order.len(), 0);
     }
 }
