@@ -98,14 +98,12 @@ impl Machine {
                 Parts::Kv(store) => {
                     let memory_bytes = store.memory_bytes();
                     store.leave_history();
-                    self.memory_bytes = self.memory_bytes + store.memory_bytes() - memory_bytes;
                     store.expire(id, now, facts_max - before, facts);
                     // What ends makes room as well; and nothing goes twice with one entry.
                     if facts.len() == before {
-                        let bytes = store.memory_bytes();
                         store.evict(id, now, facts_max - before, facts);
-                        self.memory_bytes = self.memory_bytes + store.memory_bytes() - bytes;
                     }
+                    self.memory_bytes = self.memory_bytes + store.memory_bytes() - memory_bytes;
                 }
                 Parts::Group(group) => {
                     let (info, catalog) = (held.info.as_deref(), self.snapshot.as_deref());

@@ -78,16 +78,12 @@ impl Order {
 
     /// The separator of the leaf that has a key, if it is there.
     fn leaf_of(&self, key: &[u8]) -> Option<(&Part, &Leaf)> {
-        let mut at_or_before = self.leaves.range::<[u8], _>((Bound::Unbounded, Bound::Included(key)));
-        at_or_before.next_back().or_else(|| self.leaves.first_key_value())
+        self.leaves.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()
     }
 
     fn leaf_of_mut(&mut self, key: &[u8]) -> Option<&mut Leaf> {
-        // The first leaf has what is below all separators, too.
-        let first = self.leaves.first_key_value().is_some_and(|(separator, _)| **separator > *key);
-        let upto = if first { Bound::Unbounded } else { Bound::Included(key) };
-        let mut leaves = self.leaves.range_mut::<[u8], _>((Bound::Unbounded, upto));
-        if first { leaves.next() } else { leaves.next_back() }.map(|(_, leaf)| leaf)
+        let mut leaves = self.leaves.range_mut::<[u8], _>((Bound::Unbounded, Bound::Included(key)));
+        leaves.next_back().map(|(_, leaf)| leaf)
     }
 
     /// Puts an entry of the slab in order whose key is not there.
@@ -186,12 +182,9 @@ impl Order {
             }
             Bound::Unbounded => Bound::Unbounded,
         };
-        // A leaf whose separator is not below the end has nothing of the range, but for the first leaf.
+        // A leaf whose separator is behind the end has nothing of the range.
         let last = match high {
-            Bound::Included(high) | Bound::Excluded(high) => {
-                let first = self.leaves.first_key_value().map_or(high, |(separator, _)| high.max(separator));
-                Bound::Included(first)
-            }
+            Bound::Included(high) | Bound::Excluded(high) => Bound::Included(high),
             Bound::Unbounded => Bound::Unbounded,
         };
         self.leaves
@@ -210,7 +203,7 @@ impl Order {
             for (head, place) in &leaf.places {
                 let key = slab.key(*place);
                 assert!(key.starts_with(&leaf.common) && *head == head_of(key, leaf.common.len()));
-                assert!(index == 0 || *key >= **separator);
+                assert!(*key >= **separator);
                 let next = self.leaves.iter().nth(index + 1);
                 assert!(next.is_none_or(|(next, _)| *key < **next));
             }
