@@ -5,10 +5,10 @@ use flowmesh_proto::v1::settings::Kind;
 use flowmesh_proto::v1::{self, get_request, run_request, scan_request};
 use tonic::{Code, Status};
 
-use super::shell::{ok, run};
+use super::shell::{fails, ok};
 use crate::common::client::{entry, names_field};
 use crate::common::kv::{command, text};
-use crate::common::{Client, Home, Random, Server, eventually, refused};
+use crate::common::{Client, Home, Random, eventually, refused};
 
 const STORE: &str = "ledger";
 
@@ -292,13 +292,6 @@ async fn what_cannot_be_read_of_the_past_is_refused_by_name() {
             refused(client.create("wrong", Kind::Kv(kv)).await, Code::InvalidArgument, "INVALID_ARGUMENT");
         names_field(&status, "history_ms");
     }
-}
-
-#[track_caller]
-fn fails(server: &Server, home: &Home, script: &str, code: i32) -> String {
-    let output = run(server, home, script);
-    assert_eq!(output.status.code(), Some(code), "{script}: {output:?}");
-    String::from_utf8(output.stderr).unwrap()
 }
 
 #[test]

@@ -1,18 +1,10 @@
 //! Keys from a shell: Redis' commands, whole stores, export and import.
 
-use super::shell::{ok, run};
-use crate::common::{Home, Server};
+use super::shell::{fails, ok, run};
+use crate::common::Home;
 
 fn json(line: &str) -> serde_json::Value {
     serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
-}
-
-/// A script that must fail with this exit code; what it said.
-#[track_caller]
-fn fails(server: &Server, home: &Home, script: &str, code: i32) -> String {
-    let output = run(server, home, script);
-    assert_eq!(output.status.code(), Some(code), "{script}: {output:?}");
-    String::from_utf8(output.stderr).unwrap()
 }
 
 #[test]

@@ -41,6 +41,14 @@ pub fn ok(server: &Server, home: &Home, script: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// A script that must fail with this exit code; what it said.
+#[track_caller]
+pub fn fails(server: &Server, home: &Home, script: &str, code: i32) -> String {
+    let output = run(server, home, script);
+    assert_eq!(output.status.code(), Some(code), "{script}: {output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
 #[test]
 fn streams_from_files_pipes_and_json_lines() {
     let home = Home::new();

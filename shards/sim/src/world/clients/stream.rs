@@ -191,6 +191,7 @@ impl Partition {
         let model = self.model.borrow();
         let (first, next) = offsets.unwrap_or((model.trimmed_maybe, model.trimmed_maybe));
         assert!(first <= model.trimmed_maybe, "records before {first} are gone that nobody trimmed");
+        assert!(first >= model.trimmed, "records before {} were trimmed, and {first} is back", model.trimmed);
         if let Some((last, name)) = model.at.last_key_value() {
             assert!(offsets.is_none() || *last < next, "record {name} at {last} is gone; the end is {next}");
             assert!(
