@@ -4,7 +4,7 @@
 //! A command that must first be told which record it means is decided on again once files have said so.
 
 use bytes::Bytes;
-use flowmesh_machine::{ColdFind, ColdRead};
+use flowmesh_machine::{ColdFind, ColdKeys, ColdRead};
 use flowmesh_model::command::ReadFrom;
 use flowmesh_model::reply::RecordRuns;
 use flowmesh_model::{Command, JobId, Lsn, Offset, PartitionRef, Reject, Reply, ResourceId, StreamCommand};
@@ -40,6 +40,8 @@ pub(crate) enum Wanted {
     Place(ColdFind, Command),
     /// What jobs of a queue are about, in the index; the command is decided on again.
     Bodies(ResourceId, Vec<JobId>, Command),
+    /// What keys of a store hold, in the index; the command is decided on again.
+    Values(ColdKeys, Command),
 }
 
 /// What there is to be read.
@@ -48,6 +50,8 @@ enum Work {
     Fetch(Box<Fetch>),
     /// What jobs are about that a queue gives out next, before anybody asks.
     Ahead(ResourceId),
+    /// What keys hold whose end is to be said.
+    Due(ColdKeys),
 }
 
 /// What a look for a record came to.
@@ -89,6 +93,13 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 }
                 self.inner.state.borrow_mut().looking_ahead -= 1;
             }
+            Work::Due(cold) => match self.read_values(&cold).await {
+                Ok(read) => {
+                    drop(self.take_values(&cold, read));
+                    self.tick();
+                }
+                Err(error) => tracing::error!(%error, "keys do not end whose feed needs what they held"),
+            },
         }
     }
 
@@ -112,6 +123,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 }
                 Found::Again(command) => return self.run_again(command, outgoing),
             },
+            Wanted::Values(cold, command) => return self.fetch_values(cold, command, outgoing).await,
             Wanted::Bodies(queue, jobs, command) => match self.read_bodies(queue, jobs).await {
                 Ok(()) => return self.run_again(command, outgoing),
                 Err(reject) => {
@@ -120,6 +132,10 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 }
             },
         };
+        self.answer(at, outgoing);
+    }
+
+    pub(crate) fn answer(&self, at: PartitionRef, outgoing: Outgoing) {
         let now_ns = self.inner.timer.monotonic_ns();
         let mut effects = Effects::default();
         {
@@ -175,7 +191,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         }
     }
 
-    fn run_again(&self, command: Command, outgoing: Outgoing) {
+    pub(crate) fn run_again(&self, command: Command, outgoing: Outgoing) {
         let (now, now_ns) = (self.inner.timer.now(), self.inner.timer.monotonic_ns());
         let Outgoing { sink, started_ns, .. } = outgoing;
         let mut effects = Effects::default();
@@ -266,13 +282,16 @@ impl<D: Disk> State<D> {
         if let Some(fetch) = self.fetches.pop_front() {
             return Some(Work::Fetch(Box::new(fetch)));
         }
+        if let Some(cold) = self.machine.take_cold_due() {
+            return Some(Work::Due(cold));
+        }
         let queue = self.machine.take_ahead()?;
         self.looking_ahead += 1;
         Some(Work::Ahead(queue))
     }
 }
 
-const NO_DISK: Reject = Reject::Internal("a cold read without a disk");
+pub(crate) const NO_DISK: Reject = Reject::Internal("a cold read without a disk");
 
 fn missing(read: &ColdRead, found: Offset) -> Reject {
     Reject::Damaged {

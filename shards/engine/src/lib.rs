@@ -16,6 +16,7 @@
 //! [`Shard`] is a handle, cheap to clone, that stays on its core. Nothing borrows the state across an await.
 
 mod checkpoint;
+mod chill;
 mod commit;
 mod compact;
 pub mod config;
@@ -31,6 +32,7 @@ mod stalled;
 mod ticks;
 pub mod timer;
 pub mod transfers;
+mod values;
 mod waiting;
 
 pub use config::ShardConfig;

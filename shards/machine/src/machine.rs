@@ -10,18 +10,19 @@ use flowmesh_model::transfer::fact::TransferFact;
 use flowmesh_model::{
     Catalog, Cleaned, Command, CompactedSegment, Fact, GroupCommand, GroupSettings, Kind, KvSettings, Lsn,
     Millis, PartitionRef, QueueCommand, QueueSettings, Reject, ReplaySettings, Reply, ResourceId,
-    ResourceInfo, Settings, StreamCommand, StreamSettings,
+    ResourceInfo, Settings, ShardId, StreamCommand, StreamSettings,
 };
 use rustc_hash::FxBuildHasher;
 
 use crate::catalog::CatalogState;
 use crate::changes::{Seals, Touch};
 use crate::checkpoint::Checkpoint;
-use crate::decision::{CatalogNews, Decision, EntryContext, MachineConfig, WaitKey};
+use crate::decision::{CatalogNews, ColdKeys, Decision, EntryContext, MachineConfig, WaitKey};
 use crate::group::Group;
 use crate::held::{Apply, HELD_BYTES, Held, Parts};
 use crate::keys::Home;
 use crate::kv::Store;
+use crate::kv::cold::{NOT_IN_MEMORY, Wanted};
 use crate::kv::feed::Feed;
 use crate::queue::Enqueued;
 use crate::queue::Queue;
@@ -71,6 +72,12 @@ pub struct Machine {
     pub(crate) seals: Seals,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) memory_bytes: u64,
+    /// Memory that values of stores take which could leave it, once the index has them.
+    pub(crate) could_go: u64,
+    /// What ticks need that is not in memory. Not part of the state.
+    pub(crate) cold_due: Vec<ColdKeys>,
+    /// At start: values beyond so much memory stay in the index.
+    pub(crate) restore_bytes_max: u64,
 }
 
 impl Machine {
@@ -101,6 +108,9 @@ impl Machine {
             seals: Seals::new(config.checkpoints),
             checkpoint: Checkpoint::default(),
             memory_bytes: 0,
+            could_go: 0,
+            cold_due: Vec::new(),
+            restore_bytes_max: u64::MAX,
         }
     }
 
@@ -247,9 +257,22 @@ impl Machine {
                 };
                 let settings = info.settings.kv()?;
                 let placement = &info.placement;
-                let asked = kv::decide::Asked { store, id: *id, settings, placement, now, lsn };
-                let decision = self.feed(&asked, info, asked.decide(command)?)?;
-                Ok(introduce(decision, held, info))
+                let wanted = Wanted::default();
+                let asked = kv::decide::Asked { store, id: *id, settings, placement, now, lsn, wanted };
+                let decided = asked.decide(command);
+                let decided = if asked.wanted.is_empty() {
+                    decided.and_then(|decision| self.feed(&asked, info, decision))
+                } else {
+                    decided
+                };
+                match decided {
+                    Err(reject) if reject != NOT_IN_MEMORY => Err(reject),
+                    _ if !asked.wanted.is_empty() => {
+                        let keys = asked.wanted.into_keys();
+                        Ok(Decision::WarmStore(ColdKeys { store: *id, keys }))
+                    }
+                    decided => Ok(introduce(decided?, held, info)),
+                }
             }
             Command::Group(id, command) => {
                 let (held, info) = self.find(*id, Kind::Group)?;
@@ -597,7 +620,7 @@ impl Machine {
                 self.woken.wake(&mut queue.woken, WaitKey::Queue(id));
                 self.woken.wake(&mut queue.room_woken, WaitKey::Room(id));
             }
-            Parts::Kv(_) => {}
+            Parts::Kv(store) => self.could_go -= store.cold().could_go,
             Parts::Group(group) => self.woken.wake(&mut group.woken, WaitKey::Group(id)),
         }
         self.bury(id, *held);
@@ -641,10 +664,14 @@ impl Machine {
         id: ResourceId,
         change: impl FnOnce(&mut Apply<'_>, &mut Store),
     ) {
+        let mut could_go = (0, 0);
         self.change(at, id, |cx, parts| {
             let Parts::Kv(store) = parts else { wrong_kind(cx) };
+            could_go.0 = store.cold().could_go;
             change(cx, store);
+            could_go.1 = store.cold().could_go;
         });
+        self.could_go = self.could_go + could_go.1 - could_go.0;
     }
 
     /// Changes what is held of a resource, and what hangs on it: the list of changes, the memory it takes, its timer.
@@ -707,6 +734,11 @@ impl Machine {
         self.woken.pop_ahead()
     }
 
+    /// Whose state it is.
+    pub fn shard(&self) -> ShardId {
+        self.config.shard
+    }
+
     /// An estimate of the memory the state takes.
     #[inline]
     pub fn memory_bytes(&self) -> u64 {
@@ -736,7 +768,7 @@ pub(crate) fn arm(timers: &mut BTreeSet<(Millis, ResourceId)>, held: &mut Held, 
 
 /// Puts a held resource under an earlier moment if something is due before the one it is under.
 #[inline]
-fn arm_earlier(timers: &mut BTreeSet<(Millis, ResourceId)>, held: &mut Held) {
+pub(crate) fn arm_earlier(timers: &mut BTreeSet<(Millis, ResourceId)>, held: &mut Held) {
     if let Some(due) = held.parts.next_due()
         && held.armed.is_none_or(|armed| due < armed)
     {

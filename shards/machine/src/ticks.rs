@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use flowmesh_model::transfer::fact::TransferFact;
 use flowmesh_model::{Fact, Lsn, Millis, ResourceId, Settings};
 
-use crate::decision::{Tick, WaitKey};
+use crate::decision::{ColdKeys, Tick, WaitKey};
 use crate::held::Parts;
 use crate::kv;
+use crate::kv::cold::Wanted;
 use crate::machine::{Machine, arm};
 
 /// Delayed jobs one tick makes ready, for each fact it may return: about as much work.
@@ -131,13 +132,19 @@ impl Machine {
             return 0;
         }
         let placement = &info.placement;
-        let asked = kv::decide::Asked { store: kv, id: store, settings, placement, now, lsn };
+        let wanted = Wanted::default();
+        let asked = kv::decide::Asked { store: kv, id: store, settings, placement, now, lsn, wanted };
         let of_store = facts.split_off(before);
         let place = kv::feed::check_place(settings, &info.path, self.config.shards);
         let records = place
             .and_then(|()| self.feed_of(settings))
             .and_then(|feed| feed.map(|feed| feed.records(&asked, &of_store, BYTES_PER_TICK)).transpose());
-        let Ok(Some((records, taken))) = records else {
+        let records = records.ok().flatten().filter(|_| asked.wanted.is_empty());
+        let Some((records, taken)) = records else {
+            let keys = asked.wanted.into_keys();
+            if !keys.is_empty() {
+                self.cold_due.push(ColdKeys { store, keys });
+            }
             // Nothing ends unsaid: it stays due, and is looked at again.
             if let Some(held) = self.held.get_mut(&store) {
                 arm(&mut self.timers, held, Some(now.plus(FEED_RETRY_MS)));

@@ -17,6 +17,10 @@ pub const MEMBER_BYTES_MAX: usize = 64 * 1024;
 /// ten milliseconds. Operations that go to a place find it without looking.
 pub const KV_LOOKED_MAX: u64 = 100_000;
 
+/// Values and pages of a store that one call brings into memory at once because only the index has them: some calls at the same
+/// time must not take the memory that all the others share.
+pub const KV_FETCHED_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
 /// One header's name.
 pub const HEADER_NAME_BYTES_MAX: usize = 255;
 

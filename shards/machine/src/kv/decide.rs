@@ -10,6 +10,7 @@ use flowmesh_model::{Batch, Fact, KvCommand, KvSettings, Lsn, Millis, Reject, Re
 use smallvec::smallvec;
 
 use super::batch::{Current, Written};
+use super::cold::Wanted;
 use super::{Entry, Store};
 use crate::decision::Decision;
 use crate::limit::{items, size};
@@ -23,10 +24,12 @@ pub(crate) struct Asked<'a> {
     pub placement: &'a PlacementHash,
     pub now: Millis,
     pub lsn: Lsn,
+    /// What the decision needs that is not in memory.
+    pub wanted: Wanted,
 }
 
 impl<'a> Asked<'a> {
-    pub fn decide(&self, command: &KvCommand) -> Result<Decision, Reject> {
+    pub fn decide(&'a self, command: &KvCommand) -> Result<Decision, Reject> {
         match command {
             KvCommand::Set { entries } => self.set(entries),
             KvCommand::Get { keys } => self.get(keys),
@@ -69,8 +72,8 @@ impl<'a> Asked<'a> {
         for entry in &found {
             values.push(self.live(*entry, &mut seen).map(|entry| {
                 let packed = entry.packed_value();
-                let value = value_of(entry, packed.is_none());
-                bytes += value.value.len();
+                let value = self.value_of(entry, packed.is_none());
+                bytes += value.value.len() + entry.view().cold().map_or(0, |cold| cold.len as usize);
                 packed_bytes += packed.map_or(0, <[u8]>::len);
                 value
             }));
@@ -105,7 +108,8 @@ impl<'a> Asked<'a> {
             check_entry(entry)?;
             // What is there is looked up only if it matters.
             let before = if looks(entry) {
-                written.get(&entry.key).or_else(|| self.look(&entry.key, &mut seen).map(Current::of))
+                let of = |found| Current::of(found, self.text_for(&entry.condition, found));
+                written.get(&entry.key).or_else(|| self.look(&entry.key, &mut seen).map(of))
             } else {
                 None
             };
@@ -133,6 +137,25 @@ impl<'a> Asked<'a> {
         } else {
             Decision::Change { facts, reply }
         })
+    }
+
+    /// The text of an entry, if a condition looks at it.
+    fn text_for(&self, condition: &SetIf, entry: &Entry) -> Option<Bytes> {
+        match condition {
+            SetIf::Value(_) => self.wanted.text(entry.view()).ok().flatten(),
+            SetIf::Always | SetIf::Absent | SetIf::Present | SetIf::Version(_) => None,
+        }
+    }
+
+    /// What a reply shows of an entry; of a collection no value.
+    pub fn value_of(&self, entry: &Entry, with_value: bool) -> EntryValue {
+        let value = if with_value { self.wanted.text(entry.view()).ok().flatten() } else { None };
+        EntryValue {
+            holds: entry.view().holds(),
+            value: value.unwrap_or_default(),
+            version: entry.version(),
+            expires_at: entry.expires_at(),
+        }
     }
 
     fn expires_at(&self, ttl: SetTtl, before: Option<&Current>) -> Option<Millis> {
@@ -178,17 +201,6 @@ impl<'a> Asked<'a> {
             facts: smallvec![Fact::KeyDeleted { store: self.id, key: key.clone() }],
             reply: Reply::Flags(smallvec![true]),
         })
-    }
-}
-
-/// What a reply shows of an entry; of a collection no value.
-pub(super) fn value_of(entry: &Entry, with_value: bool) -> EntryValue {
-    let value = if with_value { entry.view().text() } else { None };
-    EntryValue {
-        holds: entry.view().holds(),
-        value: value.unwrap_or_default(),
-        version: entry.version(),
-        expires_at: entry.expires_at(),
     }
 }
 

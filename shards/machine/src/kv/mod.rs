@@ -3,7 +3,7 @@
 //! An [`entry`] is a key and what it holds, [`value`] is what that can be and [`tree`] what collections are made of, with
 //! their [`pages`]. [`decide`] is what can be asked of many keys at once, found by [`many`], [`run`] what can be asked of what one holds, and
 //! [`scan`] of ranges. [`apply`] is how facts change a store, [`change`] how they change a collection, [`index`] its part of
-//! checkpoints. [`feed`] is the stream that has its changes.
+//! checkpoints. [`feed`] is the stream that has its changes. [`cold`] is how values leave memory, and come back.
 //!
 //! | structure | by | for |
 //! |---|---|---|
@@ -20,6 +20,7 @@ mod apply;
 mod batch;
 mod change;
 mod check;
+pub(crate) mod cold;
 pub(crate) mod decide;
 mod entry;
 pub(crate) mod feed;
@@ -43,6 +44,7 @@ use flowmesh_model::{Fact, Lsn, Millis, ResourceId};
 
 use crate::changes::Changes;
 use crate::siphash::SipKey;
+use cold::ColdCount;
 use entry::{Entry, View};
 use order::Order;
 use pages::AllPages;
@@ -66,14 +68,14 @@ fn is_live(value: View<'_>, expires_at: Millis, now: Millis) -> bool {
     lasts(expires_at) && lasts(value.last_end())
 }
 
-/// What a key and what it holds take in memory, but for its place in the order of expiry and pages.
+/// What a key and what it holds take in memory with the value in memory, but for its place in the order of expiry and pages.
 fn memory_bytes_of(key: &[u8], value: View<'_>) -> u64 {
-    ENTRY_BYTES + key.len() as u64 + value.memory_bytes()
+    ENTRY_BYTES + key.len() as u64 + value.whole_memory_bytes()
 }
 
 /// What an entry takes in memory with an end at this moment, if any, but for pages.
 fn memory_bytes(entry: &Entry, due: Millis) -> u64 {
-    memory_bytes_of(entry.key(), entry.view()) + if due.0 == 0 { 0 } else { EXPIRY_BYTES }
+    ENTRY_BYTES + entry.key().len() as u64 + entry.view().memory_bytes() + if due.0 == 0 { 0 } else { EXPIRY_BYTES }
 }
 
 /// The keys of one store that this shard holds.
@@ -94,6 +96,9 @@ pub(crate) struct Store {
     /// The number of the collection that was made last.
     collections: u64,
     memory_bytes: u64,
+    cold: ColdCount,
+    /// The entry that is looked at next for whether its value can go.
+    hand: Place,
 }
 
 impl Store {
@@ -110,6 +115,8 @@ impl Store {
             pages: AllPages::default(),
             collections: 0,
             memory_bytes: 0,
+            cold: ColdCount::default(),
+            hand: Place::default(),
         }
     }
 

@@ -9,7 +9,9 @@ pub mod text;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use flowmesh_machine::{BodyCursor, ColdFind, Decision, EntryContext, FlushRange, Machine, MachineConfig};
+use flowmesh_machine::{
+    BodyCursor, Chill, ChillCursor, ColdFind, ColdKeys, Decision, EntryContext, FlushRange, Machine, MachineConfig,
+};
 use flowmesh_model::job::fact::{QueueFact, RemovalCause};
 use flowmesh_model::record::{RecordPacker, RecordView};
 use flowmesh_model::reply::RecordRun;
@@ -87,6 +89,12 @@ impl World {
                 self.warm(queue, &jobs);
                 self.run(command)
             }
+            Ok(Decision::WarmStore(cold)) => {
+                warm_store(&mut self.machine, &self.index, &cold);
+                self.machine.check_all();
+                assert_ne!(self.decide(command), Ok(Decision::WarmStore(cold)), "what was fetched is there");
+                self.run(command)
+            }
             Ok(Decision::Change { facts, reply }) => {
                 assert!(!facts.is_empty(), "a change has facts");
                 self.commit(facts.clone());
@@ -128,6 +136,23 @@ impl World {
         }
     }
 
+    /// Leaves all values to the index that it has as they are, some entries at a time.
+    pub fn chill(&mut self, looks_max: usize) {
+        let mut cursor = ChillCursor::default();
+        while self.machine.chill(0, looks_max, &mut cursor) == Chill::More {}
+        assert_eq!(self.machine.chill(u64::MAX, looks_max, &mut cursor), Chill::Enough);
+    }
+
+    /// The state as text, with what is not in memory as the index has it.
+    pub fn dump(&self) -> String {
+        self.dump_of(&self.machine)
+    }
+
+    /// As [`World::dump`], of another machine over the same index.
+    pub fn dump_of(&self, machine: &Machine) -> String {
+        machine.dump_with(&|space, key| self.index.get(&(space, key.clone())).cloned())
+    }
+
     /// Logs facts, as bytes, and applies what is read back.
     pub fn commit(&mut self, facts: impl IntoIterator<Item = Fact>) {
         self.lsn = self.lsn.next();
@@ -159,7 +184,12 @@ impl World {
                 all.extend(tick.facts.clone());
                 self.commit(tick.facts);
             }
-            if tick.next.is_none_or(|next| next > self.machine.clamp(self.now)) {
+            let mut fetched = false;
+            while let Some(cold) = self.machine.take_cold_due() {
+                warm_store(&mut self.machine, &self.index, &cold);
+                fetched = true;
+            }
+            if !fetched && tick.next.is_none_or(|next| next > self.machine.clamp(self.now)) {
                 return all;
             }
         }
@@ -267,9 +297,17 @@ impl World {
 
     /// What a start after a crash at this moment gives.
     pub fn recovered(&self) -> Machine {
-        let mut machine = restored(&self.index);
+        // At times all of it, at times with no value that can stay in the index.
+        let mut machine = Machine::new(CONFIG);
+        machine.restore_within(if self.lsn.0.is_multiple_of(2) { 0 } else { u64::MAX });
+        restore(&mut machine, &self.index);
         for (at, facts) in self.log.iter().filter(|(at, _)| at.lsn > self.index_lsn) {
-            facts.iter().for_each(|fact| machine.apply(*at, fact.clone()));
+            for fact in facts {
+                if let Some(cold) = machine.cold_of(fact) {
+                    warm_store(&mut machine, &self.index, &cold);
+                }
+                machine.apply(*at, fact.clone());
+            }
         }
         machine.set_catalog(machine.catalog_snapshot());
         machine
@@ -309,11 +347,25 @@ fn run_end(run: &RecordRun) -> Offset {
 /// A machine with what an index has.
 pub fn restored(index: &Index) -> Machine {
     let mut machine = Machine::new(CONFIG);
+    restore(&mut machine, index);
+    machine
+}
+
+fn restore(machine: &mut Machine, index: &Index) {
     for ((space, key), value) in index {
         machine.restore(*space, key, value.clone()).unwrap();
     }
     machine.finish_restore().unwrap();
-    machine
+}
+
+/// Fetches cold values from an index.
+fn warm_store(machine: &mut Machine, index: &Index, cold: &ColdKeys) {
+    let items = machine.cold_items(cold).unwrap();
+    assert!(!items.is_empty() && items.len() == cold.keys.len(), "only what is cold is fetched");
+    for item in items {
+        let value = index.get(&(item.space, item.index_key.clone())).cloned();
+        machine.warm_item(cold.store, &item, value).unwrap();
+    }
 }
 
 /// All that a machine would write to an empty index.

@@ -32,7 +32,7 @@ use flowmesh_model::{IndexWrite, Lsn, ShardId, Space};
 use futures::channel::oneshot;
 use thiserror::Error;
 
-use worker::{Op, OpenBodies, ReadBodies};
+use worker::{Op, OpenReader, Read, TellMany};
 
 /// Settings of one shard's index.
 #[derive(Clone)]
@@ -185,7 +185,7 @@ const SCAN_BYTES: usize = 1024 * 1024;
 #[derive(Clone)]
 pub struct Index {
     ops: mpsc::Sender<Op>,
-    reads: mpsc::Sender<ReadBodies>,
+    reads: mpsc::Sender<Read>,
     checkpoints: Arc<AtomicU64>,
     shard: ShardId,
     dir: Arc<Path>,
@@ -199,13 +199,13 @@ impl Index {
         let (ops, inbox) = mpsc::channel();
         let (reads, reads_inbox) = mpsc::channel();
         let (opened, outcome) = oneshot::channel();
-        let bodies = OpenBodies::default();
-        let (reader, ops_of_reads, open_bodies) = (config.clone(), ops.clone(), Arc::clone(&bodies));
+        let open = OpenReader::default();
+        let (reader, ops_of_reads, open_reader) = (config.clone(), ops.clone(), Arc::clone(&open));
         let thread = |name: &str| std::thread::Builder::new().name(format!("{name}-{shard}"));
         let started =
-            thread("index").spawn(move || worker::run(config, &inbox, bodies, opened)).and_then(|_| {
-                thread("bodies").spawn(move || {
-                    worker::run_reads(&reader, &reads_inbox, &open_bodies, &ops_of_reads);
+            thread("index").spawn(move || worker::run(config, &inbox, open, opened)).and_then(|_| {
+                thread("reads").spawn(move || {
+                    worker::run_reads(&reader, &reads_inbox, &open_reader, &ops_of_reads);
                 })
             });
         let index = Self { ops, reads, checkpoints: Arc::default(), shard, dir };
@@ -240,9 +240,26 @@ impl Index {
     /// The bodies of jobs ([`Space::Bodies`]) as the last checkpoint has them, in the order of the keys. Waits for no
     /// checkpoint.
     pub async fn bodies(&self, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, IndexError> {
+        self.beside(Space::Bodies, keys).await
+    }
+
+    /// The values of keys that no checkpoint in the making changes, in their order: as the last one has them. Of a key that is
+    /// changed, what it was or what it becomes. Waits for no checkpoint.
+    pub async fn beside(&self, space: Space, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, IndexError> {
         let (reply, answer) = oneshot::channel();
-        drop(self.reads.send(ReadBodies { keys, reply }));
+        self.read(space, keys, Box::new(move |found| drop(reply.send(found))));
         answer.await.unwrap_or_else(|_| Err(self.closed()))
+    }
+
+    /// As [`Index::beside`]; the thread that calls waits. For a start, when it has nothing else to do.
+    pub fn beside_now(&self, space: Space, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, IndexError> {
+        let (reply, answer) = mpsc::channel();
+        self.read(space, keys, Box::new(move |found| drop(reply.send(found))));
+        answer.recv().unwrap_or_else(|_| Err(self.closed()))
+    }
+
+    fn read(&self, space: Space, keys: Vec<Bytes>, tell: TellMany) {
+        drop(self.reads.send(Read { space, keys, tell }));
     }
 
     /// All entries of a space in key order, a chunk at a time.

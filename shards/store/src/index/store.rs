@@ -172,15 +172,12 @@ impl Store {
     }
 
     pub fn get_many(&self, space: Space, keys: &[Bytes]) -> fjall::Result<Vec<Option<Bytes>>> {
-        if space == Space::Bodies {
-            return self.bodies().get_many(keys);
-        }
-        keys.iter().map(|key| get(self.space(space), key)).collect()
+        self.beside().get_many(space, keys)
     }
 
-    /// Reads bodies from any thread.
-    pub fn bodies(&self) -> Bodies {
-        Bodies { files: self.shelf.reader(), few: self.space(Space::Bodies).clone() }
+    /// Reads from any thread.
+    pub fn beside(&self) -> Beside {
+        Beside { files: self.shelf.reader(), spaces: self.spaces.clone() }
     }
 
     pub fn scan(&self, space: Space, after: Option<&[u8]>, bytes_max: usize) -> fjall::Result<Chunk> {
@@ -277,15 +274,7 @@ impl Store {
     }
 
     fn space(&self, space: Space) -> &Keyspace {
-        let [meta, jobs, keys, groups, bodies, pages] = &self.spaces;
-        match space {
-            Space::Meta => meta,
-            Space::Jobs => jobs,
-            Space::Keys => keys,
-            Space::Groups => groups,
-            Space::Bodies => bodies,
-            Space::Pages => pages,
-        }
+        of_space(&self.spaces, space)
     }
 
     fn durable_batch(&self) -> OwnedWriteBatch {
@@ -293,19 +282,36 @@ impl Store {
     }
 }
 
-/// Reads bodies from any thread, beside a checkpoint: what is asked for was there at the last one, and is not changed.
-#[derive(Clone)]
-pub(super) struct Bodies {
-    files: Reader,
-    few: Keyspace,
+fn of_space(spaces: &[Keyspace; 6], space: Space) -> &Keyspace {
+    let [meta, jobs, keys, groups, bodies, pages] = spaces;
+    match space {
+        Space::Meta => meta,
+        Space::Jobs => jobs,
+        Space::Keys => keys,
+        Space::Groups => groups,
+        Space::Bodies => bodies,
+        Space::Pages => pages,
+    }
 }
 
-impl Bodies {
-    pub fn get_many(&self, keys: &[Bytes]) -> fjall::Result<Vec<Option<Bytes>>> {
+/// Reads from any thread, beside a checkpoint. What is asked for was there at the last one and is not changed by the one in the
+/// making; of all else either may be found.
+#[derive(Clone)]
+pub(super) struct Beside {
+    files: Reader,
+    spaces: [Keyspace; 6],
+}
+
+impl Beside {
+    pub fn get_many(&self, space: Space, keys: &[Bytes]) -> fjall::Result<Vec<Option<Bytes>>> {
+        let keyspace = of_space(&self.spaces, space);
+        if space != Space::Bodies {
+            return keys.iter().map(|key| get(keyspace, key)).collect();
+        }
         let mut found = self.files.get_many(keys)?;
         for (found, key) in found.iter_mut().zip(keys) {
             if found.is_none() {
-                *found = get(&self.few, key)?;
+                *found = get(keyspace, key)?;
             }
         }
         Ok(found)

@@ -1,5 +1,5 @@
 //! The storage thread: one operation after the other, so that nobody sees half a checkpoint. And a thread that reads bodies
-//! of jobs meanwhile: workers wait for those, and a checkpoint can take seconds.
+//! of jobs and what stores have left to the index meanwhile: clients wait for those, and a checkpoint can take seconds.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use flowmesh_model::{IndexWrite, Lsn, Space};
 use futures::channel::oneshot;
 
-use super::store::{Bodies, Opened, Store};
+use super::store::{Beside, Opened, Store};
 use super::{Chunk, IndexConfig, IndexError, space};
 
 type Reply<T> = oneshot::Sender<Result<T, IndexError>>;
@@ -15,7 +15,7 @@ type Reply<T> = oneshot::Sender<Result<T, IndexError>>;
 /// What the core asks for.
 pub(super) enum Op {
     Get { space: Space, key: Bytes, reply: Reply<Option<Bytes>> },
-    GetMany { space: Space, keys: Vec<Bytes>, reply: Reply<Vec<Option<Bytes>>> },
+    GetMany { space: Space, keys: Vec<Bytes>, tell: TellMany },
     Scan { space: Space, after: Option<Bytes>, bytes_max: usize, reply: Reply<Chunk> },
     Begin { number: u64 },
     Add { number: u64, writes: Vec<IndexWrite>, reply: Reply<()> },
@@ -23,48 +23,52 @@ pub(super) enum Op {
     Shutdown { reply: Reply<()> },
 }
 
-/// What is asked of the thread that reads bodies.
-pub(super) struct ReadBodies {
+/// Who is told what was found of many keys. Dropped: the thread has ended.
+pub(super) type TellMany = Box<dyn FnOnce(Result<Vec<Option<Bytes>>, IndexError>) + Send>;
+
+/// What is asked of the thread that reads beside checkpoints.
+pub(super) struct Read {
+    pub space: Space,
     pub keys: Vec<Bytes>,
-    pub reply: Reply<Vec<Option<Bytes>>>,
+    pub tell: TellMany,
 }
 
-/// How bodies are read, while the database is open.
-pub(super) type OpenBodies = Arc<Mutex<Option<Bodies>>>;
+/// How is read beside checkpoints, while the database is open.
+pub(super) type OpenReader = Arc<Mutex<Option<Beside>>>;
 
-fn lock(bodies: &OpenBodies) -> MutexGuard<'_, Option<Bodies>> {
-    bodies.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(reader: &OpenReader) -> MutexGuard<'_, Option<Beside>> {
+    reader.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The main function of the thread that reads bodies. What it cannot answer goes to the storage thread.
+/// The main function of the thread that reads beside checkpoints. What it cannot answer goes to the storage thread.
 pub(super) fn run_reads(
     config: &IndexConfig,
-    reads: &mpsc::Receiver<ReadBodies>,
-    bodies: &OpenBodies,
+    reads: &mpsc::Receiver<Read>,
+    reader: &OpenReader,
     ops: &mpsc::Sender<Op>,
 ) {
     if let Some(on_start) = &config.on_thread_start {
         on_start();
     }
-    for ReadBodies { keys, reply } in reads {
+    for Read { space, keys, tell } in reads {
         // Not cloned: nothing may keep a database open that is being opened again.
-        let found = lock(bodies).as_ref().and_then(|bodies| bodies.get_many(&keys).ok());
+        let found = lock(reader).as_ref().and_then(|reader| reader.get_many(space, &keys).ok());
         match found {
-            Some(found) => drop(reply.send(Ok(found))),
-            None => drop(ops.send(Op::GetMany { space: Space::Bodies, keys, reply })),
+            Some(found) => tell(Ok(found)),
+            None => drop(ops.send(Op::GetMany { space, keys, tell })),
         }
     }
 }
 
 /// The thread's main function.
-pub(super) fn run(config: IndexConfig, ops: &mpsc::Receiver<Op>, bodies: OpenBodies, opened: Reply<Lsn>) {
+pub(super) fn run(config: IndexConfig, ops: &mpsc::Receiver<Op>, reader: OpenReader, opened: Reply<Lsn>) {
     if let Some(on_start) = &config.on_thread_start {
         on_start();
     }
     match Store::open(&config) {
         Ok(store) => {
             let applied = store.applied;
-            let worker = Worker::new(config, store, bodies);
+            let worker = Worker::new(config, store, reader);
             drop(opened.send(Ok(applied)));
             worker.serve(ops);
         }
@@ -88,21 +92,21 @@ struct Worker {
     /// The checkpoint in progress.
     checkpoint: Option<u64>,
     database: Database,
-    bodies: OpenBodies,
+    reader: OpenReader,
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        *lock(&self.bodies) = None;
+        *lock(&self.reader) = None;
     }
 }
 
 impl Worker {
-    fn new(config: IndexConfig, opened: Opened, bodies: OpenBodies) -> Self {
+    fn new(config: IndexConfig, opened: Opened, reader: OpenReader) -> Self {
         let Opened { store, applied } = opened;
-        *lock(&bodies) = Some(store.bodies());
+        *lock(&reader) = Some(store.beside());
         let database = Database::Open(Box::new(store));
-        Self { config, committed: applied, checkpoint: None, database, bodies }
+        Self { config, committed: applied, checkpoint: None, database, reader }
     }
 
     fn serve(mut self, ops: &mpsc::Receiver<Op>) {
@@ -112,8 +116,8 @@ impl Worker {
                     let get = |store: &Store| Ok(store.get_many(space, &[key])?.pop().flatten());
                     drop(reply.send(self.read(get, "read")));
                 }
-                Op::GetMany { space, keys, reply } => {
-                    drop(reply.send(self.read(|store| store.get_many(space, &keys), "read")));
+                Op::GetMany { space, keys, tell } => {
+                    tell(self.read(|store| store.get_many(space, &keys), "read"));
                 }
                 Op::Scan { space, after, bytes_max, reply } => {
                     let outcome = self.read(|store| store.scan(space, after.as_deref(), bytes_max), "scan");
@@ -195,7 +199,7 @@ impl Worker {
     }
 
     fn close(&mut self, database: Database) {
-        *lock(&self.bodies) = None;
+        *lock(&self.reader) = None;
         self.database = database;
     }
 
@@ -213,7 +217,7 @@ impl Worker {
                 found: applied,
             });
         }
-        *lock(&self.bodies) = Some(store.bodies());
+        *lock(&self.reader) = Some(store.beside());
         self.database = Database::Open(Box::new(store));
         Ok(())
     }
@@ -248,7 +252,7 @@ mod tests {
     fn worker(dir: &std::path::Path) -> Worker {
         let config = IndexConfig::new(dir, ShardId(0));
         let opened = Store::open(&config).unwrap();
-        Worker::new(config, opened, OpenBodies::default())
+        Worker::new(config, opened, OpenReader::default())
     }
 
     /// A checkpoint of one key, all of it.

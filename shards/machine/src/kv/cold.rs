@@ -1,0 +1,229 @@
+//! What only the index has: values of entries that have left memory.
+//!
+//! ```text
+//!              a checkpoint has it, and memory is short
+//!        hot ──────────────────────────────────────────► cold
+//!         ▲  ◄──────────────────────────────────────────
+//!         │    a decision, or a fact that keeps the value, needs it
+//!         └──── the key gets another value; the key goes
+//! ```
+//!
+//! A cold entry still has key, version and end, with its places in the table and in the orders, so that only what looks at the
+//! value itself needs it. A decision that does notes so in [`Wanted`] and goes on, so that all it needs is known at once; what it
+//! comes to meanwhile is thrown away. Facts that keep a value change none that is cold: who decided on them had it in memory,
+//! and recovery fetches it before.
+//!
+//! Which entries are cold is no part of the state: decisions are the same whatever is.
+
+use std::cell::RefCell;
+
+use bytes::Bytes;
+use flowmesh_model::codec::Malformed;
+use flowmesh_model::kv::fact::KvFact;
+use flowmesh_model::limits::KV_FETCHED_BYTES_MAX;
+use flowmesh_model::{Lsn, Reject, Space};
+
+use super::entry::ColdValue;
+use super::slab::Place;
+use super::{Entry, Store, View, index, memory_bytes};
+use crate::changes::Seals;
+use crate::keys::Home;
+
+/// What an operation comes to whose value is noted: never shown.
+pub(crate) const NOT_IN_MEMORY: Reject = Reject::Internal("a value that is not in memory");
+
+/// What a decision needs that is cold.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted {
+    keys: RefCell<Vec<Bytes>>,
+}
+
+impl Wanted {
+    /// This value is needed.
+    pub fn note(&self, cold: ColdValue<'_>) {
+        self.keys.borrow_mut().push(Bytes::copy_from_slice(cold.key));
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.keys.borrow().is_empty()
+    }
+
+    /// The keys whose values are needed, each once.
+    pub fn into_keys(self) -> Vec<Bytes> {
+        let mut keys = self.keys.into_inner();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
+    /// The bytes of bytes and counters, noted if they are cold.
+    pub fn text(&self, value: View<'_>) -> Result<Option<Bytes>, Reject> {
+        value.text().map_err(|cold| self.refuse(cold))
+    }
+
+    /// Notes a value that must be in memory for what is about to become true.
+    pub fn keep(&self, value: View<'_>) -> Result<(), Reject> {
+        value.cold().map_or(Ok(()), |cold| Err(self.refuse(cold)))
+    }
+
+    fn refuse(&self, cold: ColdValue<'_>) -> Reject {
+        self.note(cold);
+        NOT_IN_MEMORY
+    }
+}
+
+/// Which values are in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ColdCount {
+    /// How many entries are cold.
+    pub entries: usize,
+    /// What their values are together.
+    pub bytes: u64,
+    /// Memory that values take which could leave it, once the index has them.
+    pub could_go: u64,
+}
+
+impl ColdCount {
+    /// An entry is here from now on.
+    #[inline]
+    pub fn add(&mut self, entry: &Entry) {
+        match entry.view().cold() {
+            Some(cold) => {
+                self.entries += 1;
+                self.bytes += u64::from(cold.len);
+            }
+            None => self.could_go += entry.could_go(),
+        }
+    }
+
+    /// An entry is about to go or to change.
+    #[inline]
+    pub fn remove(&mut self, entry: &Entry) {
+        match entry.view().cold() {
+            Some(cold) => {
+                self.entries -= 1;
+                self.bytes -= u64::from(cold.len);
+            }
+            None => self.could_go -= entry.could_go(),
+        }
+    }
+}
+
+/// A cold value as it is asked for: where the index has it and which version it must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ColdItem {
+    /// Where.
+    pub space: Space,
+    /// Its key there.
+    pub index_key: Bytes,
+    key: Bytes,
+    version: Lsn,
+}
+
+impl std::fmt::Display for ColdItem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the value of key {:?} with version {}", self.key, self.version)
+    }
+}
+
+/// How far [`Store::chill`] has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Chilled {
+    pub bytes: u64,
+    pub looked: usize,
+    /// The last entry was looked at.
+    pub is_through: bool,
+}
+
+impl Store {
+    /// Those of some keys that are cold, as they can be asked for.
+    ///
+    /// # Errors
+    /// [`Reject::TooLarge`] if that is more than one call may bring into memory.
+    pub fn cold_items(&self, home: &Home, keys: &[Bytes]) -> Result<Vec<ColdItem>, Reject> {
+        let (mut items, mut bytes) = (Vec::new(), 0);
+        for key in keys {
+            let Some(entry) = self.entry(key) else { continue };
+            let Some(cold) = entry.view().cold() else { continue };
+            bytes += u64::from(cold.len);
+            let (index_key, version) = (home.entry_key(key), entry.version());
+            items.push(ColdItem { space: Space::Keys, index_key, key: key.clone(), version });
+        }
+        if bytes > KV_FETCHED_BYTES_MAX {
+            let what = "values that one call reads from the disk";
+            return Err(Reject::TooLarge { what, size: bytes, max: KV_FETCHED_BYTES_MAX });
+        }
+        Ok(items)
+    }
+
+    /// The key that a fact keeps the value of, if that is cold.
+    pub fn cold_of(&self, fact: &KvFact) -> Option<Bytes> {
+        let key = match fact {
+            KvFact::EndSet { key, .. } | KvFact::Renamed { key, .. } | KvFact::Copied { key, .. } => key,
+            _ => return None,
+        };
+        self.entry(key).is_some_and(Entry::is_cold).then(|| key.clone())
+    }
+
+    /// Takes the value of a cold entry into memory, as the index has it. Nothing happens if the entry is another one by now.
+    ///
+    /// # Errors
+    /// What is wrong if it is not the value of the entry that was asked for, and that entry is still there.
+    pub fn warm_item(&mut self, item: &ColdItem, value: Option<Bytes>) -> Result<(), &'static str> {
+        let Some(place) = self.place(&item.key) else { return Ok(()) };
+        let Some(entry) = self.slab.get_mut(place) else { return Ok(()) };
+        let Some(cold) = entry.view().cold().filter(|_| entry.version() == item.version) else {
+            return Ok(());
+        };
+        let value = value.ok_or("missing")?;
+        let found = index::read_bytes(value).map_err(|Malformed(reason)| reason)?;
+        let Some(found) = found else { return Err("of another type") };
+        if (found.version, found.expires_at) != (entry.version(), entry.end()) {
+            return Err("of another version");
+        }
+        if found.bytes.len() != cold.len as usize {
+            return Err("of another length");
+        }
+        let before = memory_bytes(entry, entry.next_end());
+        self.cold.remove(entry);
+        entry.warm(found.bytes);
+        self.cold.add(entry);
+        self.memory_bytes = self.memory_bytes + memory_bytes(entry, entry.next_end()) - before;
+        Ok(())
+    }
+
+    /// Looks at no more than so many entries behind the one it looked at last, and leaves values to the index that it has as they are, until
+    /// so many bytes are free.
+    pub fn chill(&mut self, seals: &Seals, bytes: u64, looks_max: usize) -> Chilled {
+        let mut chilled = Chilled { is_through: true, ..Chilled::default() };
+        let places: Vec<Place> = self.slab.places_from(self.hand).take(looks_max + 1).collect();
+        for place in places {
+            if chilled.looked == looks_max || chilled.bytes >= bytes {
+                self.hand = place;
+                chilled.is_through = false;
+                break;
+            }
+            chilled.looked += 1;
+            let Some(entry) = self.slab.get_mut(place) else { continue };
+            if !seals.is_clean(entry.mark) {
+                continue;
+            }
+            let freed = entry.could_go();
+            self.cold.remove(entry);
+            if entry.chill() {
+                self.memory_bytes -= freed;
+                chilled.bytes += freed;
+            }
+            self.cold.add(entry);
+        }
+        if chilled.is_through {
+            self.hand = Place::default();
+        }
+        chilled
+    }
+
+    /// How many of its values are only in the index.
+    pub fn cold(&self) -> ColdCount {
+        self.cold
+    }
+}
