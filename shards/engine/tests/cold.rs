@@ -33,7 +33,7 @@ fn open(dir: &Path, disk: &SimDisk, timer: &SimTimer) -> Rig {
 }
 
 fn key(number: u64) -> Bytes {
-    Bytes::from(format!("key-{number:04}"))
+    Bytes::from(format!("key-{{t}}{number:04}"))
 }
 
 /// Says whose and which it is, and is of any length: packed or apart.
