@@ -14,8 +14,8 @@ use crate::pump::grows;
 use crate::shard::{Shard, State};
 use crate::timer::Timer;
 
-/// Entries looked at before other tasks run: about 100 µs.
-const LOOKS_STEP: usize = 1024;
+/// Values that leave memory, or some that cannot, before other tasks run: about 100 µs.
+const LOOKS_STEP: usize = 256;
 
 /// Of the shard's memory, where values begin to go.
 const fn high(memory_bytes: u64) -> u64 {

@@ -130,6 +130,7 @@ impl Store {
         self.cold.add(&entry);
         let place = self.slab.insert(entry);
         self.table.insert(hash, place);
+        self.came(place, hash);
         place
     }
 
@@ -156,17 +157,26 @@ impl Store {
         if touch == Touch::CaptureAndList {
             cx.seals.capture(image(Space::Keys, cx.home.entry_key(entry.key()), index::encode(entry)));
         }
+        // What an entry of the log makes of it in several steps it was asked for once.
+        if entry.version() != cx.at.lsn {
+            entry.heat.count();
+        }
         let due = entry.next_end();
         let before = memory_bytes(entry, due);
         self.cold.remove(entry);
+        let was_cold = entry.is_cold();
         change(entry, &mut self.pages, cx.home, cx.seals);
         assert!(!entry.is_cold(), "an entry changes whose value is not in memory");
         self.cold.add(entry);
         entry.set_version(cx.at.lsn);
         self.last_change = cx.at.lsn;
         let due_now = entry.next_end();
+        let back = was_cold.then(|| self.sip.hash(entry.key()));
         self.memory_bytes = self.memory_bytes + memory_bytes(entry, due_now) - before;
         reschedule(&mut self.expiry, place, due, due_now);
+        if let Some(hash) = back {
+            self.came(place, hash);
+        }
         if touch != Touch::Known {
             self.list(place);
         }
@@ -204,6 +214,9 @@ impl Store {
         self.ordered.remove(&self.slab, entry.key());
         self.table.remove(self.sip.hash(entry.key()), place);
         reschedule(&mut self.expiry, place, due, Millis(0));
+        if let Some(eviction) = &mut self.eviction {
+            eviction.left(place, entry);
+        }
         self.slab.remove(place)
     }
 

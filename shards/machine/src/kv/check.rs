@@ -44,6 +44,9 @@ impl Store {
         assert_eq!(self.expiry.len(), expiring);
         assert_eq!(self.memory_bytes, memory);
         self.pages.check(seals, pages);
+        if let Some(eviction) = &self.eviction {
+            eviction.check(&self.slab);
+        }
     }
 
     /// Checks a collection. Returns how many pages it has.

@@ -126,12 +126,18 @@ impl std::fmt::Display for ColdItem {
     }
 }
 
-/// How far [`Store::chill`] has come.
+/// Entries looked at for one that can go before others get their turn.
+const LOOKS_AT_ONCE: usize = 16;
+
+/// So often an entry comes to the front before it goes: what was asked for stays three times.
+const ROUNDS: usize = 5;
+
+/// What [`Store::chill`] came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Chilled {
     pub bytes: u64,
     pub looked: usize,
-    /// The last entry was looked at.
+    /// Nothing can go.
     pub is_through: bool,
 }
 
@@ -189,37 +195,49 @@ impl Store {
         entry.warm(found.bytes);
         self.cold.add(entry);
         self.memory_bytes = self.memory_bytes + memory_bytes(entry, entry.next_end()) - before;
+        self.came(place, self.sip.hash(&item.key));
         Ok(())
     }
 
-    /// Looks at no more than so many entries behind the one it looked at last, and leaves values to the index that it has as they are, until
-    /// so many bytes are free.
+    /// Leaves values to the index that it has as they are, in the order in which entries go, until so many bytes are free. Looks at
+    /// about so many entries.
     pub fn chill(&mut self, seals: &Seals, bytes: u64, looks_max: usize) -> Chilled {
-        let mut chilled = Chilled { is_through: true, ..Chilled::default() };
-        let places: Vec<Place> = self.slab.places_from(self.hand).take(looks_max + 1).collect();
-        for place in places {
-            if chilled.looked == looks_max || chilled.bytes >= bytes {
-                self.hand = place;
-                chilled.is_through = false;
-                break;
-            }
-            chilled.looked += 1;
-            let Some(entry) = self.slab.get_mut(place) else { continue };
-            if !seals.is_clean(entry.mark) {
+        self.keep_order();
+        let mut chilled = Chilled::default();
+        while chilled.looked < looks_max && chilled.bytes < bytes && !chilled.is_through {
+            let may_go = |entry: &Entry| entry.could_go() > 0 && seals.is_clean(entry.mark);
+            let Some(place) = self.next_to_go(LOOKS_AT_ONCE, may_go) else {
+                chilled.looked += LOOKS_AT_ONCE;
+                self.idle_looks += LOOKS_AT_ONCE;
+                chilled.is_through = self.is_idle();
                 continue;
-            }
-            let freed = entry.could_go();
-            self.cold.remove(entry);
-            if entry.chill() {
-                self.memory_bytes -= freed;
-                chilled.bytes += freed;
-            }
-            self.cold.add(entry);
-        }
-        if chilled.is_through {
-            self.hand = Place::default();
+            };
+            chilled.looked += 1;
+            self.idle_looks = 0;
+            chilled.bytes += self.chill_at(place);
         }
         chilled
+    }
+
+    /// Whether all entries were looked at since the last one whose value could go, as often as each may stay.
+    fn is_idle(&mut self) -> bool {
+        let Some(eviction) = &self.eviction else { return true };
+        let is_idle = !eviction.is_adopting() && self.idle_looks > ROUNDS * eviction.len();
+        if is_idle {
+            self.idle_looks = 0;
+        }
+        is_idle
+    }
+
+    fn chill_at(&mut self, place: Place) -> u64 {
+        let Some(entry) = self.slab.get_mut(place) else { panic!("an entry goes that there is not") };
+        let freed = entry.could_go();
+        self.cold.remove(entry);
+        let went = entry.chill();
+        self.cold.add(entry);
+        assert!(went, "a value leaves memory that cannot");
+        self.memory_bytes -= freed;
+        freed
     }
 
     /// How many of its values are only in the index.

@@ -71,6 +71,7 @@ impl<'a> Asked<'a> {
         let mut values = Batch::with_capacity(keys.len());
         for entry in &found {
             values.push(self.live(*entry, &mut seen).map(|entry| {
+                entry.heat.count();
                 let packed = entry.packed_value();
                 let value = self.value_of(entry, packed.is_none());
                 bytes += value.value.len() + entry.view().cold().map_or(0, |cold| cold.len as usize);

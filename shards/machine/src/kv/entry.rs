@@ -14,6 +14,7 @@ use flowmesh_model::codec::detached;
 use flowmesh_model::kv::KvType;
 use flowmesh_model::{Lsn, Millis};
 
+use super::eviction::Heat;
 use super::value::{Collection, Value};
 use crate::changes::Mark;
 
@@ -31,6 +32,8 @@ pub(crate) struct Entry {
     key_bytes: u16,
     /// Of packed bytes: [`ENDS`] and [`COLD`].
     shape: u8,
+    /// How often it was asked for, where that matters.
+    pub heat: Heat,
 }
 
 /// Packed bytes have an end.
@@ -169,7 +172,13 @@ fn bytes_memory_bytes(len: usize) -> u64 {
 impl Entry {
     /// Where no entry is.
     pub fn vacant() -> Self {
-        Self { holds: Holds::Packed(Box::default()), mark: Mark::NEW, key_bytes: 0, shape: 0 }
+        Self {
+            holds: Holds::Packed(Box::default()),
+            mark: Mark::NEW,
+            key_bytes: 0,
+            shape: 0,
+            heat: Heat::default(),
+        }
     }
 
     /// An entry. Bytes that are not packed are kept as they are if they are many: they must not keep more memory alive
@@ -266,8 +275,8 @@ impl Entry {
     /// Takes its value into memory again, out of the index.
     pub fn warm(&mut self, value: Bytes) {
         assert!(self.is_cold(), "a value that is in memory came out of the index");
-        let (key, mark) = (self.key().to_vec(), self.mark);
-        *self = Self { mark, ..Self::restored(&key, Value::Bytes(value), self.version(), self.end()) };
+        let (key, mark, heat) = (self.key().to_vec(), self.mark, self.heat.clone());
+        *self = Self { mark, heat, ..Self::restored(&key, Value::Bytes(value), self.version(), self.end()) };
     }
 
     #[inline]
@@ -412,8 +421,8 @@ impl Entry {
             return None;
         }
         let key: Box<[u8]> = self.key().into();
-        let before = std::mem::replace(self, Self::new(&key, value, version, end, self.mark));
-        before.into_collection()
+        let new = Self { heat: self.heat.clone(), ..Self::new(&key, value, version, end, self.mark) };
+        std::mem::replace(self, new).into_collection()
     }
 
     pub fn collection_mut(&mut self) -> Option<&mut Collection> {

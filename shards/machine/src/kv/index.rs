@@ -210,6 +210,7 @@ impl Store {
                 gone.push((Space::Keys, home.entry_key(&key)));
             } else {
                 (self.table, self.expiry) = Default::default();
+                self.eviction = None;
                 return self
                     .indexed()
                     .into_iter()

@@ -3,7 +3,8 @@
 //! An [`entry`] is a key and what it holds, [`value`] is what that can be and [`tree`] what collections are made of, with
 //! their [`pages`]. [`decide`] is what can be asked of many keys at once, found by [`many`], [`run`] what can be asked of what one holds, and
 //! [`scan`] of ranges. [`apply`] is how facts change a store, [`change`] how they change a collection, [`index`] its part of
-//! checkpoints. [`feed`] is the stream that has its changes. [`cold`] is how values leave memory, and come back.
+//! checkpoints. [`feed`] is the stream that has its changes. [`eviction`] says which entry goes where there is no room for all,
+//! [`cold`] how values leave memory, and come back.
 //!
 //! | structure | by | for |
 //! |---|---|---|
@@ -23,6 +24,7 @@ mod check;
 pub(crate) mod cold;
 pub(crate) mod decide;
 mod entry;
+mod eviction;
 pub(crate) mod feed;
 mod index;
 mod many;
@@ -46,6 +48,7 @@ use crate::changes::Changes;
 use crate::siphash::SipKey;
 use cold::ColdCount;
 use entry::{Entry, View};
+use eviction::Eviction;
 use order::Order;
 use pages::AllPages;
 use slab::{Place, Slab};
@@ -97,8 +100,10 @@ pub(crate) struct Store {
     collections: u64,
     memory_bytes: u64,
     cold: ColdCount,
-    /// The entry that is looked at next for whether its value can go.
-    hand: Place,
+    /// Entries looked at since the last one whose value could go.
+    idle_looks: usize,
+    /// In which order entries go, once it matters. Not part of the state.
+    eviction: Option<Box<Eviction>>,
 }
 
 impl Store {
@@ -116,7 +121,8 @@ impl Store {
             collections: 0,
             memory_bytes: 0,
             cold: ColdCount::default(),
-            hand: Place::default(),
+            idle_looks: 0,
+            eviction: None,
         }
     }
 
@@ -148,6 +154,12 @@ impl Store {
 
     /// An estimate of what it takes in memory.
     pub fn memory_bytes(&self) -> u64 {
+        let order = self.eviction.as_ref().map_or(0, |eviction| eviction.memory_bytes());
+        self.held_bytes() + order
+    }
+
+    /// What its entries take in memory.
+    pub fn held_bytes(&self) -> u64 {
         self.memory_bytes + self.pages.memory_bytes
     }
 

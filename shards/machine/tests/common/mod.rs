@@ -140,6 +140,9 @@ impl World {
     pub fn chill(&mut self, looks_max: usize) {
         let mut cursor = ChillCursor::default();
         while self.machine.chill(0, looks_max, &mut cursor) == Chill::More {}
+        if self.sealed.is_none() && self.index_lsn == self.lsn {
+            assert_eq!(self.machine.could_go(), 0, "all that the index has can go");
+        }
         assert_eq!(self.machine.chill(u64::MAX, looks_max, &mut cursor), Chill::Enough);
     }
 

@@ -29,6 +29,8 @@ pub(super) struct Tries<'a> {
     keys: Option<ByKey<'a>>,
     /// What was shown became true in this entry or before.
     seen: Cell<Lsn>,
+    /// Whether what is found now is asked for, by what changes nothing: what changes something counts by doing so.
+    counts: bool,
 }
 
 /// A key as it would be.
@@ -85,7 +87,7 @@ impl<'a> Tries<'a> {
         let mut keys = ops.iter().flat_map(|op| std::iter::once(&op.key).chain(op.action.other_keys()));
         let writes = ops.len() > 1 && ops.iter().any(|op| op.action.is_write());
         let again = writes && keys.any(|key| !named.insert(key));
-        Self { asked, keys: again.then(|| ByKey::with_hasher(sip)), seen: Cell::new(Lsn(0)) }
+        Self { asked, keys: again.then(|| ByKey::with_hasher(sip)), seen: Cell::new(Lsn(0)), counts: false }
     }
 
     /// For facts of one entry that come one after the other.
@@ -93,7 +95,7 @@ impl<'a> Tries<'a> {
         let sip = asked.store.sip;
         let mut named = hashbrown::HashSet::with_hasher(sip);
         let again = facts.len() > 1 && facts.iter().flat_map(keys_of).any(|key| !named.insert(key));
-        Self { asked, keys: again.then(|| ByKey::with_hasher(sip)), seen: Cell::new(Lsn(0)) }
+        Self { asked, keys: again.then(|| ByKey::with_hasher(sip)), seen: Cell::new(Lsn(0)), counts: false }
     }
 
     pub fn seen(&self) -> Lsn {
@@ -102,6 +104,7 @@ impl<'a> Tries<'a> {
 
     /// An operation comes next: it must find what it asks for.
     pub fn prepare(&mut self, op: &KvOp) {
+        self.counts = !op.action.is_write();
         let Some(keys) = &mut self.keys else { return };
         if is_of_members(&op.action) {
             return;
@@ -139,6 +142,9 @@ impl<'a> Tries<'a> {
         let mut seen = self.seen.get();
         let entry = asked.look(key, &mut seen);
         self.seen.set(seen);
+        if let Some(entry) = entry.filter(|_| self.counts) {
+            entry.heat.count();
+        }
         entry.map(|entry| stored(asked, entry, asked.now))
     }
 
@@ -163,6 +169,7 @@ impl<'a> Tries<'a> {
 
     /// Tries facts.
     pub fn apply(&mut self, facts: &[Fact]) {
+        self.counts = false;
         let (asked, Some(keys)) = (self.asked, &mut self.keys) else { return };
         for fact in facts {
             match fact {
