@@ -93,7 +93,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 }
                 self.inner.state.borrow_mut().looking_ahead -= 1;
             }
-            Work::Due(cold) => match self.read_values(&cold).await {
+            Work::Due(cold) => match self.read_values(&cold, false).await {
                 Ok(read) => {
                     drop(self.take_values(&cold, read));
                     self.tick();

@@ -193,7 +193,7 @@ fn warm(machine: &mut Machine, index: &Index, fact: &Fact) -> Result<(), OpenErr
     let Some(cold) = machine.cold_of(fact) else { return Ok(()) };
     let shard = machine.shard();
     let refused = |reject| OpenError::Cold { shard, reject };
-    for item in machine.cold_items(&cold).map_err(refused)? {
+    for item in machine.cold_items(&cold, false).map_err(refused)? {
         let mut found = index.beside_now(item.space, vec![item.index_key.clone()])?;
         machine.warm_item(cold.store, &item, found.pop().flatten()).map_err(refused)?;
     }

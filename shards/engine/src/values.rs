@@ -28,8 +28,8 @@ impl<D: Disk, T: Timer> Shard<D, T> {
     pub(crate) async fn fetch_values(&self, mut cold: ColdKeys, command: Command, mut outgoing: Outgoing) {
         let at = PartitionRef { resource: cold.store, partition: 0 };
         let mut reject = Reject::Overloaded { what: "cold reads", retry_after_ms: 50 };
-        for _ in 0..ROUNDS_MAX {
-            let read = match self.read_values(&cold).await {
+        for round in 0..ROUNDS_MAX {
+            let read = match self.read_values(&cold, round > 0).await {
                 Ok(read) => read,
                 Err(refused) => {
                     reject = refused;
@@ -66,11 +66,11 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         }
     }
 
-    /// Reads values from the index, as far as they are cold now.
-    pub(crate) async fn read_values(&self, cold: &ColdKeys) -> Result<Read, Reject> {
+    /// Reads values from the index, as far as they are cold now; or `all`.
+    pub(crate) async fn read_values(&self, cold: &ColdKeys, all: bool) -> Result<Read, Reject> {
         let Some(durable) = &self.inner.durable else { return Err(NO_DISK) };
         let started_ns = self.inner.timer.monotonic_ns();
-        let items = self.inner.state.borrow().machine.cold_items(cold)?;
+        let items = self.inner.state.borrow().machine.cold_items(cold, all)?;
         let mut read = Read::with_capacity(items.len());
         for items in items.chunk_by(|one, next| one.space == next.space) {
             for items in items.chunks(AT_ONCE) {

@@ -93,13 +93,13 @@ impl Machine {
         if let Parts::Kv(store) = &held.parts { Some((held, store)) } else { None }
     }
 
-    /// Those of some values that are cold, as the index can be asked for them.
+    /// Those of some values that are cold, as the index can be asked for them; or `all`, since others can leave memory meanwhile.
     ///
     /// # Errors
     /// [`Reject::TooLarge`] if that is more than one call may bring into memory.
-    pub fn cold_items(&self, cold: &ColdKeys) -> Result<Vec<ColdItem>, Reject> {
+    pub fn cold_items(&self, cold: &ColdKeys, all: bool) -> Result<Vec<ColdItem>, Reject> {
         let Some((held, store)) = self.store(cold.store) else { return Ok(Vec::new()) };
-        store.cold_items(&held.home, &cold.keys)
+        store.cold_items(&held.home, &cold.keys, all)
     }
 
     /// Takes a cold value into memory, as the index has it. Nothing happens if its key holds something else by now.

@@ -40,6 +40,10 @@ pub struct StoreHeld {
     pub keys: u64,
     /// An estimate of what they take in memory.
     pub memory_bytes: u64,
+    /// Keys of them whose values are only in the index.
+    pub keys_cold: u64,
+    /// What these values are together.
+    pub cold_bytes: u64,
 }
 
 impl Machine {
@@ -80,7 +84,9 @@ impl Machine {
     pub fn each_store(&self, each: &mut dyn FnMut(ResourceId, StoreHeld)) {
         for (id, held) in self.named() {
             if let Parts::Kv(store) = &held.parts {
-                each(id, StoreHeld { keys: store.len() as u64, memory_bytes: store.memory_bytes() });
+                let (keys, memory_bytes, cold) = (store.len() as u64, store.memory_bytes(), store.cold());
+                let (keys_cold, cold_bytes) = (cold.entries as u64, cold.bytes);
+                each(id, StoreHeld { keys, memory_bytes, keys_cold, cold_bytes });
             }
         }
     }

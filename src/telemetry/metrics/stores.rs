@@ -26,6 +26,8 @@ const GAUGES: &[Numbers<Store>] = &[
     ("flowmesh_kv_memory_bytes", "What keys and what they hold take in memory, estimated", |s| {
         s.holds.memory_bytes
     }),
+    ("flowmesh_kv_cold_entries", "Keys whose values have left memory", |s| s.holds.keys_cold),
+    ("flowmesh_kv_cold_bytes", "What these values are together", |s| s.holds.cold_bytes),
 ];
 
 const COUNTERS: &[Numbers<Store>] = &[
@@ -91,7 +93,7 @@ mod tests {
 
     fn store(hits: u64) -> Store {
         let counts = StoreCounts { hits, ..StoreCounts::default() };
-        Row { counts, holds: StoreHeld { keys: 1, memory_bytes: 10 } }
+        Row { counts, holds: StoreHeld { keys: 1, memory_bytes: 10, ..StoreHeld::default() } }
     }
 
     fn shard(own: impl IntoIterator<Item = u64>, other: Store) -> StoreRows {

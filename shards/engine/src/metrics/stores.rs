@@ -41,6 +41,8 @@ impl Merge for StoreHeld {
     fn merge(&mut self, other: &Self) {
         self.keys += other.keys;
         self.memory_bytes += other.memory_bytes;
+        self.keys_cold += other.keys_cold;
+        self.cold_bytes += other.cold_bytes;
     }
 }
 

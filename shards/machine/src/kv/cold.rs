@@ -118,6 +118,8 @@ pub struct ColdItem {
     pub index_key: Bytes,
     key: Bytes,
     version: Lsn,
+    /// It was cold when it was asked for: the index has it as it is.
+    is_cold: bool,
 }
 
 impl std::fmt::Display for ColdItem {
@@ -142,18 +144,21 @@ pub(crate) struct Chilled {
 }
 
 impl Store {
-    /// Those of some keys that are cold, as they can be asked for.
+    /// Those of some keys that are cold, as they can be asked for; or `all` whose value may be by the time it is there.
     ///
     /// # Errors
     /// [`Reject::TooLarge`] if that is more than one call may bring into memory.
-    pub fn cold_items(&self, home: &Home, keys: &[Bytes]) -> Result<Vec<ColdItem>, Reject> {
+    pub fn cold_items(&self, home: &Home, keys: &[Bytes], all: bool) -> Result<Vec<ColdItem>, Reject> {
         let (mut items, mut bytes) = (Vec::new(), 0);
         for key in keys {
             let Some(entry) = self.entry(key) else { continue };
-            let Some(cold) = entry.view().cold() else { continue };
-            bytes += u64::from(cold.len);
+            let is_cold = entry.is_cold();
+            if !is_cold && !(all && entry.could_go() > 0) {
+                continue;
+            }
+            bytes += entry.view().text_len();
             let (index_key, version) = (home.entry_key(key), entry.version());
-            items.push(ColdItem { space: Space::Keys, index_key, key: key.clone(), version });
+            items.push(ColdItem { space: Space::Keys, index_key, key: key.clone(), version, is_cold });
         }
         if bytes > KV_FETCHED_BYTES_MAX {
             let what = "values that one call reads from the disk";
@@ -181,11 +186,16 @@ impl Store {
         let Some(cold) = entry.view().cold().filter(|_| entry.version() == item.version) else {
             return Ok(());
         };
-        let value = value.ok_or("missing")?;
+        let value = match value {
+            Some(value) => value,
+            None if item.is_cold => return Err("missing"),
+            // It was new when it was asked for.
+            None => return Ok(()),
+        };
         let found = index::read_bytes(value).map_err(|Malformed(reason)| reason)?;
         let Some(found) = found else { return Err("of another type") };
         if (found.version, found.expires_at) != (entry.version(), entry.end()) {
-            return Err("of another version");
+            return if item.is_cold { Err("of another version") } else { Ok(()) };
         }
         if found.bytes.len() != cold.len as usize {
             return Err("of another length");

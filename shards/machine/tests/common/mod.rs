@@ -363,7 +363,7 @@ fn restore(machine: &mut Machine, index: &Index) {
 
 /// Fetches cold values from an index.
 fn warm_store(machine: &mut Machine, index: &Index, cold: &ColdKeys) {
-    let items = machine.cold_items(cold).unwrap();
+    let items = machine.cold_items(cold, false).unwrap();
     assert!(!items.is_empty() && items.len() == cold.keys.len(), "only what is cold is fetched");
     for item in items {
         let value = index.get(&(item.space, item.index_key.clone())).cloned();
