@@ -39,6 +39,7 @@ mod e2e {
     mod http;
     mod kv;
     mod kv_batches;
+    mod kv_cold;
     mod kv_crashes;
     mod kv_feed;
     mod kv_linear;
