@@ -44,6 +44,7 @@ mod e2e {
     mod kv_feed;
     mod kv_linear;
     mod kv_metrics;
+    mod kv_mirror;
     mod kv_shell;
     mod kv_types;
     mod overload;

@@ -21,7 +21,7 @@ use crate::common::{Client, Home, Random, Server, refused, within};
 const STORE: &str = "cart";
 const FEED: &str = "cart-changes";
 
-fn feed(stream: &str, partitions: u32, old_values: Option<bool>) -> Kind {
+pub fn feed(stream: &str, partitions: u32, old_values: Option<bool>) -> Kind {
     let feed = v1::FeedSettings { stream: stream.to_owned(), partitions, old_values };
     Kind::Kv(v1::KvSettings { feed: Some(feed), ..v1::KvSettings::default() })
 }
@@ -224,7 +224,7 @@ async fn stored(client: &mut Client) -> BTreeMap<Bytes, String> {
 }
 
 /// A change of some key, of any type.
-fn line(random: &mut Random) -> String {
+pub fn line(random: &mut Random) -> String {
     let (key, n, m) = (random.below(12), random.below(1_000), random.below(20));
     match random.below(16) {
         0 => format!("SET v{key} {n}"),
@@ -361,6 +361,47 @@ async fn whoever_watches_from_a_snapshot_on_ends_with_what_the_store_has_through
         assert!(message.resume.is_empty(), "nobody goes on in the middle of a snapshot");
     }
     assert_eq!(again.texts(), stored(&mut other).await);
+}
+
+#[tokio::test]
+async fn whoever_goes_on_right_behind_a_snapshot_misses_nothing_and_is_told_nothing_twice() {
+    let home = Home::new().shards(2);
+    let server = home.start();
+    let mut client = server.client().await;
+    client.create(STORE, feed(FEED, 0, None)).await.unwrap();
+    let mut random = Random::new("kv_feed_resume");
+    // Lists show what is told twice.
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut writers = Vec::new();
+    for _ in 0..3 {
+        writers.push(tokio::spawn(write(server.client().await, random.fork(), Arc::clone(&stop))));
+    }
+    let mut copies = Vec::new();
+    for _ in 0..8 {
+        let (mut copy, mut resume) = (Copy::default(), Bytes::new());
+        let mut messages = watch(&mut client, None, Some(Start::Snapshot(true))).await.unwrap();
+        while resume.is_empty() {
+            let message = next(&mut messages).await;
+            copy.apply_all(&message);
+            assert_eq!(message.snapshot_done, !message.resume.is_empty(), "it ends where one can go on");
+            resume = message.resume;
+        }
+        copies.push((copy, watch(&mut client, None, Some(Start::Resume(resume))).await.unwrap()));
+    }
+    stop.store(true, Relaxed);
+    for writer in writers {
+        assert!(writer.await.unwrap() > 0);
+    }
+    for (mut copy, mut messages) in copies {
+        let started = Instant::now();
+        while copy.texts() != stored(&mut client).await {
+            while let Ok(message) = tokio::time::timeout(Duration::from_millis(50), messages.message()).await
+            {
+                copy.apply_all(&message.unwrap().unwrap());
+            }
+            assert!(started.elapsed() < DEADLINE, "{:?}", copy.texts());
+        }
+    }
 }
 
 #[tokio::test]

@@ -116,6 +116,22 @@ impl Script {
         text::outcome(&outcome)
     }
 
+    /// The changes that a feed has from there on.
+    fn feed(&mut self, place: &str, from: Offset) -> String {
+        let from = ReadFrom::Offset(from);
+        let read = StreamCommand::Read {
+            from,
+            records_max: 100,
+            bytes_max: 1 << 20,
+            bytes_min: 0,
+            wait_until: None,
+        };
+        match self.world.run(&Command::Stream(self.partition(place), read)) {
+            Outcome::Answered(Reply::Records(records), _) => text::changes(&records.runs),
+            other => text::outcome(&other),
+        }
+    }
+
     fn replay(&self, name: &str) -> ReplayRef {
         let session = self.id(Kind::Replay, name);
         let catalog = self.world.machine.catalog_snapshot();
@@ -146,6 +162,7 @@ impl Script {
                 let most = most.first().map_or(usize::MAX, |most| most.parse().unwrap());
                 self.carry(queue, to, most)
             }
+            ["feed", place, from] => self.feed(place, Offset(from.parse().unwrap())),
             ["lanes"] => format!("lanes {:?}\n", self.world.machine.take_outgoing()),
             ["woken"] => {
                 let mut out = String::new();
@@ -691,6 +708,11 @@ fn kv() {
 #[test]
 fn kv_types() {
     check("kv_types.script");
+}
+
+#[test]
+fn feed() {
+    check("feed.script");
 }
 
 #[test]

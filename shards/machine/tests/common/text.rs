@@ -1,10 +1,12 @@
 //! Facts, replies and rejections as one line of text each, for golden scripts.
 
+use std::fmt::Write;
+
 use bytes::Bytes;
 use flowmesh_model::job::{JobCursor, JobView};
-use flowmesh_model::record::{RecordSlices, split_header};
+use flowmesh_model::record::{RecordSlices, RecordView, split_header};
 use flowmesh_model::replay::{Pace, ReplayProgress, ReplayStatus};
-use flowmesh_model::reply::EntryValue;
+use flowmesh_model::reply::{EntryValue, RecordRun};
 use flowmesh_model::schedule::fact::ScheduleFact;
 use flowmesh_model::schedule::{ScheduleSpec, ScheduleStatus, Timing};
 use flowmesh_model::transfer::TransferReply;
@@ -12,6 +14,8 @@ use flowmesh_model::transfer::fact::TransferFact;
 use flowmesh_model::worker::fact::{WorkerChange, WorkerFact};
 use flowmesh_model::worker::{Registration, WorkCounts, WorkerStatus};
 use flowmesh_model::{Fact, Millis, Reply, ScheduleReply, WorkerReply};
+use flowmesh_proto::v1::KvChange;
+use prost::Message;
 
 use super::{Outcome, values};
 
@@ -21,6 +25,55 @@ fn text(bytes: &Bytes) -> String {
 
 fn end(expires_at: Option<flowmesh_model::Millis>) -> String {
     expires_at.map_or_else(|| "never".to_owned(), |at| at.to_string())
+}
+
+/// Changes that records of a feed have: key, kind, version, and what is given of the rest.
+pub fn changes(runs: &[RecordRun]) -> String {
+    let mut out = String::new();
+    for run in runs {
+        for record in RecordSlices::new(&run.plain().unwrap().records) {
+            let record = RecordView::read(record.unwrap()).unwrap();
+            let change = KvChange::decode(record.value).unwrap();
+            let (key, kind) = (record.key.unwrap_or_default(), record.headers[0].1);
+            write!(out, "* {} {} {}", key.escape_ascii(), kind.escape_ascii(), change.version).unwrap();
+            named(&mut out, "type", (change.holds != 0).then(|| change.holds().as_str_name()));
+            named(&mut out, "member", (!change.member.is_empty()).then(|| change.member.escape_ascii()));
+            named(&mut out, "value", (!change.value.is_empty()).then(|| change.value.escape_ascii()));
+            named(&mut out, "score", change.score);
+            named(&mut out, "index", change.index);
+            named(&mut out, "count", change.count);
+            named(&mut out, "other", change.other.as_ref().map(|other| other.escape_ascii()));
+            named(&mut out, "integer", change.integer);
+            named(&mut out, "decimal", change.decimal);
+            named(&mut out, "ends", change.expires_at_ms);
+            for item in &change.items {
+                write!(out, " [{}={}", item.member.escape_ascii(), item.value.escape_ascii()).unwrap();
+                named(&mut out, "score", item.score);
+                named(&mut out, "ends", item.expires_at_ms);
+                out.push(']');
+            }
+            named(&mut out, "more", change.more.then_some(true));
+            if let Some(old) = change.old {
+                out.push_str(" was");
+                named(&mut out, "type", old.holds.map(|_| old.holds().as_str_name()));
+                named(&mut out, "value", old.value.as_ref().map(|value| value.escape_ascii()));
+                named(&mut out, "score", old.score);
+                named(&mut out, "items", old.items);
+                for value in &old.values {
+                    write!(out, " [{}]", value.escape_ascii()).unwrap();
+                }
+                named(&mut out, "ends", old.expires_at_ms);
+            }
+            out.push('\n');
+        }
+    }
+    out
+}
+
+fn named(out: &mut String, name: &str, value: Option<impl std::fmt::Display>) {
+    if let Some(value) = value {
+        write!(out, " {name}={value}").unwrap();
+    }
 }
 
 pub fn fact(fact: &Fact) -> String {

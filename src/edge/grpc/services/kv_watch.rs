@@ -2,9 +2,11 @@
 //!
 //! Where the feed ends is noted first; then the snapshot is read, shard by shard, part by part; then the feed from what was
 //! noted, but for what the snapshot has ([`SnapshotBounds`]). So nothing is kept for each key, and no change is missed or
-//! told twice. One read of the feed is in flight for each partition, and none starts before the client has taken what the
-//! last ones brought.
+//! told twice. The snapshot is complete once the feed was read as far as it went when its last part had been read: of what
+//! comes then it has nothing, whoever goes on from there. One read of the feed is in flight for each partition, and none
+//! starts before the client has taken what the last ones brought.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -45,6 +47,9 @@ const MESSAGE_BYTES: usize = 512 * 1024;
 
 /// The first byte of a token.
 const TOKEN_FORMAT: u8 = 1;
+
+/// The next offset of each partition.
+type Offsets = BTreeMap<u32, Offset>;
 
 /// What is watched.
 struct Watch {
@@ -100,46 +105,50 @@ pub async fn watch<B: Backend>(edge: &Rc<Edge<B>>, call: &mut StreamCall) -> Res
     call.open()?;
     let mut outgoing = Outgoing::default();
     let is_snapshot = matches!(request.start, Some(Start::Snapshot(true)));
+    let mut ends = Offsets::new();
     if is_snapshot {
         for shard in watch.shards(edge) {
             watch.read_snapshot(edge, call, shard, &mut outgoing).await?;
         }
+        ends = watch.begin(edge, None).await?;
     }
-    // From here on a watcher knows where to go on, and that no later change is missed.
-    outgoing.close(&watch.token(&offsets), is_snapshot);
-    call.send(outgoing.take()).await?;
     let mut reads = FuturesUnordered::new();
-    for (partition, offset) in offsets.iter().copied() {
-        let cursor = Cursor::of_many(partition, offset, offsets.len());
+    for (partition, offset) in &offsets {
+        let cursor = Cursor::of_many(*partition, *offset, offsets.len());
         start_read(edge, &watch.feed, cursor, &mut reads);
     }
-    let (mut unsaid, mut told_at) = (false, edge.backend.now());
-    while let Some(first) = call.until_over(reads.next()).await? {
+    let (mut is_behind, mut unsaid, mut told_at) = (true, false, edge.backend.now());
+    loop {
+        let now = edge.backend.now();
+        // Whoever watches few keys of many is told now and then how far it is.
+        let is_late = unsaid && now.since(told_at) >= FILTER_PROGRESS_MS;
+        // From there on a watcher knows where to go on, and that no later change is missed.
+        let reaches_end =
+            is_behind && ends.iter().all(|(partition, end)| offsets.get(partition) >= Some(end));
+        if reaches_end || !outgoing.events.is_empty() || !outgoing.out.is_empty() || is_late {
+            if reaches_end {
+                is_behind = false;
+                watch.bounds.clear();
+            }
+            let token = if is_behind { Bytes::new() } else { watch.token(&offsets) };
+            outgoing.close(&token, reaches_end && is_snapshot);
+            call.send(outgoing.take()).await?;
+            (unsaid, told_at) = (false, now);
+        }
+        call.until_over(edge.backend.yield_if_needed()).await?;
+        let Some(first) = call.until_over(reads.next()).await? else { return Ok(()) };
         let mut next = Some(first);
         while let Some((cursor, outcome)) = next {
             let records = readable(outcome?, Codecs::default(), MESSAGE_BYTES)?;
             watch.pass_on(edge, cursor.partition, &records, &mut outgoing)?;
             unsaid |= !records.runs.is_empty();
-            let place = offsets.iter_mut().find(|(partition, _)| *partition == cursor.partition);
-            if let Some((_, offset)) = place {
-                *offset = records.next;
-            }
+            offsets.insert(cursor.partition, records.next);
             let cursor = Cursor::of_many(cursor.partition, records.next, offsets.len());
             start_read(edge, &watch.feed, cursor, &mut reads);
             let more = outgoing.out.len() + outgoing.events.len() < MESSAGE_BYTES;
             next = if more { ready_now(&mut reads).await } else { None };
         }
-        let now = edge.backend.now();
-        // Whoever watches few keys of many is told now and then how far it is.
-        let is_late = unsaid && now.since(told_at) >= FILTER_PROGRESS_MS;
-        if !outgoing.events.is_empty() || !outgoing.out.is_empty() || is_late {
-            outgoing.close(&watch.token(&offsets), false);
-            call.send(outgoing.take()).await?;
-            (unsaid, told_at) = (false, now);
-        }
-        call.until_over(edge.backend.yield_if_needed()).await?;
     }
-    Ok(())
 }
 
 impl Watch {
@@ -196,11 +205,7 @@ impl Watch {
     }
 
     /// Where it begins in each partition.
-    async fn begin<B: Backend>(
-        &self,
-        edge: &Rc<Edge<B>>,
-        start: Option<&Start>,
-    ) -> Result<Vec<(u32, Offset)>, Reject> {
+    async fn begin<B: Backend>(&self, edge: &Rc<Edge<B>>, start: Option<&Start>) -> Result<Offsets, Reject> {
         let partitions = self.partitions();
         if let Some(Start::Resume(token)) = start {
             return self.read_token(token, &partitions);
@@ -212,7 +217,7 @@ impl Watch {
             let reason = "is of one shard; with several shards name a key, or resume with a token";
             return Err(Reject::invalid("from_version", reason));
         }
-        try_join_all(partitions.into_iter().map(|partition| async move {
+        let found = try_join_all(partitions.into_iter().map(|partition| async move {
             let status = partition_status(edge, &self.feed, partition).await?;
             let (earliest, next) = (Offset(status.earliest_offset), Offset(status.next_offset));
             let offset = match start {
@@ -222,9 +227,9 @@ impl Watch {
                 }
                 _ => next,
             };
-            Ok((partition, offset))
-        }))
-        .await
+            Ok::<_, Reject>((partition, offset))
+        }));
+        Ok(found.await?.into_iter().collect())
     }
 
     /// The first record of a partition behind a version, by halving: versions never go back.
@@ -361,7 +366,7 @@ impl Watch {
     /// |---|---|
     /// | format | 1 |
     /// | feed, count, (partition, offset)* | varint each |
-    fn token(&self, offsets: &[(u32, Offset)]) -> Bytes {
+    fn token(&self, offsets: &Offsets) -> Bytes {
         let mut out = BytesMut::with_capacity(16 + offsets.len() * 8);
         out.put_u8(TOKEN_FORMAT);
         put_varint(&mut out, self.feed.id.0);
@@ -374,7 +379,7 @@ impl Watch {
     }
 
     /// Reads what [`Watch::token`] wrote: for the same keys, or others, of the same feed.
-    fn read_token(&self, token: &[u8], partitions: &[u32]) -> Result<Vec<(u32, Offset)>, Reject> {
+    fn read_token(&self, token: &[u8], partitions: &[u32]) -> Result<Offsets, Reject> {
         let malformed = || Reject::invalid("resume", "is no token of a watch");
         let mut rest = token.strip_prefix(&[TOKEN_FORMAT]).ok_or_else(malformed)?;
         let mut next = || {
