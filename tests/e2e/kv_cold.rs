@@ -6,6 +6,7 @@ use bytes::Bytes;
 use flowmesh_proto::v1;
 use v1::operation::Action;
 
+use crate::common::client::entry;
 use crate::common::kv::on;
 use crate::common::random::Random;
 use crate::common::{Client, Home, Server};
@@ -28,7 +29,6 @@ async fn check(client: &mut Client, model: &Model) {
         let get = v1::GetRequest {
             store: "s".into(),
             keys: keys.iter().map(|key| Bytes::from(key.to_string())).collect(),
-            ..Default::default()
         };
         let found = client.kv.get(get).await.unwrap().into_inner().entries;
         assert_eq!(found.len(), keys.len());
@@ -60,8 +60,8 @@ async fn a_store_four_times_as_large_as_memory_is_read_back_through_kills() {
             let batch: Vec<(String, Bytes)> = (0..AT_ONCE)
                 .map(|_| (format!("key-{:06}", random.below(1_000_000)), random.bytes(VALUE_BYTES).into()))
                 .collect();
-            let entries = batch.iter().map(|(key, value)| crate::common::entry(key.clone(), value.clone()));
-            let set = v1::SetRequest { store: "s".into(), entries: entries.collect(), ..Default::default() };
+            let entries = batch.iter().map(|(key, value)| entry(key.clone(), value.clone()));
+            let set = v1::SetRequest { store: "s".into(), entries: entries.collect() };
             client.kv.set(set).await.unwrap();
             model.extend(batch);
         }
@@ -69,7 +69,7 @@ async fn a_store_four_times_as_large_as_memory_is_read_back_through_kills() {
         let keys: Vec<String> = model.keys().take(20).cloned().collect();
         for key in &keys {
             let append = v1::BytesAppend { value: Bytes::from_static(b"+more") };
-            client.operate("s", vec![on(key.clone(), Action::BytesAppend(append))], true).await.unwrap();
+            client.operate("s", vec![on(key.clone(), Action::Append(append))], true).await.unwrap();
             let value = model.get_mut(key).unwrap();
             *value = [&value[..], b"+more"].concat().into();
         }
@@ -96,11 +96,8 @@ async fn a_store_four_times_as_large_as_memory_is_read_back_through_kills() {
     let scanned = client.scan("s", b"key-", 40).await;
     assert_eq!(scanned.len(), model.len());
     assert!(scanned.iter().all(|entry| model.contains_key(std::str::from_utf8(&entry.key).unwrap())));
-    let deleted = v1::DeleteRequest {
-        store: "s".into(),
-        keys: vec![first.clone().into()],
-        ..Default::default()
-    };
+    let deleted =
+        v1::DeleteRequest { store: "s".into(), keys: vec![first.clone().into()], ..Default::default() };
     client.kv.delete(deleted).await.unwrap();
     assert_eq!(client.get("s", first).await, None);
     server.stop();

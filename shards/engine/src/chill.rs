@@ -35,9 +35,9 @@ const fn step(memory_bytes: u64) -> u64 {
 impl<D: Disk, T: Timer> Shard<D, T> {
     /// Leaves values to the index whenever memory is short. Runs until it is dropped.
     pub async fn run_chills(self) {
-        let mut cursor = ChillCursor::default();
         loop {
             self.inner.signals.chill.wait().await;
+            let mut cursor = ChillCursor::default();
             let outcome = loop {
                 let to = low(self.inner.config.memory_bytes);
                 let outcome = self.inner.state.borrow_mut().machine.chill(to, LOOKS_STEP, &mut cursor);

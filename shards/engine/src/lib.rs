@@ -9,6 +9,7 @@
 //! ticks: time passes                                       ticks.rs
 //! checkpoint: state ─► segments and index, log trimmed     checkpoint.rs
 //! compact: the latest record of each key                   compact.rs
+//! chill, values: values of stores leave memory, come back chill.rs, values.rs
 //! transfers: jobs go to other queues and streams           transfers.rs
 //! recover: index, segments, log ─► state                   recover.rs
 //! ```

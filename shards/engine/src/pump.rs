@@ -166,8 +166,10 @@ impl<D: Disk> State<D> {
             Outgoing { sink, outcome: Err(Reject::Cancelled), operation, counted_for, started_ns };
         let waits_for_memory = self.waits_for_memory(&command);
         if command.is_write() && self.fenced.is_none() && (self.is_log_full() || waits_for_memory) {
-            effects.checkpoint = true;
-            effects.chill |= self.is_memory_short();
+            // Where no value can go that has not changed, a checkpoint must come first.
+            let may_chill = waits_for_memory && self.is_memory_short();
+            effects.checkpoint |= self.is_log_full() || !may_chill;
+            effects.chill |= may_chill;
             // If it cannot be trimmed, waiting would be waiting for somebody to make room.
             let Some(reject) = self.log_refusal() else { return Some((command, outgoing.sink)) };
             effects.released.push(Outgoing { outcome: Err(reject), ..outgoing });

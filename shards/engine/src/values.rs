@@ -99,9 +99,8 @@ impl<D: Disk, T: Timer> Shard<D, T> {
 
 impl<D: Disk> State<D> {
     fn take_values(&mut self, cold: &ColdKeys, read: Read, effects: &mut Effects) -> Result<(), Reject> {
-        let taken = read
-            .into_iter()
-            .try_for_each(|(item, value)| self.machine.warm_item(cold.store, &item, value));
+        let taken =
+            read.into_iter().try_for_each(|(item, value)| self.machine.warm_item(cold.store, &item, value));
         effects.chill |= self.is_memory_short();
         taken
     }

@@ -2,6 +2,8 @@
 //! keys meanwhile and whenever the power fails.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, reason = "a test")]
+// Lengths and counts here are small.
+#![allow(clippy::cast_possible_wrap)]
 
 mod common;
 
@@ -100,7 +102,8 @@ fn step(rig: &mut Rig, store: ResourceId, model: &mut Model, random: &mut Random
         Ok(reply) => panic!("{reply:?}"),
         Err(reject) => Err(reject),
     };
-    let mut ask_one = |action| ask(run([(one.clone(), action)])).map(|results: Vec<KvResult>| results[0].clone());
+    let mut ask_one =
+        |action| ask(run([(one.clone(), action)])).map(|results: Vec<KvResult>| results[0].clone());
     match random.below(13) {
         0..=3 => {
             let value = value(&one, number, random);
@@ -112,9 +115,11 @@ fn step(rig: &mut Rig, store: ResourceId, model: &mut Model, random: &mut Random
         4 => {
             let is_it = held.clone().unwrap_or_default();
             let value = value(&one, number, random);
-            let condition = SetIf::Value(if random.coin() { is_it.clone() } else { Bytes::from_static(b"no") });
+            let condition =
+                SetIf::Value(if random.coin() { is_it.clone() } else { Bytes::from_static(b"no") });
             let holds = held.is_some() && condition == SetIf::Value(is_it);
-            let Ok(Reply::Written(outcomes)) = rig.ask(Command::Kv(store, set(&one, value.clone(), condition)))
+            let Ok(Reply::Written(outcomes)) =
+                rig.ask(Command::Kv(store, set(&one, value.clone(), condition)))
             else {
                 panic!("not set")
             };
@@ -134,13 +139,10 @@ fn step(rig: &mut Rig, store: ResourceId, model: &mut Model, random: &mut Random
         }
         6 => {
             let renamed = ask_one(KvAction::Key(KeyOp::Rename { to: other.clone(), if_absent: false }));
-            match held {
-                None => assert!(renamed.is_err(), "{renamed:?}"),
-                Some(_) => {
-                    assert_eq!(renamed, Ok(KvResult::Flag(true)));
-                    let entry = model.remove(&one).unwrap();
-                    model.insert(other, entry);
-                }
+            assert_eq!(renamed.is_ok_and(|result| result == KvResult::Flag(true)), held.is_some());
+            if held.is_some() {
+                let entry = model.remove(&one).unwrap();
+                model.insert(other, entry);
             }
         }
         7 if one != other => {
@@ -179,15 +181,17 @@ fn step(rig: &mut Rig, store: ResourceId, model: &mut Model, random: &mut Random
                 keys_max: 20,
                 with_values: true,
             };
-            let Ok(Reply::Scanned { entries, .. }) = rig.ask(Command::Kv(store, KvCommand::Scan(scan))) else {
+            let Ok(Reply::Scanned { entries, .. }) = rig.ask(Command::Kv(store, KvCommand::Scan(scan)))
+            else {
                 panic!("not scanned")
             };
-            let there = model.range(one..).filter_map(|(key, _)| Some((key.clone(), shown(model, key, now)?)));
+            let there =
+                model.range(one..).filter_map(|(key, _)| Some((key.clone(), shown(model, key, now)?)));
             let expected: Vec<_> = there.take(20).collect();
             assert!(entries.into_iter().map(|(key, value)| (key, value.value)).eq(expected));
         }
         _ => {
-            let keys: Vec<Bytes> = (0..1 + random.below(30)).map(|_| key(random.below(KEYS))).collect();
+            let keys: Vec<Bytes> = (0..=random.below(30)).map(|_| key(random.below(KEYS))).collect();
             let expected: Vec<_> = keys.iter().map(|key| shown(model, key, now)).collect();
             assert!(read(rig, store, &keys) == expected);
         }
@@ -309,7 +313,7 @@ fn what_changes_while_values_are_on_their_way_is_never_shown_as_it_was() {
                 let answer = rig.submit(Command::Kv(store, set(&key, value, SetIf::Always)));
                 sent.entry(key).or_default().push((number, answer));
             } else {
-                let keys: Vec<Bytes> = (0..1 + random.below(8)).map(|_| key(random.below(KEYS))).collect();
+                let keys: Vec<Bytes> = (0..=random.below(8)).map(|_| key(random.below(KEYS))).collect();
                 let acknowledged = keys.iter().map(|key| acknowledged(&sent, key)).collect();
                 let answer = rig.submit(Command::Kv(store, get(keys.iter().cloned())));
                 looks.push(Look { keys, acknowledged, answer });

@@ -53,12 +53,24 @@ impl Machine {
                     *cursor = ChillCursor::default();
                     return Chill::NothingLeft;
                 }
+                if cursor.turns == 0 {
+                    self.begin_chill();
+                }
                 cursor.turns += 1;
                 continue;
             };
             looks_left -= self.chill_one(id, over, looks_left, cursor).min(looks_left);
         }
         Chill::More
+    }
+
+    /// What could not go before may be able to now.
+    fn begin_chill(&mut self) {
+        for held in self.held.values_mut() {
+            if let Parts::Kv(store) = &mut held.parts {
+                store.begin_chill();
+            }
+        }
     }
 
     /// Returns how many entries it looked at, at least one.
@@ -106,7 +118,12 @@ impl Machine {
     ///
     /// # Errors
     /// [`Reject::Damaged`] if the index has not what it must have.
-    pub fn warm_item(&mut self, store: ResourceId, item: &ColdItem, value: Option<Bytes>) -> Result<(), Reject> {
+    pub fn warm_item(
+        &mut self,
+        store: ResourceId,
+        item: &ColdItem,
+        value: Option<Bytes>,
+    ) -> Result<(), Reject> {
         let Some(held) = self.held.get_mut(&store) else { return Ok(()) };
         let Parts::Kv(kv) = &mut held.parts else { return Ok(()) };
         let (before, could_go) = (kv.memory_bytes(), kv.cold().could_go);

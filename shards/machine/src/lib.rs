@@ -48,8 +48,8 @@ mod workers;
 pub use checkpoint::BodyCursor;
 pub use cold::{Chill, ChillCursor};
 pub use decision::{
-    CatalogNews, ColdFind, ColdKeys, ColdRead, Decision, EntryContext, FlushRange, MachineConfig, MachineStats, Tick,
-    WaitKey,
+    CatalogNews, ColdFind, ColdKeys, ColdRead, Decision, EntryContext, FlushRange, MachineConfig,
+    MachineStats, Tick, WaitKey,
 };
 pub use kv::cold::ColdItem;
 pub use machine::Machine;

@@ -115,10 +115,7 @@ fn only_who_looks_at_a_value_waits_for_it() {
 fn a_key_gets_another_name_with_its_value() {
     let (world, store) = cold(&["a{t}", "b{t}"], b"a value");
     let to = || key("b{t}");
-    for op in [
-        KeyOp::Rename { to: to(), if_absent: false },
-        KeyOp::Copy { to: to(), replace: true },
-    ] {
+    for op in [KeyOp::Rename { to: to(), if_absent: false }, KeyOp::Copy { to: to(), replace: true }] {
         assert_eq!(wanted(&world, store, run("a{t}", KvAction::Key(op))), ["a{t}"]);
     }
     for op in [KeyOp::Rename { to: to(), if_absent: true }, KeyOp::Copy { to: to(), replace: false }] {

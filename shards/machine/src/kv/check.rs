@@ -6,8 +6,8 @@ use bytes::Bytes;
 use flowmesh_model::kv::KvType;
 use flowmesh_model::{Millis, Space};
 
-use super::cold::ColdCount;
 use super::change::{self, read_field};
+use super::cold::ColdCount;
 use super::tree::Order;
 use super::value::Collection;
 use super::{Entry, Store, View, index, memory_bytes};
@@ -28,7 +28,10 @@ impl Store {
                 expiring += 1;
             }
             cold.add(entry);
-            assert!(!entry.is_cold() || entry.mark.is_settled(), "only what the index has is cold: {entry:?}");
+            assert!(
+                !entry.is_cold() || entry.mark.is_settled(),
+                "only what the index has is cold: {entry:?}"
+            );
             if let Some(collection) = entry.view().collection() {
                 pages += self.check_collection(collection);
             }

@@ -153,7 +153,8 @@ impl Store {
         for key in keys {
             let Some(entry) = self.entry(key) else { continue };
             let is_cold = entry.is_cold();
-            if !is_cold && !(all && entry.could_go() > 0) {
+            let may_be = all && entry.could_go() > 0;
+            if !is_cold && !may_be {
                 continue;
             }
             bytes += entry.view().text_len();
@@ -169,9 +170,9 @@ impl Store {
 
     /// The key that a fact keeps the value of, if that is cold.
     pub fn cold_of(&self, fact: &KvFact) -> Option<Bytes> {
-        let key = match fact {
-            KvFact::EndSet { key, .. } | KvFact::Renamed { key, .. } | KvFact::Copied { key, .. } => key,
-            _ => return None,
+        let (KvFact::EndSet { key, .. } | KvFact::Renamed { key, .. } | KvFact::Copied { key, .. }) = fact
+        else {
+            return None;
         };
         self.entry(key).is_some_and(Entry::is_cold).then(|| key.clone())
     }
@@ -227,6 +228,11 @@ impl Store {
             chilled.bytes += self.chill_at(place);
         }
         chilled
+    }
+
+    /// What could not go before may be able to now.
+    pub fn begin_chill(&mut self) {
+        self.idle_looks = 0;
     }
 
     /// Whether all entries were looked at since the last one whose value could go, as often as each may stay.

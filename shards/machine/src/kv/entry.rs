@@ -446,10 +446,10 @@ impl Entry {
     /// What it held, which must be in memory.
     pub fn into_value(self) -> Value {
         match self.holds {
-            Holds::Packed(_) => match self.view().to_value() {
-                Ok(value) => value,
-                Err(_) => panic!("a value is wanted that is not in memory"),
-            },
+            Holds::Packed(_) => {
+                let value = self.view().to_value();
+                value.unwrap_or_else(|_| panic!("a value is wanted that is not in memory"))
+            }
             Holds::Apart(apart) => apart.value,
         }
     }

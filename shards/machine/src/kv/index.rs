@@ -48,7 +48,11 @@ struct Head {
 
 impl Head {
     fn read(reader: &mut Reader) -> Result<Self, Malformed> {
-        Ok(Self { format: reader.byte()?, version: Lsn(reader.varint()?), expires_at: Millis(reader.varint()?) })
+        Ok(Self {
+            format: reader.byte()?,
+            version: Lsn(reader.varint()?),
+            expires_at: Millis(reader.varint()?),
+        })
     }
 }
 

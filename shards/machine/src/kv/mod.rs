@@ -78,7 +78,10 @@ fn memory_bytes_of(key: &[u8], value: View<'_>) -> u64 {
 
 /// What an entry takes in memory with an end at this moment, if any, but for pages.
 fn memory_bytes(entry: &Entry, due: Millis) -> u64 {
-    ENTRY_BYTES + entry.key().len() as u64 + entry.view().memory_bytes() + if due.0 == 0 { 0 } else { EXPIRY_BYTES }
+    ENTRY_BYTES
+        + entry.key().len() as u64
+        + entry.view().memory_bytes()
+        + if due.0 == 0 { 0 } else { EXPIRY_BYTES }
 }
 
 /// The keys of one store that this shard holds.

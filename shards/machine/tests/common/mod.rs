@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use flowmesh_machine::{
-    BodyCursor, Chill, ChillCursor, ColdFind, ColdKeys, Decision, EntryContext, FlushRange, Machine, MachineConfig,
+    BodyCursor, Chill, ChillCursor, ColdFind, ColdKeys, Decision, EntryContext, FlushRange, Machine,
+    MachineConfig,
 };
 use flowmesh_model::job::fact::{QueueFact, RemovalCause};
 use flowmesh_model::record::{RecordPacker, RecordView};

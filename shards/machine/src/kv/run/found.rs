@@ -9,8 +9,8 @@ use flowmesh_model::{Lsn, Millis, Reject};
 
 use super::glob;
 use super::later::Later;
-use crate::kv::cold::Wanted;
 use crate::kv::change::{ordered, read_end, read_field, read_score};
+use crate::kv::cold::Wanted;
 use crate::kv::entry::View;
 use crate::kv::pages::Look;
 use crate::kv::tree::{Cold, Cursor, Page, PageNo, Pages, Scratch};
