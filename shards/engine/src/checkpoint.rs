@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use flowmesh_machine::{BodyCursor, FlushRange};
 use flowmesh_model::reply::RecordRun;
-use flowmesh_model::{IndexWrite, Lsn, Offset, PartitionRef, Reject};
+use flowmesh_model::{IndexWrite, Lsn, Mutation, Offset, PartitionRef, Reject};
 use flowmesh_store::disk::Disk;
 use flowmesh_store::index::IndexError;
 use flowmesh_store::log::{LogError, TrimWork};
@@ -229,6 +229,9 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             while !all && chunk.len() < CHUNK_ITEMS {
                 all = self.inner.state.borrow_mut().machine.collect(COLLECT_STEP, &mut chunk);
                 self.inner.timer.yield_now().await;
+            }
+            if Mutation::ForgetInCheckpoint.is_made() {
+                chunk.pop();
             }
             if !chunk.is_empty() {
                 checkpoint.add(chunk).await?;

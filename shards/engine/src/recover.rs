@@ -14,7 +14,7 @@ use flowmesh_model::codec::Malformed;
 use flowmesh_model::{Durability, Fact, Lsn, Reject, ShardId, Space, fact};
 use flowmesh_store::disk::Disk;
 use flowmesh_store::index::{Index, IndexConfig, IndexError};
-use flowmesh_store::log::{Log, LogConfig, LogError, recover};
+use flowmesh_store::log::{Log, LogConfig, LogError, recover_with};
 use flowmesh_store::segments::{SegmentError, StreamFiles, StreamFilesConfig};
 use thiserror::Error;
 
@@ -90,10 +90,10 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             let mut facts = 0;
             let replay_started_ns = timer.monotonic_ns();
             let (mut cursor, mut refused) = (ChillCursor::default(), None);
-            let recovered = recover(&disk, log_config, applied, |entry| {
+            let recovered = recover_with(&disk, log_config, applied, async |entry| {
                 for fact in fact::decode_all(entry.body)? {
                     facts += 1;
-                    warm(&mut machine, &durable.index, &fact).map_err(|error| {
+                    warm(&mut machine, &durable.index, &fact).await.map_err(|error| {
                         refused = Some(error);
                         Malformed("it changes what the index must have")
                     })?;
@@ -176,7 +176,10 @@ async fn restore<D: Disk>(
 ) -> Result<(Durable<D>, Lsn), OpenError> {
     let mut index_config = IndexConfig::new(&config.dir, config.shard);
     index_config.on_thread_start.clone_from(&config.on_thread_start);
-    let (index, applied) = Index::open(index_config).await?;
+    let (index, applied) = match disk.index(&index_config) {
+        Some(server) => Index::open_at(&index_config, server).await?,
+        None => Index::open(index_config).await?,
+    };
     machine.restore_within(chill::low(config.memory_bytes));
     for space in Space::STATE {
         index.scan_all(space, |key, value| machine.restore(space, &key, value)).await?;
@@ -189,12 +192,12 @@ async fn restore<D: Disk>(
 }
 
 /// Brings into memory what a fact of the log keeps and only the index has.
-fn warm(machine: &mut Machine, index: &Index, fact: &Fact) -> Result<(), OpenError> {
+async fn warm(machine: &mut Machine, index: &Index, fact: &Fact) -> Result<(), OpenError> {
     let Some(cold) = machine.cold_of(fact) else { return Ok(()) };
     let shard = machine.shard();
     let refused = |reject| OpenError::Cold { shard, reject };
     for item in machine.cold_items(&cold, false).map_err(refused)? {
-        let mut found = index.beside_now(item.space, vec![item.index_key.clone()])?;
+        let mut found = index.beside(item.space, vec![item.index_key.clone()]).await?;
         machine.warm_item(cold.store, &item, found.pop().flatten()).map_err(refused)?;
     }
     Ok(())

@@ -20,6 +20,7 @@ pub mod index;
 pub mod job;
 pub mod kv;
 pub mod limits;
+pub mod mutation;
 mod names;
 pub mod path;
 pub mod placement;
@@ -43,6 +44,7 @@ pub use ids::{
     ProducerId, ResourceId, ShardId, SlotId,
 };
 pub use index::{IndexWrite, Space};
+pub use mutation::Mutation;
 pub use names::RecentNames;
 pub use path::{Kind, ResourcePath};
 pub use reject::{Code, Reject};

@@ -12,6 +12,7 @@
 //! | the n-th operation of a kind fails, without effect (a sync: with an unknown effect) | [`SimDisk::fail`] |
 //! | a durable write fails or is cut off: in its write, or in its sync, which makes no other write durable | as a [`Operation::Write`] and an [`Operation::Sync`] after it |
 //! | no space for more than so many bytes | [`SimDisk::set_space`] |
+//! | an index, if it has those, fails: its commits happen as a whole or not at all | as an [`Operation::Index`] |
 //! | a bit decays | [`SimDisk::flip_bit`] |
 //! | a file is copied, moved, cut, overwritten or removed by hand | [`SimDisk::put_file`], [`SimDisk::remove_file`] |
 //! | every operation takes a while, and others overtake it | always: a seeded number of polls |
@@ -20,7 +21,7 @@
 //! the last).
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,8 +29,10 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use flowmesh_store::disk::{ALIGN, Disk, DiskFile, IoBuf};
+use flowmesh_store::index::{IndexConfig, Server};
 
 use crate::file::FileBytes;
+use crate::index::{Client, Database, Requests, SimIndex, serve};
 use crate::names::{Names, Node};
 use crate::random::Random;
 
@@ -70,6 +73,8 @@ pub enum Operation {
     Names,
     /// Syncing a directory.
     SyncDir,
+    /// Anything of an index.
+    Index,
 }
 
 /// A file system in memory. Clones are the same one.
@@ -84,7 +89,7 @@ pub struct SimFile {
     id: u64,
 }
 
-struct World {
+pub(crate) struct World {
     random: Random,
     polls_max: u64,
     names: Names,
@@ -99,18 +104,22 @@ struct World {
     /// Reads that have begun and neither ended nor were given up, and the most of them at once.
     reads: u64,
     reads_most: u64,
+    /// Indexes are simulated too, by their directories.
+    has_indexes: bool,
+    pub indexes: BTreeMap<PathBuf, Database>,
+    pub requests: Requests,
 }
 
 /// What becomes of an operation.
-struct Fate {
-    polls: u64,
-    error: Option<io::Error>,
+pub(crate) struct Fate {
+    pub polls: u64,
+    pub error: Option<io::Error>,
     /// Whether it has an effect nevertheless.
-    takes_effect: bool,
+    pub takes_effect: bool,
 }
 
 impl World {
-    fn begin(&mut self, operation: Operation) -> Fate {
+    pub fn begin(&mut self, operation: Operation) -> Fate {
         self.operations += 1;
         let polls = self.random.below(self.polls_max + 1);
         if let Some(cut_at) = self.cut_at
@@ -178,8 +187,23 @@ impl SimDisk {
             planned: Vec::new(),
             reads: 0,
             reads_most: 0,
+            has_indexes: false,
+            indexes: BTreeMap::new(),
+            requests: Requests::default(),
         };
         Self { world: Rc::new(RefCell::new(world)) }
+    }
+
+    /// Has indexes as well, which [`SimDisk::serve_indexes`] serves. Without, they are databases on a real disk.
+    #[must_use]
+    pub fn with_indexes(self) -> Self {
+        self.world.borrow_mut().has_indexes = true;
+        self
+    }
+
+    /// Serves what is asked of indexes, until it is dropped.
+    pub async fn serve_indexes(self) {
+        serve(self.world).await;
     }
 
     /// Lets operations take up to `polls` polls more than one.
@@ -187,6 +211,11 @@ impl SimDisk {
     pub fn with_polls_max(self, polls: u64) -> Self {
         self.world.borrow_mut().polls_max = polls;
         self
+    }
+
+    /// From now on operations take up to `polls` polls more than one.
+    pub fn set_polls_max(&self, polls: u64) {
+        self.world.borrow_mut().polls_max = polls;
     }
 
     /// The disk after a crash at this moment. The old one goes on by itself.
@@ -211,6 +240,9 @@ impl SimDisk {
             space: world.space,
             reads: 0,
             reads_most: 0,
+            has_indexes: world.has_indexes,
+            indexes: world.indexes.clone(),
+            requests: Requests::default(),
         };
         Self { world: Rc::new(RefCell::new(after)) }
     }
@@ -220,12 +252,19 @@ impl SimDisk {
         let mut world = self.world.borrow_mut();
         world.cut_at = None;
         world.planned.clear();
+        world.requests = Requests::default();
     }
 
     /// Lets the power fail at the `nth` operation from now, 1 being the next.
     pub fn power_cut_after(&self, nth: u64) {
         let mut world = self.world.borrow_mut();
         world.cut_at = Some(world.operations + nth);
+    }
+
+    /// Whether power has failed.
+    pub fn is_off(&self) -> bool {
+        let world = self.world.borrow();
+        world.cut_at.is_some_and(|cut_at| world.operations >= cut_at)
     }
 
     /// Lets the `nth` operation of a kind from now fail, 1 being the next.
@@ -350,7 +389,7 @@ impl Drop for Reading<'_> {
 }
 
 /// Completes at the poll after so many.
-async fn polls(count: u64) {
+pub(crate) async fn polls(count: u64) {
     let left = Cell::new(count);
     poll_fn(|context| {
         if left.get() == 0 {
@@ -452,6 +491,13 @@ impl Disk for SimDisk {
             Ok(())
         })
         .await
+    }
+
+    fn index(&self, config: &IndexConfig) -> Option<Rc<dyn Server>> {
+        let is_here = self.world.borrow().has_indexes;
+        is_here.then(|| -> Rc<dyn Server> {
+            Rc::new(Client(Rc::new(SimIndex::new(Rc::clone(&self.world), config))))
+        })
     }
 
     async fn sync_below(&self, dir: &Path) -> io::Result<()> {

@@ -8,8 +8,11 @@
 
 pub mod disk;
 mod file;
+mod index;
 mod names;
 pub mod random;
+#[cfg(feature = "world")]
+pub mod world;
 
 pub use disk::{Operation, SimBuf, SimDisk, SimFile};
 pub use random::Random;

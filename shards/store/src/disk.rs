@@ -6,6 +6,9 @@
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use crate::index::{IndexConfig, Server};
 
 /// Positions and lengths of direct I/O are multiples of this. 4 KiB covers every disk in use.
 pub const ALIGN: usize = 4096;
@@ -123,6 +126,11 @@ pub trait Disk: Clone + 'static {
     /// instead of one for each of many files; it may take in what others wrote. After a failure the same holds as for
     /// [`DiskFile::sync`].
     fn sync_below(&self, dir: &Path) -> impl Future<Output = io::Result<()>>;
+
+    /// Who serves an index, if that is no database in files of the operating system.
+    fn index(&self, _config: &IndexConfig) -> Option<Rc<dyn Server>> {
+        None
+    }
 }
 
 async fn write_file<D: Disk>(disk: &D, write: FileWrite) -> io::Result<()> {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use flowmesh_model::job::fact::{EnqueuedOptions, QueueFact, RemovalCause};
 use flowmesh_model::job::{AttemptEnd, JobPhase};
 use flowmesh_model::schedule::fact::ScheduleFact;
-use flowmesh_model::{JobId, LeaseToken, Millis, ResourceId, Space};
+use flowmesh_model::{JobId, LeaseToken, Millis, Mutation, ResourceId, Space};
 
 use super::activity::Event;
 use super::job::{self, Extra, Job, JobState};
@@ -98,7 +98,7 @@ impl Queue {
         until: Millis,
         worker: &Bytes,
     ) {
-        assert!(token > self.counters.last_token, "tokens only grow");
+        assert!(token > self.counters.last_token || Mutation::ReuseToken.is_made(), "tokens only grow");
         self.counters.last_token = token;
         let (now, worker) = (cx.at.time, self.workers.take(worker));
         if let Some(job) = self.jobs.get(id) {

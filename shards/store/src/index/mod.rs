@@ -12,6 +12,8 @@
 //!   index.scan_all ◄──── chunks ──────── at start
 //! ```
 //!
+//! A simulation serves what is asked itself ([`Server`]), in the same order.
+//!
 //! The index is never the authority: it can be thrown away if the log still reaches back to LSN 1, and what it says it
 //! holds (`applied`) is compared with the log at every start.
 
@@ -22,6 +24,7 @@ mod store;
 mod worker;
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -32,7 +35,9 @@ use flowmesh_model::{IndexWrite, Lsn, ShardId, Space};
 use futures::channel::oneshot;
 use thiserror::Error;
 
-use worker::{Op, OpenReader, Read, TellMany};
+use worker::{OpenReader, Read};
+
+pub use worker::Op;
 
 /// Settings of one shard's index.
 #[derive(Clone)]
@@ -184,14 +189,47 @@ const SCAN_BYTES: usize = 1024 * 1024;
 /// One shard's index. Cheap to clone; the last one dropped, or [`Index::shutdown`], ends the storage thread.
 #[derive(Clone)]
 pub struct Index {
-    ops: mpsc::Sender<Op>,
-    reads: mpsc::Sender<Read>,
+    way: Way,
     checkpoints: Arc<AtomicU64>,
     shard: ShardId,
     dir: Arc<Path>,
 }
 
+/// Serves an index instead of a database and its threads.
+///
+/// Operations are carried out one after the other, in the order they are asked for; only [`Op::Bodies`] overtakes others. What is
+/// committed is one change; if the server ends in between it happened or it did not.
+pub trait Server {
+    /// Takes an operation. Dropped without an answer, it says that the index is closed.
+    fn ask(&self, op: Op);
+}
+
+/// How operations get where they are carried out.
+#[derive(Clone)]
+enum Way {
+    Threads { ops: mpsc::Sender<Op>, reads: mpsc::Sender<Read> },
+    Server(Rc<dyn Server>),
+}
+
+impl Way {
+    /// If a thread is gone the reply is dropped with the operation, and that is the answer.
+    fn send(&self, op: Op) {
+        match self {
+            Self::Threads { ops, .. } => drop(ops.send(op)),
+            Self::Server(server) => server.ask(op),
+        }
+    }
+}
+
 impl Index {
+    /// Opens the index that a server has; also says up to which LSN it holds everything (0 if new).
+    pub async fn open_at(config: &IndexConfig, server: Rc<dyn Server>) -> Result<(Self, Lsn), IndexError> {
+        let dir = Arc::from(config.dir.as_path());
+        let index = Self { way: Way::Server(server), checkpoints: Arc::default(), shard: config.shard, dir };
+        let applied = index.ask(|reply| Op::Open { reply }).await?;
+        Ok((index, applied))
+    }
+
     /// Opens the index or makes a new one; also says up to which LSN it holds everything (0 if new). Finishes a
     /// checkpoint that was committed and not yet wholly moved to its place.
     pub async fn open(config: IndexConfig) -> Result<(Self, Lsn), IndexError> {
@@ -208,7 +246,7 @@ impl Index {
                     worker::run_reads(&reader, &reads_inbox, &open_reader, &ops_of_reads);
                 })
             });
-        let index = Self { ops, reads, checkpoints: Arc::default(), shard, dir };
+        let index = Self { way: Way::Threads { ops, reads }, checkpoints: Arc::default(), shard, dir };
         if let Err(error) = started {
             return Err(index.failed("start a thread of", error.into()));
         }
@@ -221,7 +259,7 @@ impl Index {
     pub fn checkpoint(&self) -> Checkpoint {
         // Told to the thread first of all, so that nothing of an abandoned checkpoint gets into this one.
         let number = self.checkpoints.fetch_add(1, Ordering::Relaxed);
-        drop(self.ops.send(Op::Begin { number }));
+        self.way.send(Op::Begin { number });
         Checkpoint { index: self.clone(), number }
     }
 
@@ -247,19 +285,11 @@ impl Index {
     /// changed, what it was or what it becomes. Waits for no checkpoint.
     pub async fn beside(&self, space: Space, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, IndexError> {
         let (reply, answer) = oneshot::channel();
-        self.read(space, keys, Box::new(move |found| drop(reply.send(found))));
+        match &self.way {
+            Way::Threads { reads, .. } => drop(reads.send(Read { space, keys, reply })),
+            Way::Server(server) => server.ask(Op::Beside { space, keys, reply }),
+        }
         answer.await.unwrap_or_else(|_| Err(self.closed()))
-    }
-
-    /// As [`Index::beside`]; the thread that calls waits. For a start, when it has nothing else to do.
-    pub fn beside_now(&self, space: Space, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, IndexError> {
-        let (reply, answer) = mpsc::channel();
-        self.read(space, keys, Box::new(move |found| drop(reply.send(found))));
-        answer.recv().unwrap_or_else(|_| Err(self.closed()))
-    }
-
-    fn read(&self, space: Space, keys: Vec<Bytes>, tell: TellMany) {
-        drop(self.reads.send(Read { space, keys, tell }));
     }
 
     /// All entries of a space in key order, a chunk at a time.
@@ -298,8 +328,7 @@ impl Index {
         op: impl FnOnce(oneshot::Sender<Result<T, IndexError>>) -> Op,
     ) -> oneshot::Receiver<Result<T, IndexError>> {
         let (reply, answer) = oneshot::channel();
-        // If the thread is gone the reply is dropped with the operation, and that is the answer.
-        drop(self.ops.send(op(reply)));
+        self.way.send(op(reply));
         answer
     }
 

@@ -10,27 +10,80 @@ use futures::channel::oneshot;
 use super::store::{Beside, Opened, Store};
 use super::{Chunk, IndexConfig, IndexError, space};
 
-type Reply<T> = oneshot::Sender<Result<T, IndexError>>;
+/// Where an answer goes.
+pub type Reply<T> = oneshot::Sender<Result<T, IndexError>>;
 
-/// What the core asks for.
-pub(super) enum Op {
-    Get { space: Space, key: Bytes, reply: Reply<Option<Bytes>> },
-    GetMany { space: Space, keys: Vec<Bytes>, tell: TellMany },
-    Scan { space: Space, after: Option<Bytes>, bytes_max: usize, reply: Reply<Chunk> },
-    Begin { number: u64 },
-    Add { number: u64, writes: Vec<IndexWrite>, reply: Reply<()> },
-    Commit { number: u64, applied: Lsn, reply: Reply<()> },
-    Shutdown { reply: Reply<()> },
+/// What the core asks for. An answer that nobody waits for any more is dropped.
+pub enum Op {
+    /// Up to where the index holds everything.
+    Open {
+        /// That.
+        reply: Reply<Lsn>,
+    },
+    /// The value of a key.
+    Get {
+        /// Where.
+        space: Space,
+        /// Which.
+        key: Bytes,
+        /// The value, if there is one.
+        reply: Reply<Option<Bytes>>,
+    },
+    /// Values of keys that no checkpoint in the making changes; waits for none.
+    Beside {
+        /// Where.
+        space: Space,
+        /// Which.
+        keys: Vec<Bytes>,
+        /// Values, in the order of the keys.
+        reply: Reply<Vec<Option<Bytes>>>,
+    },
+    /// Entries in key order.
+    Scan {
+        /// Where.
+        space: Space,
+        /// Behind this key.
+        after: Option<Bytes>,
+        /// About so many bytes, at least one entry.
+        bytes_max: usize,
+        /// Entries; none at the end.
+        reply: Reply<Chunk>,
+    },
+    /// A checkpoint begins; of another that was not committed nothing stays.
+    Begin {
+        /// Its number.
+        number: u64,
+    },
+    /// Changes of a checkpoint.
+    Add {
+        /// Its number. Refused if another was begun meanwhile, or one of its operations failed.
+        number: u64,
+        /// In order.
+        writes: Vec<IndexWrite>,
+        /// Taken over.
+        reply: Reply<()>,
+    },
+    /// Makes a checkpoint visible and durable as a whole.
+    Commit {
+        /// Its number.
+        number: u64,
+        /// Up to where the index holds everything then.
+        applied: Lsn,
+        /// Done.
+        reply: Reply<()>,
+    },
+    /// The end.
+    Shutdown {
+        /// Done.
+        reply: Reply<()>,
+    },
 }
-
-/// Who is told what was found of many keys. Dropped: the thread has ended.
-pub(super) type TellMany = Box<dyn FnOnce(Result<Vec<Option<Bytes>>, IndexError>) + Send>;
 
 /// What is asked of the thread that reads beside checkpoints.
 pub(super) struct Read {
     pub space: Space,
     pub keys: Vec<Bytes>,
-    pub tell: TellMany,
+    pub reply: Reply<Vec<Option<Bytes>>>,
 }
 
 /// How is read beside checkpoints, while the database is open.
@@ -50,12 +103,12 @@ pub(super) fn run_reads(
     if let Some(on_start) = &config.on_thread_start {
         on_start();
     }
-    for Read { space, keys, tell } in reads {
+    for Read { space, keys, reply } in reads {
         // Not cloned: nothing may keep a database open that is being opened again.
         let found = lock(reader).as_ref().and_then(|reader| reader.get_many(space, &keys).ok());
         match found {
-            Some(found) => tell(Ok(found)),
-            None => drop(ops.send(Op::GetMany { space, keys, tell })),
+            Some(found) => drop(reply.send(Ok(found))),
+            None => drop(ops.send(Op::Beside { space, keys, reply })),
         }
     }
 }
@@ -116,8 +169,9 @@ impl Worker {
                     let get = |store: &Store| Ok(store.get_many(space, &[key])?.pop().flatten());
                     drop(reply.send(self.read(get, "read")));
                 }
-                Op::GetMany { space, keys, tell } => {
-                    tell(self.read(|store| store.get_many(space, &keys), "read"));
+                Op::Open { reply } => drop(reply.send(Ok(self.committed))),
+                Op::Beside { space, keys, reply } => {
+                    drop(reply.send(self.read(|store| store.get_many(space, &keys), "read")));
                 }
                 Op::Scan { space, after, bytes_max, reply } => {
                     let outcome = self.read(|store| store.scan(space, after.as_deref(), bytes_max), "scan");

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use flowmesh_model::{Lsn, ShardId};
+use flowmesh_model::{Lsn, Mutation, ShardId};
 use futures::future::join_all;
 
 use super::buffer::Sealed;
@@ -69,7 +69,11 @@ impl<D: Disk> Batch<D> {
     pub async fn write_durably(self) -> Result<Written<D>, LogError> {
         let mut bufs = Vec::with_capacity(self.writes.len());
         for Sealed { target, buf, bytes, .. } in self.writes {
-            let written = target.file.write_durable_at(buf, bytes, target.position).await;
+            let written = if Mutation::SkipSync.is_made() {
+                target.file.write_at(buf, bytes, target.position).await
+            } else {
+                target.file.write_durable_at(buf, bytes, target.position).await
+            };
             bufs.push(written.map_err(|error| self.whose.io("write to", target.seq, error))?);
         }
         Ok(Written { ticket: self.ticket, bufs, files: Vec::new() })
@@ -120,7 +124,7 @@ impl<D: Disk> SyncJob<D> {
     /// # Errors
     /// [`LogError::Io`]. It must not be tried again: the kernel has dropped what it could not write.
     pub async fn run(self) -> Result<Synced, LogError> {
-        for dirty in self.files {
+        for dirty in self.files.into_iter().filter(|_| !Mutation::SkipSync.is_made()) {
             dirty.file.sync().await.map_err(|error| self.whose.io("sync", dirty.seq, error))?;
         }
         Ok(Synced { upto: self.upto })

@@ -38,7 +38,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use flowmesh_model::codec::Malformed;
-use flowmesh_model::{Lsn, Millis};
+use flowmesh_model::{Lsn, Millis, Mutation};
 
 use super::batch::Whose;
 use super::config::LogConfig;
@@ -100,6 +100,19 @@ pub async fn recover<D: Disk>(
     applied: Lsn,
     mut sink: impl FnMut(Entry) -> Result<(), Malformed>,
 ) -> Result<(Log<D>, Recovered), LogError> {
+    recover_with(disk, config, applied, async |entry| sink(entry)).await
+}
+
+/// As [`recover`], with a sink that may wait.
+///
+/// # Errors
+/// As those of [`recover`].
+pub async fn recover_with<D: Disk>(
+    disk: &D,
+    config: LogConfig,
+    applied: Lsn,
+    mut sink: impl AsyncFnMut(Entry) -> Result<(), Malformed>,
+) -> Result<(Log<D>, Recovered), LogError> {
     if let Some((setting, allowed)) = config.problem() {
         return Err(LogError::Config { setting, allowed });
     }
@@ -113,10 +126,17 @@ pub async fn recover<D: Disk>(
         return Ok((log, Recovered::default()));
     }
     let mut walk = Walk::start(disk, &whose, &listing, applied).await?;
-    let mut entries = 0;
+    let (mut entries, mut held) = (0, None);
     while let Some((_, batch)) = walk.next().await? {
         for (lsn, time, body) in batch.filter(|&(lsn, ..)| lsn > applied) {
-            sink(Entry { lsn, time, body }).map_err(|Malformed(reason)| LogError::Undecodable {
+            // The mistake lags one behind, and so never comes to the last.
+            let (lsn, time, body) = if Mutation::CutLogTooFar.is_made() {
+                let Some(before) = held.replace((lsn, time, body)) else { continue };
+                before
+            } else {
+                (lsn, time, body)
+            };
+            sink(Entry { lsn, time, body }).await.map_err(|Malformed(reason)| LogError::Undecodable {
                 shard: whose.shard,
                 file: walk.file(),
                 lsn,

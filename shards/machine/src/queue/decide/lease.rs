@@ -10,7 +10,7 @@ use flowmesh_model::limits::{
 };
 use flowmesh_model::reply::{Extended, LeasedJob};
 use flowmesh_model::settings::within;
-use flowmesh_model::{Batch, Fact, JobId, LeaseToken, Millis, Reject, Reply};
+use flowmesh_model::{Batch, Fact, JobId, LeaseToken, Millis, Mutation, Reject, Reply};
 use smallvec::SmallVec;
 
 use super::{Asked, Once};
@@ -55,7 +55,7 @@ impl Asked<'_> {
             let (Some(job), Some(body)) = (self.queue.jobs.get(*id), self.queue.jobs.body(*id)) else {
                 continue;
             };
-            token = LeaseToken(token.0 + 1);
+            token = LeaseToken(token.0 + u64::from(!Mutation::ReuseToken.is_made() || token.0 == 0));
             facts.push(Fact::JobLeased { queue: self.id, job: *id, token, until, worker: worker.clone() });
             leased.push(self.leased_job(*id, job, body, token, until));
         }

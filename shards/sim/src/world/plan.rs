@@ -1,0 +1,128 @@
+//! What a seed decides, apart from all that happens by chance within a run.
+
+use crate::random::Random;
+
+/// Something that goes wrong while the server runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// A write fails, without effect.
+    FailedWrite,
+    /// A sync fails; what it brought to the disk is not known.
+    FailedSync,
+    /// A file cannot be made.
+    FailedCreate,
+    /// There is no space for more, or there is again.
+    NoSpace,
+    /// The index finds no space.
+    FullIndex,
+    /// A core stands still, or goes on.
+    StalledCore,
+    /// The clock on the wall is set.
+    ClockJumps,
+    /// The disk becomes slower or faster.
+    SlowDisk,
+    /// Clients give up before the answer.
+    Disconnects,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::FailedWrite,
+        Self::FailedSync,
+        Self::FailedCreate,
+        Self::NoSpace,
+        Self::FullIndex,
+        Self::StalledCore,
+        Self::ClockJumps,
+        Self::SlowDisk,
+        Self::Disconnects,
+    ];
+}
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It is killed; the machine goes on.
+    Kill,
+    /// The machine stops.
+    Crash,
+    /// The machine stops at an operation of the disk, which may still have an effect.
+    PowerCut,
+}
+
+/// A run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Where all chance comes from.
+    pub seed: u64,
+    /// Shards, each on a core of its own.
+    pub shards: u16,
+    /// Clients of each sort.
+    pub clients: u64,
+    /// Processes that end, before the last one.
+    pub lives: u64,
+    /// About so many steps of tasks in each.
+    pub steps: u64,
+    /// The most polls that an operation of the disk takes, but for one.
+    pub disk_polls: u64,
+    /// What goes wrong.
+    pub faults: Vec<Fault>,
+    /// How processes end, in turn.
+    pub ends: Vec<End>,
+}
+
+impl Plan {
+    /// What this seed decides.
+    pub fn of(seed: u64) -> Self {
+        let mut random = Random::new(seed ^ 0x5EED);
+        // About half of them, now and then none.
+        let calm = random.below(4) == 0;
+        let faults = Fault::ALL.into_iter().filter(|_| !calm && random.coin()).collect();
+        let ends = [End::Kill, End::Crash, End::PowerCut];
+        Self {
+            seed,
+            shards: 1 + random.below(3) as u16,
+            clients: 1 + random.below(3),
+            lives: 1 + random.below(4),
+            steps: 500 << random.below(5),
+            disk_polls: random.below(8),
+            faults,
+            ends: (0..4).map(|_| ends[random.below(3) as usize]).collect(),
+        }
+    }
+
+    /// Whether this goes wrong.
+    pub fn has(&self, fault: Fault) -> bool {
+        self.faults.contains(&fault)
+    }
+
+    /// How a process ends.
+    pub fn end_of(&self, life: u64) -> End {
+        self.ends[life as usize % self.ends.len()]
+    }
+
+    /// Smaller plans, the smallest first: one of them may fail as this one does, and is easier to read.
+    pub fn smaller(&self) -> Vec<Self> {
+        let mut plans = Vec::new();
+        let mut with = |change: &dyn Fn(&mut Self)| {
+            let mut plan = self.clone();
+            change(&mut plan);
+            if plan != *self {
+                plans.push(plan);
+            }
+        };
+        with(&|plan| plan.lives = plan.lives.min(1));
+        with(&|plan| plan.lives = plan.lives.saturating_sub(1).max(1));
+        with(&|plan| plan.faults.clear());
+        for fault in &self.faults {
+            with(&|plan| plan.faults.retain(|other| other != fault));
+        }
+        with(&|plan| plan.shards = 1);
+        with(&|plan| plan.clients = 1);
+        with(&|plan| plan.steps = (plan.steps / 2).max(50));
+        with(&|plan| plan.disk_polls = 0);
+        with(&|plan| plan.ends = vec![End::Kill]);
+        plans
+    }
+}
