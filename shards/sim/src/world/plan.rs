@@ -7,6 +7,8 @@ use crate::random::Random;
 pub enum Fault {
     /// A write fails, without effect.
     FailedWrite,
+    /// A read fails.
+    FailedRead,
     /// A sync fails; what it brought to the disk is not known.
     FailedSync,
     /// A file cannot be made.
@@ -15,6 +17,12 @@ pub enum Fault {
     NoSpace,
     /// The index finds no space.
     FullIndex,
+    /// An operation of the index fails.
+    FailedIndex,
+    /// A bit decays that was on the disk for good.
+    DecayedBits,
+    /// A start fails, or ends before it is over.
+    HardStarts,
     /// A core stands still, or goes on.
     StalledCore,
     /// The clock on the wall is set.
@@ -27,17 +35,30 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::FailedWrite,
+        Self::FailedRead,
         Self::FailedSync,
         Self::FailedCreate,
         Self::NoSpace,
         Self::FullIndex,
+        Self::FailedIndex,
+        Self::DecayedBits,
+        Self::HardStarts,
         Self::StalledCore,
         Self::ClockJumps,
         Self::SlowDisk,
         Self::Disconnects,
     ];
+}
+
+/// How likely a fault is: about once in so many steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Odds {
+    /// What happens.
+    pub fault: Fault,
+    /// How seldom.
+    pub once_in: u64,
 }
 
 /// How a process ends.
@@ -66,8 +87,8 @@ pub struct Plan {
     pub steps: u64,
     /// The most polls that an operation of the disk takes, but for one.
     pub disk_polls: u64,
-    /// What goes wrong.
-    pub faults: Vec<Fault>,
+    /// What goes wrong, and how often.
+    pub faults: Vec<Odds>,
     /// How processes end, in turn.
     pub ends: Vec<End>,
 }
@@ -78,7 +99,11 @@ impl Plan {
         let mut random = Random::new(seed ^ 0x5EED);
         // About half of them, now and then none.
         let calm = random.below(4) == 0;
-        let faults = Fault::ALL.into_iter().filter(|_| !calm && random.coin()).collect();
+        let mut odds = |fault| {
+            let odds = Odds { fault, once_in: 500 << random.below(5) };
+            (!calm && random.coin()).then_some(odds)
+        };
+        let faults = Fault::ALL.into_iter().filter_map(&mut odds).collect();
         let ends = [End::Kill, End::Crash, End::PowerCut];
         Self {
             seed,
@@ -94,7 +119,7 @@ impl Plan {
 
     /// Whether this goes wrong.
     pub fn has(&self, fault: Fault) -> bool {
-        self.faults.contains(&fault)
+        self.faults.iter().any(|odds| odds.fault == fault)
     }
 
     /// How a process ends.

@@ -7,13 +7,14 @@ pub(crate) mod stream;
 use flowmesh_model::{Command, Reject, Reply, ShardId};
 
 use super::server::{Lost, Server, Shared};
+use crate::happened::Happening;
 
 /// What is known of a command.
 pub(crate) enum Known {
     /// It was carried out; what came back.
     Done(Reply),
     /// It was not carried out, and never will be.
-    Not(Reject),
+    Not,
     /// It was carried out, or was not, or still will be unless the process ends first.
     Unknown,
 }
@@ -36,7 +37,10 @@ impl Site {
             let patience = std::pin::pin!(self.shared.delay(200));
             match futures::future::select(std::pin::pin!(call), patience).await {
                 futures::future::Either::Left((outcome, _)) => outcome,
-                futures::future::Either::Right(_) => Err(Lost),
+                futures::future::Either::Right(_) => {
+                    self.shared.happened.note(Happening::Disconnect);
+                    Err(Lost)
+                }
             }
         } else {
             call.await
@@ -47,7 +51,15 @@ impl Site {
             Ok(Ok(reply)) => Known::Done(reply),
             // What was on its way to the disk may have arrived there.
             Ok(Err(Reject::Fenced { .. })) | Err(Lost) => Known::Unknown,
-            Ok(Err(reject)) => Known::Not(reject),
+            Ok(Err(Reject::Damaged { place })) => {
+                let Some(refused) = self.shared.loss.get() else {
+                    panic!("damage where there is none: {place}")
+                };
+                self.shared.happened.note(refused);
+                Known::Not
+            }
+            Ok(Err(Reject::Internal(what))) => panic!("what cannot be: {what}"),
+            Ok(Err(_)) => Known::Not,
         }
     }
 
