@@ -23,11 +23,13 @@ pub enum Mutation {
     TrustSegments,
     /// Damage in the middle of the log is cut off like a torn tail.
     CutDamage,
+    /// A job is given out although its time to live is over.
+    IgnoreTimeToLive,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::SkipSync,
         Self::ReleaseEarly,
         Self::CutLogTooFar,
@@ -36,6 +38,7 @@ impl Mutation {
         Self::TrustLog,
         Self::TrustSegments,
         Self::CutDamage,
+        Self::IgnoreTimeToLive,
     ];
 
     /// Whether this thread makes it.

@@ -26,8 +26,8 @@ use std::rc::Rc;
 
 use flowmesh_engine::{OpenError, Timer};
 use flowmesh_model::{
-    CatalogCommand, FeedSettings, Kind, KvSettings, PartitionRef, QueueSettings, ResourceInfo, ResourcePath,
-    Settings, StreamSettings,
+    CatalogCommand, FeedSettings, GroupSettings, Kind, KvMode, KvSettings, PartitionRef, QueueSettings,
+    ResourceInfo, ResourcePath, Settings, StreamSettings,
 };
 use flowmesh_store::index::IndexError;
 use flowmesh_store::log::LogError;
@@ -37,12 +37,16 @@ use futures::channel::oneshot;
 use crate::disk::{Operation, SimDisk};
 use crate::happened::{Counts, Happened, Happening};
 use crate::random::Random;
+use clients::fading::Fading;
+use clients::groups::Readers;
 use clients::keys::Keys;
+use clients::letters::{Letters, Target};
 use clients::queue::Queue;
+use clients::schedules::Schedules;
 use clients::stream::Partition;
-use clients::{Site, keys, queue, stream};
+use clients::{Site, Workload, keys, queue, stream};
 use clock::Clock;
-use plan::{End, Fault, Odds, Plan};
+use plan::{End, Fault, Odds, Plan, Use};
 use server::{Server, Shared};
 use tasks::{Group, Tasks};
 use trace::Trace;
@@ -144,7 +148,7 @@ impl World {
         let did = self.shared.tasks.step(chance);
         if did {
             // Work takes time, too.
-            let ns = self.shared.below(2_000);
+            let ns = self.shared.below(2_000 << self.plan.pace);
             self.shared.clock.pass(ns);
         } else if !self.shared.clock.pass_to_next() {
             // All that could go on stands still.
@@ -263,13 +267,7 @@ impl World {
             model: Rc::<RefCell<stream::Model>>::default(),
         });
         let partitions = partitions.collect();
-        let settings = QueueSettings {
-            max_attempts: 10_000,
-            backoff_initial_ms: 1,
-            backoff_max_ms: 10,
-            ..QueueSettings::default()
-        };
-        let queue = self.create(Kind::Queue, "jobs", Settings::Queue(settings));
+        let queue = self.create(Kind::Queue, "jobs", Settings::Queue(patient()));
         let queue = Queue {
             shard: self.server.shard_of(queue.placement.partition_slot(0)),
             id: queue.id,
@@ -293,7 +291,85 @@ impl World {
                 shared: Rc::<RefCell<keys::Together>>::default(),
             }
         });
-        Used { partitions, queue, stores: stores.into() }
+        let others = self.plan.uses.clone().into_iter().map(|used| self.set_up_other(used, &site)).collect();
+        Used { partitions, queue, stores: stores.into(), others }
+    }
+
+    fn set_up_other(&mut self, used: Use, site: &Site) -> Box<dyn Workload> {
+        match used {
+            Use::Ending => self.set_up_fading("ending", KvSettings::default(), site),
+            Use::Cache => {
+                let settings =
+                    KvSettings { mode: KvMode::Cache, entries_max: Some(24), ..KvSettings::default() };
+                self.set_up_fading("cache", settings, site)
+            }
+            Use::LettersToQueue => {
+                let target = self.create(Kind::Queue, "letters", Settings::Queue(patient()));
+                self.set_up_letters("dying", Target::Queue(target.id), &target, site)
+            }
+            Use::LettersToStream => {
+                let target =
+                    self.create(Kind::Stream, "letters", Settings::Stream(StreamSettings::default()));
+                let at = PartitionRef { resource: target.id, partition: 0 };
+                self.set_up_letters("dying-too", Target::Stream(at), &target, site)
+            }
+            Use::Schedules => {
+                let queue = self.create(Kind::Queue, "ticking", Settings::Queue(patient()));
+                let shard = self.server.shard_of(queue.placement.partition_slot(0));
+                Box::new(Schedules { site: site.clone(), queue: queue.id, shard, model: Rc::default() })
+            }
+            Use::Group => {
+                let stream = StreamSettings { partitions: 5, ..StreamSettings::default() };
+                let stream = self.create(Kind::Stream, "shared", Settings::Stream(stream));
+                let settings = GroupSettings {
+                    session_timeout_ms: 1_000,
+                    rebalance_timeout_ms: 1_000,
+                    ..GroupSettings::default()
+                };
+                let group = self.create(Kind::Group, "readers", Settings::Group(settings));
+                Box::new(Readers {
+                    site: site.clone(),
+                    group: group.id,
+                    shard: self.server.shard_of(group.placement.partition_slot(0)),
+                    stream: stream.id,
+                    partitions: 5,
+                    model: Rc::default(),
+                })
+            }
+        }
+    }
+
+    fn set_up_letters(
+        &mut self,
+        name: &str,
+        target: Target,
+        info: &ResourceInfo,
+        site: &Site,
+    ) -> Box<dyn Workload> {
+        let dead_letters_to = Some(info.path.as_str().to_owned());
+        let settings = QueueSettings { dead_letters_to, ..patient() };
+        let source = self.create(Kind::Queue, name, Settings::Queue(settings));
+        Box::new(Letters {
+            site: site.clone(),
+            source: source.id,
+            source_shard: self.server.shard_of(source.placement.partition_slot(0)),
+            target,
+            target_shard: self.server.shard_of(info.placement.partition_slot(0)),
+            model: Rc::default(),
+        })
+    }
+
+    fn set_up_fading(&mut self, name: &str, settings: KvSettings, site: &Site) -> Box<dyn Workload> {
+        let entries_max = settings.entries_max;
+        let store = self.create(Kind::Kv, name, Settings::Kv(settings));
+        Box::new(Fading {
+            site: site.clone(),
+            store: store.id,
+            placement: store.placement.clone(),
+            entries_max,
+            shards: self.plan.shards,
+            held: Rc::default(),
+        })
     }
 
     fn begin_clients(&self, used: &Used) {
@@ -306,6 +382,9 @@ impl World {
             for keys in &used.stores {
                 let (keys, lives) = (keys.clone(), Rc::clone(&self.lives));
                 tasks.spawn(Group::Client, async move { keys.use_it(client, lives).await });
+            }
+            for other in &used.others {
+                tasks.spawn(Group::Client, other.use_it(client));
             }
         }
     }
@@ -456,10 +535,24 @@ impl World {
             keys.site = quiet(&keys.site);
             assert!(self.wait_for(async move { keys.check().await }), "a store does not answer");
         }
+        for other in used.others {
+            let checked = other.check(quiet(&used.queue.site));
+            assert!(self.wait_for(checked), "{:?} do not answer", self.plan.uses);
+        }
         let mut queue = used.queue;
         queue.site = quiet(&queue.site);
         assert!(self.wait_for(async move { queue.drain().await }), "a queue does not answer");
         self.server.check_all();
+    }
+}
+
+/// A queue whose jobs have attempts enough, soon after each other.
+fn patient() -> QueueSettings {
+    QueueSettings {
+        max_attempts: 10_000,
+        backoff_initial_ms: 1,
+        backoff_max_ms: 10,
+        ..QueueSettings::default()
     }
 }
 
@@ -484,4 +577,5 @@ struct Used {
     partitions: Vec<Partition>,
     queue: Queue,
     stores: Vec<Keys>,
+    others: Vec<Box<dyn Workload>>,
 }

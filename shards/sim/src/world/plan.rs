@@ -52,6 +52,35 @@ impl Fault {
     ];
 }
 
+/// What clients may use, besides streams, queues and stores, which they always do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Use {
+    /// A store whose keys end.
+    Ending,
+    /// A cache that is full.
+    Cache,
+    /// A queue whose dead letters go to another queue.
+    LettersToQueue,
+    /// A queue whose dead letters go to a stream.
+    LettersToStream,
+    /// A queue with schedules.
+    Schedules,
+    /// A group of consumers.
+    Group,
+}
+
+impl Use {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Ending,
+        Self::Cache,
+        Self::LettersToQueue,
+        Self::LettersToStream,
+        Self::Schedules,
+        Self::Group,
+    ];
+}
+
 /// How likely a fault is: about once in so many steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Odds {
@@ -85,6 +114,10 @@ pub struct Plan {
     pub lives: u64,
     /// About so many steps of tasks in each.
     pub steps: u64,
+    /// What else clients use.
+    pub uses: Vec<Use>,
+    /// How fast time passes while there is work: a step takes up to 2 µs, doubled so many times.
+    pub pace: u32,
     /// The most polls that an operation of the disk takes, but for one.
     pub disk_polls: u64,
     /// What goes wrong, and how often.
@@ -105,12 +138,15 @@ impl Plan {
         };
         let faults = Fault::ALL.into_iter().filter_map(&mut odds).collect();
         let ends = [End::Kill, End::Crash, End::PowerCut];
+        let uses = Use::ALL.into_iter().filter(|_| random.below(3) == 0).collect();
         Self {
             seed,
             shards: 1 + random.below(3) as u16,
             clients: 1 + random.below(3),
             lives: 1 + random.below(4),
             steps: 500 << random.below(5),
+            uses,
+            pace: random.below(9) as u32,
             disk_polls: random.below(8),
             faults,
             ends: (0..4).map(|_| ends[random.below(3) as usize]).collect(),
@@ -143,6 +179,11 @@ impl Plan {
         for fault in &self.faults {
             with(&|plan| plan.faults.retain(|other| other != fault));
         }
+        with(&|plan| plan.uses.clear());
+        for used in &self.uses {
+            with(&|plan| plan.uses.retain(|other| other != used));
+        }
+        with(&|plan| plan.pace = 0);
         with(&|plan| plan.shards = 1);
         with(&|plan| plan.clients = 1);
         with(&|plan| plan.steps = (plan.steps / 2).max(50));

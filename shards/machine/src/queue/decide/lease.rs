@@ -71,7 +71,7 @@ impl Asked<'_> {
         self.queue.ready.each(self.now, |id| {
             let Some(job) = self.queue.jobs.get(id) else { return true };
             // Its time to live is over; the next tick removes it.
-            if job.expires_at().is_some_and(|at| at <= self.now) {
+            if job.expires_at().is_some_and(|at| at <= self.now) && !Mutation::IgnoreTimeToLive.is_made() {
                 return true;
             }
             bytes += job.body_bytes as usize;

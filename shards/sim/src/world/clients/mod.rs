@@ -1,13 +1,27 @@
 //! Clients, each with what it must find: simple models of what was acknowledged, refused, or is not known.
 
+pub(crate) mod fading;
+pub(crate) mod groups;
 pub(crate) mod keys;
+pub(crate) mod letters;
 pub(crate) mod queue;
+pub(crate) mod schedules;
 pub(crate) mod stream;
 
 use flowmesh_model::{Command, Reject, Reply, ShardId};
+use futures::future::LocalBoxFuture;
 
 use super::server::{Lost, Server, Shared};
 use crate::happened::Happening;
+
+/// What clients may use besides what they always use.
+pub(crate) trait Workload {
+    /// Uses it, for ever.
+    fn use_it(&self, client: u64) -> LocalBoxFuture<'static, ()>;
+
+    /// Looks at all of it, when all is quiet. False if answers did not come.
+    fn check(&self, site: Site) -> LocalBoxFuture<'static, bool>;
+}
 
 /// What is known of a command.
 pub(crate) enum Known {
