@@ -156,12 +156,14 @@ pub struct OpSpec {
     pub value_bytes: u32,
     /// How often, against the others.
     pub weight: u32,
+    /// Only how values start is known, not all of them.
+    pub by_chance: bool,
 }
 
 impl OpSpec {
     /// Single items of 100 bytes.
     pub fn new(kind: OpKind) -> Self {
-        Self { kind, batch: 1, value_bytes: 100, weight: 1 }
+        Self { kind, batch: 1, value_bytes: 100, weight: 1, by_chance: false }
     }
 
     /// With another batch.
@@ -174,6 +176,12 @@ impl OpSpec {
     #[must_use]
     pub fn value_bytes(self, value_bytes: u32) -> Self {
         Self { value_bytes, ..self }
+    }
+
+    /// With values that are by chance behind how they start.
+    #[must_use]
+    pub fn by_chance(self) -> Self {
+        Self { by_chance: true, ..self }
     }
 }
 
@@ -215,6 +223,7 @@ impl FromStr for OpSpec {
             batch: number(batch.as_deref(), 1, 10_000)?,
             value_bytes: number(value_bytes.as_deref(), 100, 1 << 20)?,
             weight: number(weight.as_deref(), 1, 1 << 20)?,
+            by_chance: false,
         })
     }
 }
@@ -500,7 +509,7 @@ fn check_values(
                 _ => {}
             }
         }
-        if found && !keys::value_fits(key, spec.value_bytes as usize, value, whole) {
+        if found && !keys::value_fits(key, spec.value_bytes as usize, value, whole && !spec.by_chance) {
             return Err("a key holds something else");
         }
         if !found && !may_miss {

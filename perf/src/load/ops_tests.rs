@@ -21,7 +21,10 @@ fn request<M: Message + Default>(operation: &Operation) -> M {
 #[test]
 fn a_mix_reads_as_it_is_written() {
     let op: OpSpec = "append*500/4096=3".parse().unwrap();
-    assert_eq!(op, OpSpec { kind: OpKind::Append, batch: 500, value_bytes: 4096, weight: 3 });
+    assert_eq!(
+        op,
+        OpSpec { kind: OpKind::Append, batch: 500, value_bytes: 4096, weight: 3, by_chance: false }
+    );
     assert_eq!("get".parse::<OpSpec>().unwrap(), OpSpec::new(OpKind::Get));
     assert_eq!(op.to_string(), "append*500/4096");
     for bad in ["", "put", "get*0", "get*x", "get=0", "get/2000000", "get*20000", "*2"] {
