@@ -55,11 +55,13 @@ pub enum Happening {
     ClockBack,
     /// A client gave up before the answer.
     Disconnect,
+    /// A value was read that had left memory.
+    ColdValue,
 }
 
 impl Happening {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Kill,
         Self::Crash,
         Self::PowerCut,
@@ -84,6 +86,7 @@ impl Happening {
         Self::ClockForward,
         Self::ClockBack,
         Self::Disconnect,
+        Self::ColdValue,
     ];
 }
 

@@ -2,7 +2,7 @@
 
 #![allow(missing_docs, reason = "a test")]
 
-use flowmesh_sim::world::plan::{End, Plan, Use};
+use flowmesh_sim::world::plan::{AMPLE_KIB, End, Plan, Use};
 use flowmesh_sim::world::run;
 use flowmesh_sim::world::trace::Trace;
 
@@ -16,6 +16,7 @@ fn plan(seed: u64, uses: &[Use]) -> Plan {
         steps: 2_000,
         uses: uses.to_vec(),
         pace: 0,
+        memory_kib: AMPLE_KIB,
         disk_polls: 0,
         faults: Vec::new(),
         ends: vec![End::Kill],

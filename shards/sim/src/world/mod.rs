@@ -46,7 +46,7 @@ use clients::schedules::Schedules;
 use clients::stream::Partition;
 use clients::{Site, Workload, keys, queue, stream};
 use clock::Clock;
-use plan::{End, Fault, Odds, Plan, Use};
+use plan::{AMPLE_KIB, End, Fault, Odds, Plan, Use};
 use server::{Server, Shared};
 use tasks::{Group, Tasks};
 use trace::Trace;
@@ -54,7 +54,7 @@ use trace::Trace;
 /// What came of a run that found nothing wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// CRC-32C of the trace.
+    /// CRC-32C of the trace, if it was kept.
     pub sum: u32,
     /// Calls, and what happened to the server.
     pub events: u64,
@@ -100,7 +100,7 @@ pub fn run(plan: &Plan, trace: &Trace) -> Summary {
     };
     let disk_seed = shared.random.borrow_mut().next_u64();
     let mut world = World {
-        server: Server::new(shared.clone(), plan.shards),
+        server: Server::new(shared.clone(), plan.shards, plan.memory_kib),
         disk: SimDisk::new(disk_seed)
             .with_polls_max(plan.disk_polls)
             .with_indexes()
@@ -134,6 +134,9 @@ impl World {
         for life in 0..self.plan.lives {
             self.work(life);
             self.end(life);
+            if life + 1 == self.plan.lives {
+                self.server.set_memory_kib(AMPLE_KIB);
+            }
             self.start();
         }
         self.finish(used);
@@ -283,10 +286,12 @@ impl World {
             ..KvSettings::default()
         };
         let stores = [("plain", KvSettings::default()), ("kept", kept)].map(|(name, settings)| {
+            let keeps_past = settings.history_ms.is_some();
             let store = self.create(Kind::Kv, name, Settings::Kv(settings));
             Keys {
                 site: site.clone(),
                 store: store.id,
+                keeps_past,
                 placement: store.placement.clone(),
                 shared: Rc::<RefCell<keys::Together>>::default(),
             }

@@ -101,6 +101,9 @@ pub enum End {
     PowerCut,
 }
 
+/// Memory that nothing of what is done here takes.
+pub const AMPLE_KIB: u64 = 64 << 10;
+
 /// A run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -118,6 +121,8 @@ pub struct Plan {
     pub uses: Vec<Use>,
     /// How fast time passes while there is work: a step takes up to 2 µs, doubled so many times.
     pub pace: u32,
+    /// Memory of a shard, until all is quiet. With little, values leave it and writes are refused.
+    pub memory_kib: u64,
     /// The most polls that an operation of the disk takes, but for one.
     pub disk_polls: u64,
     /// What goes wrong, and how often.
@@ -138,7 +143,7 @@ impl Plan {
         };
         let faults = Fault::ALL.into_iter().filter_map(&mut odds).collect();
         let ends = [End::Kill, End::Crash, End::PowerCut];
-        let uses = Use::ALL.into_iter().filter(|_| random.below(3) == 0).collect();
+        let uses = Use::ALL.into_iter().filter(|_| random.below(4) == 0).collect();
         Self {
             seed,
             shards: 1 + random.below(3) as u16,
@@ -146,7 +151,8 @@ impl Plan {
             lives: 1 + random.below(4),
             steps: 500 << random.below(5),
             uses,
-            pace: random.below(9) as u32,
+            pace: random.below(11) as u32,
+            memory_kib: if random.below(3) == 0 { 64 << random.below(3) } else { AMPLE_KIB },
             disk_polls: random.below(8),
             faults,
             ends: (0..4).map(|_| ends[random.below(3) as usize]).collect(),
@@ -184,6 +190,7 @@ impl Plan {
             with(&|plan| plan.uses.retain(|other| other != used));
         }
         with(&|plan| plan.pace = 0);
+        with(&|plan| plan.memory_kib = AMPLE_KIB);
         with(&|plan| plan.shards = 1);
         with(&|plan| plan.clients = 1);
         with(&|plan| plan.steps = (plan.steps / 2).max(50));

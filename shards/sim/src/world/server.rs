@@ -73,6 +73,8 @@ pub(crate) struct Server {
     shared: Shared,
     slots: Rc<SlotMap>,
     count: u16,
+    /// Of each shard, from the next start on.
+    memory_kib: Rc<Cell<u64>>,
     process: Rc<RefCell<Process>>,
 }
 
@@ -86,8 +88,14 @@ const WAY_US: u64 = 40;
 
 impl Server {
     /// None is running yet.
-    pub fn new(shared: Shared, count: u16) -> Self {
-        Self { shared, slots: Rc::new(SlotMap::new(count)), count, process: Rc::default() }
+    pub fn new(shared: Shared, count: u16, memory_kib: u64) -> Self {
+        let memory_kib = Rc::new(Cell::new(memory_kib));
+        Self { shared, slots: Rc::new(SlotMap::new(count)), count, memory_kib, process: Rc::default() }
+    }
+
+    /// From the next start on a shard has so much memory.
+    pub fn set_memory_kib(&self, memory_kib: u64) {
+        self.memory_kib.set(memory_kib);
     }
 
     /// Starts a process on a disk. Its tasks open the shards.
@@ -99,7 +107,8 @@ impl Server {
             disk.put_dir(&dir_of(number));
             let (server, disk, clock) = (self.clone(), disk.clone(), self.shared.clock.clone());
             self.shared.tasks.spawn(Group::Core(number), async move {
-                let outcome = Shard::open(config(number, server.count), disk, clock).await;
+                let outcome =
+                    Shard::open(config(number, server.count, server.memory_kib.get()), disk, clock).await;
                 server.opened(number, outcome);
             });
         }
@@ -138,6 +147,8 @@ impl Server {
 
     /// The process is gone, with all that it had in memory.
     pub fn end(&self) {
+        let cold = self.shards().iter().map(|shard| shard.stats().values_read).sum();
+        self.shared.happened.note_times(Happening::ColdValue, cold);
         self.shared.tasks.end_process();
         let number = self.process.borrow().number;
         let ended = self.process.replace(Process { number, ..Process::default() });
@@ -256,7 +267,7 @@ impl Transport for Server {
 }
 
 /// Small, so that everything happens often.
-fn config(number: u16, shards: u16) -> ShardConfig {
+fn config(number: u16, shards: u16, memory_kib: u64) -> ShardConfig {
     ShardConfig {
         shards,
         shares: shards,
@@ -264,7 +275,7 @@ fn config(number: u16, shards: u16) -> ShardConfig {
         dir: dir_of(number),
         durability: Durability::Always,
         sync_interval_ms: 10,
-        memory_bytes: 64 << 20,
+        memory_bytes: memory_kib << 10,
         tail_bytes: 16 << 10,
         body_bytes: 16 << 10,
         log_segment_bytes: 1 << 20,

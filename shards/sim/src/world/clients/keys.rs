@@ -2,11 +2,12 @@
 //! two keys that are only ever changed together.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use bytes::Bytes;
 use flowmesh_model::command::{SetEntry, SetIf, SetTtl};
+use flowmesh_model::kv::past::{PastAsk, PastAt};
 use flowmesh_model::kv::{BytesOp, KvAction, KvOp, KvResult, SetOp};
 use flowmesh_model::placement::PlacementHash;
 use flowmesh_model::{Batch, Command, KvCommand, Lsn, Reply, ResourceId};
@@ -19,6 +20,8 @@ pub(crate) struct Keys {
     pub site: Site,
     pub store: ResourceId,
     pub placement: PlacementHash,
+    /// Whether it can be read as it was.
+    pub keeps_past: bool,
     pub shared: Rc<RefCell<Together>>,
 }
 
@@ -41,9 +44,14 @@ struct Register {
     /// What it may hold: one thing but after an answer that did not come.
     holds: Vec<Option<Bytes>>,
     version: Lsn,
+    /// What it held as of some versions, the oldest first.
+    past: VecDeque<(Lsn, Bytes)>,
     /// What is not known may still happen: nothing is asked of it until the process ends.
     frozen_in: Option<u64>,
 }
+
+/// Versions that a client remembers of each of its keys.
+const PAST_MAX: usize = 8;
 
 const COUNTER: &[u8] = b"counter";
 const SET: &[u8] = b"members";
@@ -77,6 +85,7 @@ impl Keys {
                 key: format!("key-{client}-{number}").into(),
                 holds: vec![None],
                 version: Lsn(0),
+                past: VecDeque::new(),
                 frozen_in: None,
             })
             .collect();
@@ -96,12 +105,27 @@ impl Keys {
         }
     }
 
+    /// A version shows what it showed, as long as it is kept.
+    async fn look_back(&self, register: &Register) {
+        let some = self.site.shared.below(register.past.len().max(1) as u64) as usize;
+        let Some((version, value)) = register.past.get(some) else { return };
+        let keys = Batch::from_iter([register.key.clone()]);
+        let ask = KvCommand::Past(PastAsk::Get { at: PastAt::Version(*version), keys });
+        let Known::Done(reply) = self.call("look back", &register.key, ask).await else { return };
+        let Reply::Values(values) = reply else { panic!("a get of the past is answered with {reply:?}") };
+        let found = values[0].as_ref().map(|found| (&found.value, found.version));
+        assert_eq!(found, Some((value, *version)), "{:?} was another as of {version}", register.key);
+    }
+
     async fn use_register(&self, register: &mut Register, lives: &Rc<RefCell<u64>>) {
         let life = *lives.borrow();
         if register.frozen_in == Some(life) {
             return;
         }
         register.frozen_in = None;
+        if self.keeps_past && self.site.shared.below(4) == 0 {
+            return self.look_back(register).await;
+        }
         let keys = Batch::from_iter([register.key.clone()]);
         match self.site.shared.below(6) {
             0..=2 => {
@@ -113,6 +137,10 @@ impl Keys {
                     Known::Done(Reply::Written(written)) => {
                         let Some(Ok(version)) = written.first() else { panic!("refused: {written:?}") };
                         assert!(*version > register.version, "versions grow");
+                        register.past.push_back((*version, value.clone()));
+                        if register.past.len() > PAST_MAX {
+                            register.past.pop_front();
+                        }
                         (register.holds, register.version) = (vec![Some(value)], *version);
                     }
                     Known::Done(other) => panic!("a set is answered with {other:?}"),

@@ -25,9 +25,10 @@ struct Fate {
     ttl_ms: Option<u64>,
     /// Known to be dead: its letter must come.
     is_dead: bool,
-    /// It was acknowledged, for certain or perhaps.
+    /// It was acknowledged.
     is_done: bool,
-    is_done_maybe: bool,
+    /// Of so many acknowledgements it is not known what came of them.
+    unknown_acks: u32,
     /// Where its letter is: a job or an offset.
     letter: Option<u64>,
 }
@@ -141,7 +142,7 @@ impl Letters {
 
     async fn ack(&self, job: &LeasedJob) {
         let lease = LeaseRef { job: job.job, token: job.token };
-        let before = self.fate(&job.payload, |fate| std::mem::replace(&mut fate.is_done_maybe, true));
+        self.fate(&job.payload, |fate| fate.unknown_acks += 1);
         match self.source("ack letters", QueueCommand::ack([lease])).await {
             Known::Done(Reply::Settled(settled)) if settled[0].is_ok() => {
                 self.fate(&job.payload, |fate| {
@@ -149,7 +150,7 @@ impl Letters {
                     fate.is_done = true;
                 });
             }
-            Known::Done(_) | Known::Not => self.fate(&job.payload, |fate| fate.is_done_maybe = before),
+            Known::Done(_) | Known::Not => self.fate(&job.payload, |fate| fate.unknown_acks -= 1),
             Known::Unknown => {}
         }
     }
@@ -272,7 +273,8 @@ impl Letters {
         }
         for (payload, fate) in &self.model.borrow().jobs {
             assert!(!fate.is_dead || fate.letter.is_some(), "no letter of {payload:?}: {fate:?}");
-            let may_be_gone = fate.is_done_maybe || fate.ttl_ms.is_some() || fate.letter.is_some();
+            let is_done = fate.is_done || fate.unknown_acks > 0;
+            let may_be_gone = is_done || fate.ttl_ms.is_some() || fate.letter.is_some();
             assert!(!fate.is_enqueued || may_be_gone, "{payload:?} is nowhere: {fate:?}");
         }
         true

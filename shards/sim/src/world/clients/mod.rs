@@ -45,7 +45,7 @@ pub(crate) struct Site {
 impl Site {
     /// Calls, and writes down what came of it.
     pub async fn call(&self, who: &str, to: ShardId, command: Command) -> Known {
-        let said = format!("{command:?}");
+        let said = if self.shared.trace.is_kept() { format!("{command:?}") } else { String::new() };
         let call = self.server.call(to, command);
         let outcome = if self.impatient > 0 && self.shared.below(self.impatient) == 0 {
             let patience = std::pin::pin!(self.shared.delay(200));
