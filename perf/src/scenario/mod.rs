@@ -2,7 +2,7 @@
 //! with it, compare.
 //!
 //! [`lab`] is what a scenario works with and [`row`] what it brings back; [`process`] runs servers, [`fill`] writes what
-//! is read; [`unary`], [`streams`], [`backlog`], [`compaction`], [`groups`], [`queues`], [`workers`], [`kv`], [`expiry`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
+//! is read; [`unary`], [`streams`], [`backlog`], [`compaction`], [`groups`], [`queues`], [`workers`], [`kv`], [`kv_large`], [`expiry`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
 
 pub mod backlog;
 pub mod compaction;
@@ -11,6 +11,7 @@ pub mod expiry;
 pub mod fill;
 pub mod groups;
 pub mod kv;
+pub mod kv_large;
 pub mod lab;
 pub mod output;
 pub mod process;
@@ -33,7 +34,7 @@ struct Scenario {
 }
 
 /// All scenarios, in the order of the targets.
-const SCENARIOS: [Scenario; 32] = [
+const SCENARIOS: [Scenario; 33] = [
     Scenario {
         name: "lone-append",
         what: "one client appends, one record at a time",
@@ -109,6 +110,11 @@ const SCENARIOS: [Scenario; 32] = [
         run: kv::sorted,
     },
     Scenario { name: "kv-entries", what: "10 M entries in memory, on disk, at a start", run: kv::entries },
+    Scenario {
+        name: "kv-large",
+        what: "small gets and sets beside clients that set and get 16 MiB",
+        run: kv_large::large,
+    },
     Scenario { name: "kv-expiry", what: "100 k of 10 M keys end every second", run: expiry::expiry },
     Scenario {
         name: "wrong-core",

@@ -19,6 +19,7 @@ use flowmesh_store::segments::{SegmentError, StreamFiles, StreamFilesConfig};
 use thiserror::Error;
 
 use crate::config::ShardConfig;
+use crate::large::Parts;
 use crate::metrics::ShardStats;
 use crate::metrics::resources::Resources;
 use crate::release::Parked;
@@ -76,11 +77,12 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             log_config.spares_max =
                 usize::try_from(config.log_bytes_max / config.log_segment_bytes).unwrap_or(1);
             log_config.segments_ahead = SEGMENTS_AHEAD;
-            let mut facts = 0;
+            let (mut facts, mut parts) = (0, Parts::default());
             let replay_started_ns = timer.monotonic_ns();
             let (log, recovered) = recover(&disk, log_config, applied, |entry| {
                 for fact in fact::decode_all(entry.body)? {
                     facts += 1;
+                    let Some(fact) = parts.join(fact)? else { continue };
                     machine.apply(EntryContext { lsn: entry.lsn, time: entry.time }, fact);
                 }
                 Ok(())
@@ -107,6 +109,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             last_commit_ns: 0,
             waiting: crate::waiting::Waiting::default(),
             stalled: crate::stalled::Stalled::default(),
+            large: crate::large::Large::default(),
             fetches: VecDeque::new(),
             looking_ahead: 0,
             stats,

@@ -34,6 +34,7 @@ mod room;
 mod run;
 mod scan;
 mod shelf;
+mod shown;
 mod slab;
 mod table;
 mod tree;
