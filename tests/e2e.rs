@@ -40,6 +40,7 @@ mod e2e {
     mod kv;
     mod kv_batches;
     mod kv_cache;
+    mod kv_cold;
     mod kv_crashes;
     mod kv_feed;
     mod kv_large;

@@ -149,6 +149,7 @@ fn run_loops(shard: &LocalShard, durability: Durability) {
     spawn_local(shard.clone().run_fetches()).detach();
     spawn_local(shard.clone().run_checkpoints()).detach();
     spawn_local(shard.clone().run_compactions()).detach();
+    spawn_local(shard.clone().run_chills()).detach();
     if durability == Durability::Interval {
         spawn_local(shard.clone().run_interval_syncs()).detach();
     }

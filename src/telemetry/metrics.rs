@@ -79,6 +79,10 @@ const COUNTERS: &[(&str, &str, Number)] = &[
     ("flowmesh_compaction_failures", "Compactions that failed; the files are as they were", |c| {
         c.shard.compaction.failures
     }),
+    ("flowmesh_cold_value_waits", "Commands that waited for values of stores that had left memory", |c| {
+        c.shard.value_waits
+    }),
+    ("flowmesh_cold_values_read", "Values of stores read from the index", |c| c.shard.values_read),
     ("flowmesh_recovered_facts", "Facts read from the log at start", |c| c.shard.recovered_facts),
     ("flowmesh_hops_out", "Requests sent to shards of other cores", |c| c.hops_out),
     ("flowmesh_hops_in", "Requests of other cores carried out", |c| c.hops_in),
@@ -128,6 +132,9 @@ type HistogramOf = fn(&CoreStats) -> &Histogram;
 const SPANS: &[(&str, &str, HistogramOf)] = &[
     ("flowmesh_commit_duration_seconds", "Write and sync of one commit", |c| &c.shard.commit_ns),
     ("flowmesh_checkpoint_duration_seconds", "One checkpoint", |c| &c.shard.checkpoint_ns),
+    ("flowmesh_cold_value_read_duration_seconds", "Reading the values that one command waited for", |c| {
+        &c.shard.value_read_ns
+    }),
     ("flowmesh_compaction_duration_seconds", "One compaction of a partition", |c| {
         &c.shard.compaction.duration_ns
     }),

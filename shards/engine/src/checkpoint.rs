@@ -168,6 +168,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         let (dropped, trim) = self.checkpoint_written(written, lsn)?;
         self.evict_tails().await;
         self.evict_bodies().await;
+        self.chill_on();
         self.remove_trimmed(durable).await?;
         for at in dropped {
             durable.streams.delete(at).await?;
@@ -424,6 +425,18 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         while let Some(at) = from {
             from = self.inner.state.borrow_mut().machine.evict_bodies(bytes_max, EVICT_PAGES, at);
             self.inner.timer.yield_now().await;
+        }
+    }
+
+    /// Values that changed can leave memory now.
+    fn chill_on(&self) {
+        let is_short = {
+            let mut state = self.inner.state.borrow_mut();
+            state.may_chill();
+            state.is_memory_short()
+        };
+        if is_short {
+            self.inner.signals.chill.notify();
         }
     }
 

@@ -100,7 +100,8 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                     effects.segment = true;
                     let grown = state.log.log_bytes().saturating_sub(state.log_bytes_at_checkpoint);
                     effects.checkpoint = grown >= self.inner.config.checkpoint_log_bytes
-                        || state.machine.memory_bytes() > state.memory_bytes_max / 4 * 3;
+                        || (state.machine.memory_bytes() > state.memory_bytes_max / 4 * 3
+                            && state.has_log_for_memory());
                 }
                 Err(error) => state.fence(&error.to_string(), &mut effects),
             }

@@ -4,10 +4,12 @@
 //! A command that must first be told which record it means is decided on again once files have said so.
 
 use bytes::Bytes;
-use flowmesh_machine::{ColdFind, ColdRead, Decision, PastRange, PastRead, PastRows};
+use flowmesh_machine::{ColdFind, ColdKeys, ColdRead, Decision, PastRange, PastRead, PastRows};
 use flowmesh_model::command::ReadFrom;
 use flowmesh_model::reply::RecordRuns;
-use flowmesh_model::{Command, JobId, Lsn, Offset, PartitionRef, Reject, Reply, ResourceId, StreamCommand};
+use flowmesh_model::{
+    Command, JobId, Lsn, Offset, PartitionRef, Reject, Reply, ResourceId, Space, StreamCommand,
+};
 use flowmesh_store::disk::Disk;
 use flowmesh_store::index::HistoryRange;
 use flowmesh_store::segments::FoundRecords;
@@ -46,6 +48,8 @@ pub(crate) enum Wanted {
     Bodies(ResourceId, Vec<JobId>, Command),
     /// What was, in the index, for a command that may need more then.
     Past(PastRead, Command),
+    /// What keys of a store hold, in the index; the command is decided on again.
+    Values(ColdKeys, Command),
 }
 
 /// What there is to be read.
@@ -54,6 +58,8 @@ enum Work {
     Fetch(Box<Fetch>),
     /// What jobs are about that a queue gives out next, before anybody asks.
     Ahead(ResourceId),
+    /// What keys hold whose end is to be said.
+    Due(ColdKeys),
 }
 
 /// What a look for a record came to.
@@ -95,6 +101,13 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 }
                 self.inner.state.borrow_mut().looking_ahead -= 1;
             }
+            Work::Due(cold) => match self.read_values(&cold, false).await {
+                Ok(read) => {
+                    drop(self.take_values(&cold, read));
+                    self.tick();
+                }
+                Err(error) => tracing::error!(%error, "keys do not end whose feed needs what they held"),
+            },
         }
     }
 
@@ -125,6 +138,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                     _ => return,
                 }
             }
+            Wanted::Values(cold, command) => return self.fetch_values(cold, command, outgoing).await,
             Wanted::Bodies(queue, jobs, command) => match self.read_bodies(queue, jobs).await {
                 Ok(()) => return self.run_again(command, outgoing),
                 Err(reject) => {
@@ -133,6 +147,10 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 }
             },
         };
+        self.answer(at, outgoing);
+    }
+
+    pub(crate) fn answer(&self, at: PartitionRef, outgoing: Outgoing) {
         let now_ns = self.inner.timer.monotonic_ns();
         let mut effects = Effects::default();
         {
@@ -189,7 +207,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         }
     }
 
-    fn run_again(&self, command: Command, outgoing: Outgoing) {
+    pub(crate) fn run_again(&self, command: Command, outgoing: Outgoing) {
         let (now, now_ns) = (self.inner.timer.now(), self.inner.timer.monotonic_ns());
         let Outgoing { sink, started_ns, .. } = outgoing;
         let mut effects = Effects::default();
@@ -254,6 +272,9 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             for (range, (chunk, is_all)) in read.ranges.iter().zip(found) {
                 rows.add(read.generation, range, chunk, is_all);
             }
+            let keys: Vec<Bytes> = read.entries.iter().map(|(key, _)| key.clone()).collect();
+            let values = self.read_beside(Space::Keys, &keys).await?;
+            read.entries.into_iter().zip(values).for_each(|(entry, value)| rows.add_entry(entry, value));
             let state = self.inner.state.borrow();
             match state.machine.past(self.inner.timer.now(), state.log.next_lsn(), command, &rows)? {
                 Decision::Answer { reply, .. } => return Ok(reply),
@@ -306,13 +327,16 @@ impl<D: Disk> State<D> {
         if let Some(fetch) = self.fetches.pop_front() {
             return Some(Work::Fetch(Box::new(fetch)));
         }
+        if let Some(cold) = self.machine.take_cold_due() {
+            return Some(Work::Due(cold));
+        }
         let queue = self.machine.take_ahead()?;
         self.looking_ahead += 1;
         Some(Work::Ahead(queue))
     }
 }
 
-const NO_DISK: Reject = Reject::Internal("a cold read without a disk");
+pub(crate) const NO_DISK: Reject = Reject::Internal("a cold read without a disk");
 
 fn missing(read: &ColdRead, found: Offset) -> Reject {
     Reject::Damaged {

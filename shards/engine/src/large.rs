@@ -229,7 +229,11 @@ impl<D: Disk> State<D> {
                 self.large.line.push_back(line);
                 effects.commit = true;
             }
-            Err(reject) => effects.released.push(line.refused(reject)),
+            Err(reject) => {
+                // When it comes again there is more, if there can be.
+                (effects.chill, effects.checkpoint) = (true, true);
+                effects.released.push(line.refused(reject));
+            }
         }
     }
 
@@ -242,8 +246,9 @@ impl<D: Disk> State<D> {
         if self.large.waits() && bytes > KV_LARGE_WAITING_BYTES_MAX {
             return overloaded("large values on their way to the log", 100);
         }
-        let full = self.machine.memory_bytes() + bytes as u64 > self.memory_bytes_max;
-        if full && !self.machine.can_make_room(line.store) {
+        // What is there leaves memory for it, where it can.
+        let over = (self.machine.memory_bytes() + bytes as u64).saturating_sub(self.memory_bytes_max);
+        if over > 0 && !self.can_free(over) && !self.machine.can_make_room(line.store) {
             return overloaded("memory budget", 1_000);
         }
         Ok(())

@@ -9,6 +9,7 @@
 //! ticks: time passes                                       ticks.rs
 //! checkpoint: state ─► segments and index, log trimmed     checkpoint.rs
 //! compact: the latest record of each key                   compact.rs
+//! chill, values: values of stores leave memory, come back chill.rs, values.rs
 //! transfers: jobs go to other queues and streams           transfers.rs
 //! recover: index, segments, log ─► state                   recover.rs
 //! ```
@@ -16,6 +17,7 @@
 //! [`Shard`] is a handle, cheap to clone, that stays on its core. Nothing borrows the state across an await.
 
 mod checkpoint;
+mod chill;
 mod commit;
 mod compact;
 pub mod config;
@@ -32,6 +34,7 @@ mod stalled;
 mod ticks;
 pub mod timer;
 pub mod transfers;
+mod values;
 mod waiting;
 
 pub use config::ShardConfig;

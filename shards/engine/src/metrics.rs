@@ -352,7 +352,13 @@ pub struct ShardStats {
     pub checkpoint_failures: u64,
     /// Commands that waited for what jobs are about, which memory had no longer.
     pub body_waits: u64,
-    /// Looks ahead for such that are not through.
+    /// Commands that waited for values of stores, which memory had no longer.
+    pub value_waits: u64,
+    /// Values of stores read from the index.
+    pub values_read: u64,
+    /// Nanoseconds that reading the values for one command took.
+    pub value_read_ns: Histogram,
+    /// Looks ahead for what jobs are about that are not through.
     pub body_looks: u64,
     /// What compactions have done.
     pub compaction: CompactionCounters,

@@ -6,7 +6,7 @@
 //! | answer | the reply waits for the newest entry it shows |
 //! | wait | the command waits for its key, or its time |
 //! | fetch, find | the records, or their place, are read from segment files first |
-//! | warm, past | what jobs are about, or what was, is read from the index first |
+//! | warm, past | what jobs are about, what keys hold, or what was, is read from the index first |
 //! | rejected by the state | as an answer that shows everything so far: a crash must not take the reason back |
 //! | rejected by itself | answered at once |
 
@@ -47,6 +47,7 @@ pub(crate) struct Effects {
     pub checkpoint: bool,
     pub rearm: bool,
     pub transfer: bool,
+    pub chill: bool,
 }
 
 /// Why an entry was not logged.
@@ -98,6 +99,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             (effects.checkpoint, &signals.checkpoint),
             (effects.rearm, &signals.tick),
             (effects.transfer, &signals.transfer),
+            (effects.chill, &signals.chill),
         ] {
             if wanted {
                 signal.notify();
@@ -165,8 +167,13 @@ impl<D: Disk> State<D> {
         let counted_for = counted_for(&command);
         let mut outgoing =
             Outgoing { sink, outcome: Err(Reject::Cancelled), operation, counted_for, started_ns };
-        if command.is_write() && passed.is_none() && self.fenced.is_none() && self.is_log_full() {
-            effects.checkpoint = true;
+        let waits_for_memory = passed.is_none() && self.waits_for_memory(&command);
+        let waits_for_log = passed.is_none() && self.is_log_full();
+        if command.is_write() && self.fenced.is_none() && (waits_for_log || waits_for_memory) {
+            // Where no value can go that has not changed, a checkpoint must come first.
+            let may_chill = waits_for_memory && self.is_memory_short();
+            effects.checkpoint |= self.is_log_full() || !may_chill;
+            effects.chill |= may_chill;
             // If it cannot be trimmed, waiting would be waiting for somebody to make room.
             let Some(reject) = self.log_refusal() else { return Some((command, outgoing.sink)) };
             effects.released.push(Outgoing { outcome: Err(reject), ..outgoing });
@@ -206,9 +213,13 @@ impl<D: Disk> State<D> {
                 };
                 (Lsn(0), Err(reject))
             }
-            Ok(Decision::Fetch(_) | Decision::Find(_) | Decision::Warm(..) | Decision::Past(_))
-                if self.fetches.len() >= FETCHES_MAX =>
-            {
+            Ok(
+                Decision::Fetch(_)
+                | Decision::Find(_)
+                | Decision::Warm(..)
+                | Decision::WarmStore(_)
+                | Decision::Past(_),
+            ) if self.fetches.len() >= FETCHES_MAX => {
                 (Lsn(0), Err(Reject::Overloaded { what: "cold reads", retry_after_ms: 50 }))
             }
             Ok(Decision::Fetch(read)) => {
@@ -224,6 +235,12 @@ impl<D: Disk> State<D> {
             }
             Ok(Decision::Past(read)) => {
                 self.fetches.push_back(Fetch { wanted: Wanted::Past(read, command), outgoing });
+                effects.fetch = true;
+                return None;
+            }
+            Ok(Decision::WarmStore(cold)) => {
+                self.stats.value_waits += 1;
+                self.fetches.push_back(Fetch { wanted: Wanted::Values(cold, command), outgoing });
                 effects.fetch = true;
                 return None;
             }
@@ -389,6 +406,7 @@ impl<D: Disk> State<D> {
             self.parked.advance(lsn);
         }
         effects.transfer |= self.machine.has_outgoing();
+        effects.chill |= self.is_memory_short();
         effects.commit = true;
         Ok(lsn)
     }
@@ -508,7 +526,7 @@ fn command_wait(command: &Command) -> Option<Millis> {
 }
 
 /// Whether a command adds to the state.
-fn grows(command: &Command) -> bool {
+pub(crate) fn grows(command: &Command) -> bool {
     if let Command::Kv(_, KvCommand::Run { ops, .. }) = command {
         return ops.iter().any(|op| op.action.adds());
     }

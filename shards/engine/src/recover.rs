@@ -9,15 +9,16 @@ use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
-use flowmesh_machine::{EntryContext, Machine, MachineConfig};
+use flowmesh_machine::{ChillCursor, EntryContext, Machine, MachineConfig};
 use flowmesh_model::codec::Malformed;
-use flowmesh_model::{Durability, Lsn, ShardId, Space, fact};
+use flowmesh_model::{Durability, Fact, Lsn, Reject, ShardId, Space, fact};
 use flowmesh_store::disk::Disk;
 use flowmesh_store::index::{Index, IndexConfig, IndexError};
-use flowmesh_store::log::{Log, LogConfig, LogError, recover};
+use flowmesh_store::log::{Log, LogConfig, LogError, recover_with};
 use flowmesh_store::segments::{SegmentError, StreamFiles, StreamFilesConfig};
 use thiserror::Error;
 
+use crate::chill;
 use crate::config::ShardConfig;
 use crate::large::Parts;
 use crate::metrics::ShardStats;
@@ -28,6 +29,9 @@ use crate::timer::Timer;
 
 /// Log segments that are ready before they are needed: at 1 GB/s one of 64 MiB lasts 60 ms.
 const SEGMENTS_AHEAD: usize = 2;
+
+/// Entries of stores looked at after an entry of the log, while memory is short: more than one entry of the log adds.
+const REPLAY_LOOKS: usize = 64;
 
 /// Why a shard cannot be opened. Its data is left as it is.
 #[derive(Debug, Error)]
@@ -48,6 +52,14 @@ pub enum OpenError {
         shard: ShardId,
         /// What is wrong.
         error: Malformed,
+    },
+    /// The log changes a key whose value only the index has, and it is not there.
+    #[error("shard {shard}: {reject}")]
+    Cold {
+        /// Whose index.
+        shard: ShardId,
+        /// What is wrong.
+        reject: Reject,
     },
 }
 
@@ -79,15 +91,27 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             log_config.segments_ahead = SEGMENTS_AHEAD;
             let (mut facts, mut parts) = (0, Parts::default());
             let replay_started_ns = timer.monotonic_ns();
-            let (log, recovered) = recover(&disk, log_config, applied, |entry| {
+            let (mut cursor, mut refused) = (ChillCursor::default(), None);
+            let recovered = recover_with(&disk, log_config, applied, async |entry| {
                 for fact in fact::decode_all(entry.body)? {
                     facts += 1;
                     let Some(fact) = parts.join(fact)? else { continue };
+                    warm(&mut machine, &durable.index, &fact).await.map_err(|error| {
+                        refused = Some(error);
+                        Malformed("it changes what the index must have")
+                    })?;
                     machine.apply(EntryContext { lsn: entry.lsn, time: entry.time }, fact);
+                }
+                if machine.memory_bytes() > config.memory_bytes / 16 * 15 {
+                    machine.chill(chill::low(config.memory_bytes), REPLAY_LOOKS, &mut cursor);
                 }
                 Ok(())
             })
-            .await?;
+            .await;
+            if let Some(refused) = refused {
+                return Err(refused);
+            }
+            let (log, recovered) = recovered?;
             stats.replay_ns = timer.monotonic_ns().saturating_sub(replay_started_ns);
             durable.streams.remove_unknown().await?;
             if let Some(cut) = &recovered.cut {
@@ -102,7 +126,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         machine.take_tallies(&mut |_, _| ());
         stats.recovery_ns = timer.monotonic_ns().saturating_sub(started_ns);
         let last = Lsn(log.next_lsn().0 - 1);
-        let state = State {
+        let mut state = State {
             machine,
             parked: Parked::new(last),
             expected_replies: 0,
@@ -126,11 +150,14 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             stopping: false,
             log_bytes_max: config.log_bytes_max,
             memory_bytes_max: config.memory_bytes,
+            chill_above: 0,
+            checkpoint_log_bytes: config.checkpoint_log_bytes,
             armed: None,
             sync_due: false,
             committed_at_ns: None,
             log,
         };
+        state.may_chill();
         let signals = Signals::default();
         Ok(Self {
             inner: Rc::new(Inner {
@@ -157,6 +184,7 @@ async fn restore<D: Disk>(
         Some(server) => Index::open_at(&index_config, server).await?,
         None => Index::open(index_config).await?,
     };
+    machine.restore_within(chill::low(config.memory_bytes));
     for space in Space::STATE {
         index.scan_all(space, |key, value| machine.restore(space, &key, value)).await?;
     }
@@ -165,4 +193,16 @@ async fn restore<D: Disk>(
         StreamFiles::open(disk.clone(), &config.dir, StreamFilesConfig::default(), machine.stream_ends())
             .await?;
     Ok((Durable { index, streams }, applied))
+}
+
+/// Brings into memory what a fact of the log keeps and only the index has.
+async fn warm(machine: &mut Machine, index: &Index, fact: &Fact) -> Result<(), OpenError> {
+    let Some(cold) = machine.cold_of(fact) else { return Ok(()) };
+    let shard = machine.shard();
+    let refused = |reject| OpenError::Cold { shard, reject };
+    for item in machine.cold_items(&cold, false).map_err(refused)? {
+        let mut found = index.beside(item.space, vec![item.index_key.clone()]).await?;
+        machine.warm_item(cold.store, &item, found.pop().flatten()).map_err(refused)?;
+    }
+    Ok(())
 }

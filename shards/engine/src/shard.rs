@@ -85,6 +85,8 @@ pub(crate) struct Signals {
     pub checkpointed: Signal,
     /// A queue has something to send to another queue or a stream.
     pub transfer: Signal,
+    /// Memory is short.
+    pub chill: Signal,
 }
 
 pub(crate) struct State<D: Disk> {
@@ -121,6 +123,10 @@ pub(crate) struct State<D: Disk> {
     pub stopping: bool,
     pub log_bytes_max: u64,
     pub memory_bytes_max: u64,
+    /// With more than so much memory in use, values of stores leave it.
+    pub chill_above: u64,
+    /// A checkpoint starts after so much log.
+    pub checkpoint_log_bytes: u64,
     /// When the tick loop will wake by itself.
     pub armed: Option<Millis>,
     /// An `interval` sync is due.

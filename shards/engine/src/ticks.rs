@@ -48,6 +48,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
                 let lsn = state.log.next_lsn();
                 let tick = state.machine.tick(now, lsn, FACTS_PER_TICK);
                 next = tick.next;
+                effects.fetch |= state.machine.has_cold_due();
                 if !tick.facts.is_empty() {
                     // Facts that cannot be logged now stay due.
                     let logged = state.log_and_apply(now, Batch::from_vec(tick.facts), &mut effects);

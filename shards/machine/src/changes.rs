@@ -27,6 +27,10 @@ pub(crate) struct Mark(u32);
 /// Marks have no later epoch: 2^31 checkpoints are far away.
 const NEVER: u32 = u32::MAX >> 1;
 
+/// Of items that were collected for a checkpoint, in turn one or the other: while that one is not durable, the index does not
+/// have them as they are.
+const COLLECTED: [u32; 2] = [NEVER - 1, NEVER - 2];
+
 impl Mark {
     /// The mark of an item that comes out of the index.
     pub const IN_INDEX: Self = Self(NEVER << 1 | 1);
@@ -48,6 +52,12 @@ impl Mark {
     #[inline]
     pub fn in_index(self) -> bool {
         self.0 & 1 != 0
+    }
+
+    /// Whether it did not change since it was collected, or restored.
+    #[inline]
+    pub fn is_settled(self) -> bool {
+        self.in_index() && (self.epoch() == NEVER || COLLECTED.contains(&self.epoch()))
     }
 
     pub fn set_in_index(&mut self) {
@@ -104,7 +114,7 @@ impl Seals {
         assert!(self.are_made(), "a machine without checkpoints is not sealed");
         assert!(!self.writing, "one checkpoint at a time");
         self.epoch += 1;
-        assert!(self.epoch < NEVER, "epochs of marks that are long past never meet again");
+        assert!(self.epoch < COLLECTED[1], "epochs of marks that are long past never meet again");
         self.writing = true;
     }
 
@@ -145,6 +155,21 @@ impl Seals {
     /// Whether the item is on the current list of changes.
     pub fn is_listed(&self, mark: Mark) -> bool {
         mark.epoch() == self.epoch
+    }
+
+    /// Marks an item whose image was just collected for the checkpoint in the making.
+    pub fn collected(&self, mark: &mut Mark) {
+        *mark = Mark(self.collected_epoch() << 1 | 1);
+    }
+
+    fn collected_epoch(&self) -> u32 {
+        if self.sealed_epoch().is_multiple_of(2) { COLLECTED[0] } else { COLLECTED[1] }
+    }
+
+    /// Whether a durable checkpoint has the item as it is. Of some it is not known while another one is being made.
+    #[inline]
+    pub fn is_clean(&self, mark: Mark) -> bool {
+        mark.is_settled() && !(self.writing && mark.epoch() == self.collected_epoch())
     }
 
     /// Marks an item whose image was just written.

@@ -1,5 +1,6 @@
 //! What goes into the machine besides commands and facts, and what comes out.
 
+use bytes::Bytes;
 use flowmesh_model::{Batch, Fact, JobId, Lsn, Millis, Offset, PartitionRef, Reply, ResourceId, ShardId};
 
 use crate::kv::past::rows::PastRead;
@@ -87,10 +88,21 @@ pub enum Decision {
     Warm(ResourceId, Vec<JobId>),
     /// What was is in the index: ask [`crate::Machine::past`] once that is read.
     Past(PastRead),
+    /// These values of a store are only in the index: decide again once [`crate::Machine::warm_item`] has them.
+    WarmStore(ColdKeys),
     /// The records are in segment files.
     Fetch(ColdRead),
     /// Segment files know which record is meant.
     Find(ColdFind),
+}
+
+/// Keys of a store with values that are only in the index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ColdKeys {
+    /// The store.
+    pub store: ResourceId,
+    /// Each once, in order.
+    pub keys: Vec<Bytes>,
 }
 
 /// A look for a record that is only in segment files.
@@ -173,6 +185,10 @@ pub struct MachineStats {
     pub history_records: u64,
     /// Their bytes.
     pub history_bytes: u64,
+    /// Those of them whose values are only in the index.
+    pub keys_cold: u64,
+    /// What these values are together.
+    pub cold_bytes: u64,
     /// Consumer groups with a member or an offset ever.
     pub groups: u64,
     /// Members of consumer groups.

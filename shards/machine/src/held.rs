@@ -77,6 +77,11 @@ impl Parts {
         }
     }
 
+    /// Memory that values take which could leave it, once the index has them.
+    pub fn could_go(&self) -> u64 {
+        if let Self::Kv(store) = self { store.could_go() } else { 0 }
+    }
+
     /// Queues whose jobs it got.
     pub fn sources(&self) -> Vec<ResourceId> {
         let received = match self {

@@ -2,7 +2,8 @@
 
 use std::fmt::Write;
 
-use flowmesh_model::{Offset, PartitionRef, ResourceId};
+use bytes::Bytes;
+use flowmesh_model::{Offset, PartitionRef, ResourceId, Space};
 
 use crate::decision::MachineStats;
 use crate::held::{HELD_BYTES, Held, Parts};
@@ -55,6 +56,8 @@ impl Machine {
                     let history = store.history_stats();
                     stats.history_records += history.records;
                     stats.history_bytes += history.bytes;
+                    stats.keys_cold += store.cold().entries as u64;
+                    stats.cold_bytes += store.cold().bytes;
                 }
             }
         }
@@ -93,7 +96,7 @@ impl Machine {
         assert!(self.entry_time <= self.clock);
         self.catalog.check();
         self.workers.check(&self.seals);
-        let mut memory_bytes = self.checkpoint.grave_bytes();
+        let (mut memory_bytes, mut could_go) = (self.checkpoint.grave_bytes(), 0);
         for (id, held) in self.held_in_order() {
             assert_eq!(held.home.id, id);
             self.check_info(id, held);
@@ -101,7 +104,10 @@ impl Machine {
             match &held.parts {
                 Parts::Stream(stream) => stream.check(&self.seals),
                 Parts::Queue(queue) => queue.check(&self.seals),
-                Parts::Kv(store) => store.check(&self.seals),
+                Parts::Kv(store) => {
+                    store.check(&self.seals);
+                    could_go += store.could_go();
+                }
                 Parts::Group(group) => group.check(&self.seals),
             }
             match held.armed {
@@ -114,11 +120,17 @@ impl Machine {
         }
         assert_eq!(self.timers.len(), self.held.values().filter(|held| held.armed.is_some()).count());
         assert!(self.drops.iter().all(|id| self.held.contains_key(id)));
+        assert_eq!(self.could_go, could_go);
         assert_eq!(self.memory_bytes, memory_bytes, "memory is counted as it changes");
     }
 
     /// The replayed state as text, the same for the same state whatever way led there.
     pub fn dump(&self) -> String {
+        self.dump_with(&|_, _| None)
+    }
+
+    /// As [`Machine::dump`], with what is not in memory as the index has it.
+    pub fn dump_with(&self, index: &dyn Fn(Space, &Bytes) -> Option<Bytes>) -> String {
         let mut out = String::new();
         let _ = writeln!(out, "time {}", self.entry_time);
         self.catalog.dump(&mut out);
@@ -128,7 +140,7 @@ impl Machine {
             match &held.parts {
                 Parts::Stream(stream) => stream.dump(&mut out),
                 Parts::Queue(queue) => queue.dump(&mut out),
-                Parts::Kv(store) => store.dump(&mut out),
+                Parts::Kv(store) => store.dump(&held.home, index, &mut out),
                 Parts::Group(group) => group.dump(&mut out),
             }
         }

@@ -228,7 +228,7 @@ impl<K: Key, V: Item, M: Map<K, Entry<V>>> Indexed<K::Home> for Items<K, V, M> {
                 Some(Change::Gone(key)) => out.push(removal(K::SPACE, key.in_index(home))),
                 Some(Change::Listed(key)) => {
                     if let Some(entry) = self.map.get_mut(&key).filter(|entry| seals.is_sealed(entry.mark)) {
-                        Seals::written(&mut entry.mark);
+                        seals.collected(&mut entry.mark);
                         out.push(image(K::SPACE, key.in_index(home), entry.item.encode()));
                     }
                 }

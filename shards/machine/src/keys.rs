@@ -178,7 +178,7 @@ impl Home {
     }
 
     pub fn entry_key(&self, entry: &[u8]) -> Bytes {
-        key(self.entry_slot(entry), self.id, entry)
+        entry_key(self.entry_slot(entry), self.id, entry)
     }
 
     pub fn entry_slot(&self, entry: &[u8]) -> SlotId {
@@ -207,6 +207,11 @@ fn key(slot: SlotId, resource: ResourceId, rest: &[u8]) -> Bytes {
     out.put_u64(resource.0);
     out.put_slice(rest);
     out.freeze()
+}
+
+/// Of an entry of a store, in the slot of its key.
+pub(crate) fn entry_key(slot: SlotId, store: ResourceId, entry: &[u8]) -> Bytes {
+    key(slot, store, entry)
 }
 
 /// Of a record of a store's history, in the slot of the store itself.

@@ -13,6 +13,7 @@
 //! | `workers` | workers that registered, which no resource holds |
 //! | `replay` | what a consumer group is for that is the sandbox of a replay session |
 //! | `received` | what queues and streams remember of jobs that other queues sent |
+//! | `cold` | values of stores that leave memory and come back |
 //! | `ticks` | what is due |
 //! | `woken` | for what something became available |
 //! | `changes`, `checkpoint`, `restore`, `keys` | writing the state to the index while it changes, and reading it back |
@@ -22,6 +23,7 @@
 mod catalog;
 mod changes;
 mod checkpoint;
+mod cold;
 mod compaction;
 mod decision;
 mod group;
@@ -44,10 +46,12 @@ mod woken;
 mod workers;
 
 pub use checkpoint::{BodyCursor, HistoryStep};
+pub use cold::{Chill, ChillCursor};
 pub use decision::{
-    CatalogNews, ColdFind, ColdRead, Decision, EntryContext, FlushRange, MachineConfig, MachineStats, Tick,
-    WaitKey,
+    CatalogNews, ColdFind, ColdKeys, ColdRead, Decision, EntryContext, FlushRange, MachineConfig,
+    MachineStats, Tick, WaitKey,
 };
+pub use kv::cold::ColdItem;
 pub use kv::past::HistoryStats;
 pub use kv::past::rows::{PastRange, PastRead, PastRows};
 pub use machine::Machine;

@@ -10,18 +10,19 @@ use flowmesh_model::transfer::fact::TransferFact;
 use flowmesh_model::{
     Catalog, Cleaned, Command, CompactedSegment, Fact, GroupCommand, GroupSettings, Kind, KvCommand,
     KvSettings, Lsn, Millis, PartitionRef, QueueCommand, QueueSettings, Reject, ReplaySettings, Reply,
-    ResourceId, ResourceInfo, Settings, StreamCommand, StreamSettings,
+    ResourceId, ResourceInfo, Settings, ShardId, StreamCommand, StreamSettings,
 };
 use rustc_hash::FxBuildHasher;
 
 use crate::catalog::CatalogState;
 use crate::changes::{Seals, Touch};
 use crate::checkpoint::Checkpoint;
-use crate::decision::{CatalogNews, Decision, EntryContext, MachineConfig, WaitKey};
+use crate::decision::{CatalogNews, ColdKeys, Decision, EntryContext, MachineConfig, WaitKey};
 use crate::group::Group;
 use crate::held::{Apply, HELD_BYTES, Held, Parts};
 use crate::keys::Home;
 use crate::kv::Store;
+use crate::kv::cold::{NOT_IN_MEMORY, Wanted};
 use crate::kv::feed::Feed;
 use crate::kv::past::rows::PastRows;
 use crate::queue::Enqueued;
@@ -76,6 +77,12 @@ pub struct Machine {
     pub(crate) seals: Seals,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) memory_bytes: u64,
+    /// Memory that values of stores take which could leave it, once the index has them.
+    pub(crate) could_go: u64,
+    /// What ticks need that is not in memory. Not part of the state.
+    pub(crate) cold_due: Vec<ColdKeys>,
+    /// At start: values beyond so much memory stay in the index.
+    pub(crate) restore_bytes_max: u64,
 }
 
 impl Machine {
@@ -108,6 +115,9 @@ impl Machine {
             seals: Seals::new(config.checkpoints),
             checkpoint: Checkpoint::default(),
             memory_bytes: 0,
+            could_go: 0,
+            cold_due: Vec::new(),
+            restore_bytes_max: u64::MAX,
         }
     }
 
@@ -125,8 +135,11 @@ impl Machine {
         let news = news.map_or(CatalogNews::OfAny, CatalogNews::Of);
         let (held, drops, timers) = (&mut self.held, &mut self.drops, &mut self.timers);
         let (compacted, now, shares) = (&mut self.compacted, self.clock, self.config.shares);
+        let could_go = &mut self.could_go;
         let mut look = |id: ResourceId, held: &mut Held| {
+            let before = held.parts.could_go();
             held.set_info(catalog.get(id).cloned(), now, shares);
+            *could_go = *could_go + held.parts.could_go() - before;
             list_compacted(compacted, held);
             arm_earlier(timers, held);
             // A larger number is not deleted but newer than the snapshot.
@@ -253,15 +266,16 @@ impl Machine {
                     Some(Held { parts: Parts::Kv(store), .. }) => store.as_ref(),
                     _ => &self.blank_store,
                 };
-                let settings = info.settings.kv()?;
-                let (placement, shares) = (&info.placement, self.config.shares);
-                let asked = kv::decide::Asked { store, id: *id, settings, placement, now, lsn, shares };
-                let decision = asked.decide(command)?;
-                if let Decision::Change { facts, .. } = &decision {
-                    asked.check_room(facts)?;
+                let asked = self.ask_store(store, info, now, lsn)?;
+                let decided = self.decide_of_store(&asked, info, command);
+                match decided {
+                    Err(reject) if reject != NOT_IN_MEMORY => Err(reject),
+                    _ if !asked.wanted.is_empty() => {
+                        let keys = asked.wanted.into_keys();
+                        Ok(Decision::WarmStore(ColdKeys { store: *id, keys }))
+                    }
+                    decided => Ok(introduce(decided?, held, info)),
                 }
-                let decision = self.feed(&asked, info, decision)?;
-                Ok(introduce(keep_history(decision, &asked)?, held, info))
             }
             Command::Group(id, command) => {
                 let (held, info) = self.find(*id, Kind::Group)?;
@@ -300,6 +314,40 @@ impl Machine {
         }
     }
 
+    /// What is asked of a store.
+    pub(crate) fn ask_store<'a>(
+        &self,
+        store: &'a Store,
+        info: &'a ResourceInfo,
+        now: Millis,
+        lsn: Lsn,
+    ) -> Result<kv::decide::Asked<'a>, Reject> {
+        let (settings, placement) = (info.settings.kv()?, &info.placement);
+        let (id, shares, wanted) = (info.id, self.config.shares, Wanted::default());
+        Ok(kv::decide::Asked { store, id, settings, placement, now, lsn, shares, wanted })
+    }
+
+    /// Decides on a command on keys; what it needs that is not in memory is noted.
+    fn decide_of_store(
+        &self,
+        asked: &kv::decide::Asked<'_>,
+        info: &ResourceInfo,
+        command: &KvCommand,
+    ) -> Result<Decision, Reject> {
+        let decision = asked.decide(command)?;
+        if !asked.wanted.is_empty() {
+            return Ok(decision);
+        }
+        if let Decision::Change { facts, .. } = &decision {
+            asked.check_room(facts)?;
+        }
+        let decision = asked.keep_old(decision);
+        if !asked.wanted.is_empty() {
+            return Ok(decision);
+        }
+        keep_history(self.feed(asked, info, decision)?, asked)
+    }
+
     /// Decides on a command about what was, with what was read of the index so far. Changes nothing.
     ///
     /// # Errors
@@ -319,9 +367,7 @@ impl Machine {
             Some(Held { parts: Parts::Kv(store), .. }) => store.as_ref(),
             _ => &self.blank_store,
         };
-        let (settings, placement, now) = (info.settings.kv()?, &info.placement, self.clamp(now));
-        let shares = self.config.shares;
-        let asked = kv::decide::Asked { store, id: *id, settings, placement, now, lsn, shares };
+        let asked = self.ask_store(store, info, self.clamp(now), lsn)?;
         asked.past(ask, &info.path, rows, self.config.checkpoints)
     }
 
@@ -639,7 +685,7 @@ impl Machine {
                 self.woken.wake(&mut queue.woken, WaitKey::Queue(id));
                 self.woken.wake(&mut queue.room_woken, WaitKey::Room(id));
             }
-            Parts::Kv(_) => {}
+            Parts::Kv(store) => self.could_go -= store.could_go(),
             Parts::Group(group) => self.woken.wake(&mut group.woken, WaitKey::Group(id)),
         }
         self.bury(id, *held);
@@ -683,13 +729,16 @@ impl Machine {
         id: ResourceId,
         change: impl FnOnce(&mut Apply<'_>, &mut Store),
     ) {
-        let (tight, mut is_crowded) = (self.tight, false);
+        let (tight, mut is_crowded, mut could_go) = (self.tight, false, (0, 0));
         self.change(at, id, |cx, parts| {
             let Parts::Kv(store) = parts else { wrong_kind(cx) };
             let before = store.taken();
+            could_go.0 = store.could_go();
             change(cx, store);
+            could_go.1 = store.could_go();
             is_crowded = store.changed(before, tight);
         });
+        self.could_go = self.could_go + could_go.1 - could_go.0;
         if is_crowded {
             self.crowded.insert(id);
         }
@@ -753,6 +802,11 @@ impl Machine {
     /// Takes a queue whose next jobs are to be brought into memory; see [`Machine::bodies_ahead`].
     pub fn take_ahead(&mut self) -> Option<ResourceId> {
         self.woken.pop_ahead()
+    }
+
+    /// Whose state it is.
+    pub fn shard(&self) -> ShardId {
+        self.config.shard
     }
 
     /// An estimate of the memory the state takes.

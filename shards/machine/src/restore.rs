@@ -28,8 +28,18 @@ impl Machine {
             }
             Space::Keys => {
                 let (slot, id, key) = keys::split(key)?;
+                // What came before was not counted as it came.
+                if self.memory_bytes == 0 {
+                    self.memory_bytes = self.held.values().map(|held| held.parts.memory_bytes()).sum();
+                }
+                let cold = self.memory_bytes > self.restore_bytes_max;
                 match self.held.get_mut(&id).map(|held| &mut held.parts) {
-                    Some(Parts::Kv(store)) => store.restore_entry(slot, key, value),
+                    Some(Parts::Kv(store)) => {
+                        let before = store.memory_bytes();
+                        store.restore_entry(slot, key, value, cold)?;
+                        self.memory_bytes = self.memory_bytes + store.memory_bytes() - before;
+                        Ok(())
+                    }
                     _ => Err(Malformed("a key of no store")),
                 }
             }
@@ -140,7 +150,10 @@ impl Machine {
                     queue.finish_restore();
                     self.outgoing.insert(*id);
                 }
-                Parts::Kv(store) => store.finish_restore(),
+                Parts::Kv(store) => {
+                    store.finish_restore();
+                    self.could_go += store.could_go();
+                }
             }
             self.memory_bytes += HELD_BYTES + held.parts.memory_bytes();
             let due = held.parts.next_due();

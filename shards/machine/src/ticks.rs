@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use flowmesh_model::limits::EVICTIONS_PER_ENTRY;
 use flowmesh_model::transfer::fact::TransferFact;
-use flowmesh_model::{Fact, Lsn, Millis, ResourceId, Settings};
+use flowmesh_model::{Fact, Lsn, Millis, Reject, ResourceId, ResourceInfo, Settings};
 
-use crate::decision::{Tick, WaitKey};
+use crate::decision::{ColdKeys, Tick, WaitKey};
 use crate::held::Parts;
 use crate::kv;
 use crate::machine::{Machine, arm, arm_earlier};
@@ -17,8 +17,8 @@ const PROMOTIONS_PER_FACT: usize = 4;
 /// Bytes of facts beyond which a tick looks at no other resource: they are one entry.
 pub(crate) const BYTES_PER_TICK: usize = 1024 * 1024;
 
-/// When the ends of a store are looked at again whose feed cannot be written.
-const FEED_RETRY_MS: u64 = 1_000;
+/// When the ends of a store are looked at again that could not be said.
+const RETRY_MS: u64 = 1_000;
 
 impl Machine {
     /// Promotes delayed jobs whose time has come, and says which facts are due: dropped resources, leases and keys whose
@@ -52,7 +52,7 @@ impl Machine {
             }
             let before = facts.len();
             promotions -= self.tick_one(id, now, facts_max + of_feeds, promotions, &mut facts);
-            of_feeds += self.feed_tick(id, now, lsn, before, &mut facts);
+            of_feeds += self.complete(id, now, lsn, before, &mut facts);
             touched.extend(streams.into_iter().flatten().filter(|_| facts.len() > before));
             bytes += facts.iter().skip(before).map(Fact::encoded_len_max).sum::<usize>();
         }
@@ -124,9 +124,9 @@ impl Machine {
         Some(self.feed_of(settings).ok()??.info.id)
     }
 
-    /// Adds to the facts of a store from `before` on what its feed gets, and leaves those out that one entry does not take:
-    /// they stay due. Returns how many it added.
-    fn feed_tick(
+    /// Leaves out of the facts of a store from `before` on what changes values that are not in memory and must be, and what one
+    /// entry does not take with what the store's feed gets, which it adds: all that stays due. Returns how much it added.
+    fn complete(
         &mut self,
         store: ResourceId,
         now: Millis,
@@ -136,28 +136,41 @@ impl Machine {
     ) -> usize {
         let Some(held) = self.held.get(&store).filter(|_| facts.len() > before) else { return 0 };
         let (Parts::Kv(kv), Some(info)) = (&held.parts, &held.info) else { return 0 };
-        let Settings::Kv(settings) = &info.settings else { return 0 };
-        if settings.feed.is_none() {
-            return 0;
+        let Ok(asked) = self.ask_store(kv, info, now, lsn) else { return 0 };
+        let mut of_store = facts.split_off(before);
+        of_store.truncate(asked.ready(&of_store));
+        let records = self.records_of(&asked, info, &of_store);
+        let keys = asked.wanted.into_keys();
+        let (records, taken) = records.ok().filter(|_| keys.is_empty()).unwrap_or_default();
+        if !keys.is_empty() {
+            self.cold_due.push(ColdKeys { store, keys });
         }
-        let (placement, shares) = (&info.placement, self.config.shares);
-        let asked = kv::decide::Asked { store: kv, id: store, settings, placement, now, lsn, shares };
-        let of_store = facts.split_off(before);
-        let place = kv::feed::check_place(settings, &info.path, self.config.shards);
-        let records = place
-            .and_then(|()| self.feed_of(settings))
-            .and_then(|feed| feed.map(|feed| feed.records(&asked, &of_store, BYTES_PER_TICK)).transpose());
-        let Ok(Some((records, taken))) = records else {
+        if taken == 0 {
             // Nothing ends unsaid: it stays due, and is looked at again.
             if let Some(held) = self.held.get_mut(&store) {
-                arm(&mut self.timers, held, Some(now.plus(FEED_RETRY_MS)));
+                arm(&mut self.timers, held, Some(now.plus(RETRY_MS)));
             }
             return 0;
-        };
+        }
         facts.extend(of_store.into_iter().take(taken));
         let count = records.len();
         facts.extend(records);
         count
+    }
+
+    /// What the feed of a store gets of facts, if it has one, and how many of them one entry takes with it.
+    fn records_of(
+        &self,
+        asked: &kv::decide::Asked<'_>,
+        info: &ResourceInfo,
+        facts: &[Fact],
+    ) -> Result<(Vec<Fact>, usize), Reject> {
+        if asked.settings.feed.is_none() || facts.is_empty() {
+            return Ok((Vec::new(), facts.len()));
+        }
+        kv::feed::check_place(asked.settings, &info.path, self.config.shards)?;
+        let feed = self.feed_of(asked.settings)?;
+        feed.map_or(Ok((Vec::new(), 0)), |feed| feed.records(asked, facts, BYTES_PER_TICK))
     }
 
     /// Says which entries of caches go to make room for what changes added to them: to be logged and applied right behind
@@ -173,7 +186,7 @@ impl Machine {
                 let bytes = store.memory_bytes();
                 store.evict_owed(id, now, self.tight, EVICTIONS_PER_ENTRY, &mut facts);
                 self.memory_bytes = self.memory_bytes + store.memory_bytes() - bytes;
-                self.feed_tick(id, now, lsn, 0, &mut facts);
+                self.complete(id, now, lsn, 0, &mut facts);
             }
             if !facts.is_empty() {
                 return facts;

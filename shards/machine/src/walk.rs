@@ -43,6 +43,10 @@ pub struct StoreHeld {
     pub memory_bytes: u64,
     /// What it keeps of its past.
     pub history: HistoryStats,
+    /// Keys of them whose values are only in the index.
+    pub keys_cold: u64,
+    /// What these values are together.
+    pub cold_bytes: u64,
 }
 
 impl Machine {
@@ -83,8 +87,10 @@ impl Machine {
     pub fn each_store(&self, each: &mut dyn FnMut(ResourceId, StoreHeld)) {
         for (id, held) in self.named() {
             if let Parts::Kv(store) = &held.parts {
-                let (keys, memory_bytes) = (store.len() as u64, store.held_bytes());
-                each(id, StoreHeld { keys, memory_bytes, history: store.history_stats() });
+                let (keys, memory_bytes, cold) = (store.len() as u64, store.held_bytes(), store.cold());
+                let (keys_cold, cold_bytes) = (cold.entries as u64, cold.bytes);
+                let history = store.history_stats();
+                each(id, StoreHeld { keys, memory_bytes, history, keys_cold, cold_bytes });
             }
         }
     }

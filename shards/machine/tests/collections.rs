@@ -782,6 +782,7 @@ enum Step {
     Collect(usize),
     Write,
     Fail,
+    Chill,
     Crash,
 }
 
@@ -798,6 +799,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (1usize..6).prop_map(Step::Collect),
         2 => Just(Step::Write),
         1 => Just(Step::Fail),
+        4 => Just(Step::Chill),
         2 => Just(Step::Crash),
     ]
 }
@@ -915,6 +917,7 @@ proptest! {
                 Step::Seal => if world.sealed.is_none() { world.seal() },
                 Step::Collect(items) => world.collect(items),
                 Step::Write => drop(world.write()),
+                Step::Chill => world.chill(2),
                 Step::Fail => if world.sealed.is_some() { world.unseal() },
                 Step::Crash => {
                     world.crash();

@@ -278,6 +278,7 @@ enum Step {
     Collect(usize),
     Write,
     Unseal,
+    Chill,
     Crash,
     Compare,
 }
@@ -292,6 +293,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (1usize..20).prop_map(Step::Collect),
         2 => Just(Step::Write),
         1 => Just(Step::Unseal),
+        3 => Just(Step::Chill),
         1 => Just(Step::Crash),
         1 => Just(Step::Compare),
     ]
@@ -321,6 +323,10 @@ proptest! {
                 Step::Pass(ms, ticks) => {
                     rig.note(false);
                     rig.world.now = rig.world.now.plus(ms);
+                    // What was looked at is in memory, or is not when it ends.
+                    if ms % 2 == 1 {
+                        rig.world.chill(2);
+                    }
                     if ticks {
                         rig.world.tick(50);
                         rig.note(true);
@@ -330,6 +336,10 @@ proptest! {
                 Step::Collect(items) => rig.world.collect(items),
                 Step::Write => drop(rig.world.write()),
                 Step::Unseal => if rig.world.sealed.is_some() { rig.world.unseal() },
+                Step::Chill => {
+                    rig.world.checkpoint();
+                    rig.world.chill(2);
+                }
                 Step::Crash => rig.world.crash(),
                 Step::Compare => rig.compare(),
             }

@@ -149,6 +149,32 @@ fn an_entry_takes_little_besides_key_and_value() {
     }
 }
 
+/// Of an entry whose value is in the index, key, version and end are left, its places, and four bytes.
+#[test]
+fn a_cold_entry_takes_little_besides_its_key() {
+    const ENTRIES: u64 = 200_000;
+    for (ttl, bytes_max) in [(SetTtl::Default, 82.0), (SetTtl::Millis(1_000_000), 120.0)] {
+        let mut world = World::default();
+        let store = world.create(Kind::Kv, "cold");
+        let before = held();
+        for thousand in 0..ENTRIES / 1_000 {
+            set_thousand(&mut world, store, thousand, ttl);
+            world.seal();
+            world.write();
+            world.chill(1_000);
+            // What the test keeps: the disk.
+            (world.log, world.index) = Default::default();
+        }
+        assert_eq!(world.machine.stats().keys_cold, ENTRIES);
+        let beside = |bytes: f64| bytes / ENTRIES as f64 - KEY_BYTES as f64;
+        let bytes = beside((held() - before) as f64);
+        let told = beside(world.machine.memory_bytes() as f64);
+        println!("bytes a cold entry beside its key, {ttl:?}: {bytes:.1}; by its own word {told:.1}");
+        assert!(bytes <= bytes_max, "{bytes} bytes for a cold entry");
+        assert!((told - 8.0 - bytes).abs() < 15.0, "its own estimate: {told} for {bytes}");
+    }
+}
+
 /// What came and went since the last checkpoint is not remembered once for each time.
 #[test]
 fn keys_that_come_and_go_leave_nothing() {

@@ -70,7 +70,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (1usize..6).prop_map(|items| Step::Collect { items }),
         2 => Just(Step::Write),
         1 => Just(Step::Fail),
-        1 => Just(Step::Evict),
+        3 => Just(Step::Evict),
         1 => Just(Step::Crash),
     ]
 }
@@ -197,6 +197,7 @@ impl Driver {
             Step::Evict => {
                 while !self.world.machine.evict_tails(100, 1) {}
                 self.world.evict_bodies(1);
+                self.world.chill(2);
             }
             Step::Crash => self.crash(),
         }
@@ -323,16 +324,16 @@ impl Driver {
     }
 
     fn crash(&mut self) {
-        let before = self.world.machine.dump();
+        let before = self.world.dump();
         self.world.crash();
-        assert_eq!(self.world.machine.dump(), before);
+        assert_eq!(self.world.dump(), before);
     }
 
     fn check(&self) {
         self.world.machine.check_all();
         let recovered = self.world.recovered();
         recovered.check_all();
-        assert_eq!(recovered.dump(), self.world.machine.dump());
+        assert_eq!(self.world.dump_of(&recovered), self.world.dump());
     }
 
     /// Every record ever appended can be read, from memory or files, as it was.

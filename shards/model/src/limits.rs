@@ -59,6 +59,9 @@ pub const KV_BYTES_MAX_MAX: u64 = 1 << 50;
 pub const KV_ENTRIES_MAX_MAX: u64 = 1 << 40;
 /// Facts of one entry of the log that let entries of a store go.
 pub const EVICTIONS_PER_ENTRY: usize = 512;
+/// Values and pages of a store that one call brings into memory at once because only the index has them: some calls at the same
+/// time must not take the memory that all the others share.
+pub const KV_FETCHED_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// One header's name.
 pub const HEADER_NAME_BYTES_MAX: usize = 255;

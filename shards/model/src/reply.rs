@@ -227,6 +227,10 @@ pub struct KvStatus {
     pub expiring: u64,
     /// An estimate of what they take in memory.
     pub memory_bytes: u64,
+    /// Those of them whose values have left memory.
+    pub cold: u64,
+    /// What they would take with all values in memory, which is what the store's limits are about.
+    pub bytes: u64,
 }
 
 /// What a shard answers.

@@ -109,10 +109,9 @@ impl SimIndex {
             Op::Get { space, key, reply } => {
                 drop(reply.send(Ok(self.database(|database| database.get(space, key)))));
             }
-            Op::Bodies { keys, reply } => {
-                let get = |database: &mut Database| {
-                    keys.into_iter().map(|key| database.get(Space::Bodies, key)).collect()
-                };
+            Op::Beside { space, keys, reply } => {
+                let get =
+                    |database: &mut Database| keys.into_iter().map(|key| database.get(space, key)).collect();
                 drop(reply.send(Ok(self.database(get))));
             }
             Op::Scan { space, after, bytes_max, reply } => {
@@ -181,7 +180,7 @@ impl Server for Client {
         let requests = &mut self.0.world.borrow_mut().requests;
         let request = (Rc::clone(&self.0), op);
         match &request.1 {
-            Op::Bodies { .. } | Op::History { .. } => requests.queue.push_front(request),
+            Op::Beside { .. } | Op::History { .. } => requests.queue.push_front(request),
             _ => requests.queue.push_back(request),
         }
         if let Some(waker) = requests.waker.take() {

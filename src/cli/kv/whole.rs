@@ -89,6 +89,8 @@ struct CountJson {
     keys: u64,
     expiring: u64,
     memory_bytes: u64,
+    cold: u64,
+    bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -163,17 +165,21 @@ impl CountArgs {
         match self.output {
             ValueFormat::Value => out.line(status.keys.to_string().as_bytes())?,
             ValueFormat::Table => out.table(
-                &["KEYS", "EXPIRING", "MEMORY"],
+                &["KEYS", "EXPIRING", "MEMORY", "COLD", "BYTES"],
                 vec![vec![
                     status.keys.to_string(),
                     status.expiring.to_string(),
                     status.memory_bytes.to_string(),
+                    status.cold.to_string(),
+                    status.bytes.to_string(),
                 ]],
             )?,
             ValueFormat::Json => out.json(&CountJson {
                 keys: status.keys,
                 expiring: status.expiring,
                 memory_bytes: status.memory_bytes,
+                cold: status.cold,
+                bytes: status.bytes,
             })?,
         }
         out.flush()

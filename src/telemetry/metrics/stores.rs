@@ -28,6 +28,8 @@ const GAUGES: &[Numbers<Store>] = &[
     }),
     ("flowmesh_kv_history_records", "Records of what was before changes", |s| s.holds.history.records),
     ("flowmesh_kv_history_bytes", "Bytes of records of what was before changes", |s| s.holds.history.bytes),
+    ("flowmesh_kv_cold_entries", "Keys whose values have left memory", |s| s.holds.keys_cold),
+    ("flowmesh_kv_cold_bytes", "What these values are together", |s| s.holds.cold_bytes),
 ];
 
 const COUNTERS: &[Numbers<Store>] = &[

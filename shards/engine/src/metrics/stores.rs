@@ -46,6 +46,8 @@ impl Merge for StoreHeld {
         self.memory_bytes += other.memory_bytes;
         self.history.records += other.history.records;
         self.history.bytes += other.history.bytes;
+        self.keys_cold += other.keys_cold;
+        self.cold_bytes += other.cold_bytes;
     }
 }
 

@@ -171,6 +171,7 @@ impl Rig {
         spawner.spawn_local(shard.clone().run_fetches()).unwrap();
         spawner.spawn_local(shard.clone().run_checkpoints()).unwrap();
         spawner.spawn_local(shard.clone().run_compactions()).unwrap();
+        spawner.spawn_local(shard.clone().run_chills()).unwrap();
         Self { pool, timer, disk, shard }
     }
 

@@ -73,7 +73,8 @@ impl Store {
 
     fn copy(&mut self, cx: &mut Apply<'_>, key: &[u8], to: &Bytes) {
         let Some(entry) = self.entry(key) else { panic!("a key was copied that there is not") };
-        let (value, expires_at) = (entry.view().to_value(), entry.end());
+        let Ok(value) = entry.view().to_value() else { panic!("a value is copied that is not in memory") };
+        let expires_at = entry.end();
         let value = match value {
             Value::Collection(from) => {
                 let new = self.new_collection(cx, to, from.holds);
@@ -131,6 +132,7 @@ impl Store {
     /// Adds an entry that is not there, to no order.
     pub(super) fn put(&mut self, hash: u64, entry: Entry) -> Place {
         self.memory_bytes += memory_bytes(&entry, entry.next_end());
+        self.cold.add(&entry);
         let place = self.slab.insert(entry);
         self.table.insert(hash, place);
         self.came(place, hash);
@@ -166,12 +168,20 @@ impl Store {
         }
         let due = entry.next_end();
         let before = memory_bytes(entry, due);
+        self.cold.remove(entry);
+        let was_cold = entry.is_cold();
         change(entry, &mut self.pages, cx.home, cx.seals);
+        assert!(!entry.is_cold(), "an entry changes whose value is not in memory");
+        self.cold.add(entry);
         entry.set_version(cx.at.lsn);
         self.last_change = cx.at.lsn;
         let due_now = entry.next_end();
+        let back = was_cold.then(|| self.sip.hash(entry.key()));
         self.memory_bytes = self.memory_bytes + memory_bytes(entry, due_now) - before;
         reschedule(&mut self.expiry, place, due, due_now);
+        if let Some(hash) = back {
+            self.came(place, hash);
+        }
         if touch != Touch::Known {
             self.list(place);
         }
@@ -207,6 +217,7 @@ impl Store {
         let entry = self.slab.get(place)?;
         let due = entry.next_end();
         self.memory_bytes -= memory_bytes(entry, due);
+        self.cold.remove(entry);
         self.ordered.remove(&self.slab, entry.key());
         self.table.remove(self.sip.hash(entry.key()), place);
         reschedule(&mut self.expiry, place, due, Millis(0));

@@ -11,13 +11,13 @@ use crate::siphash::SipKey;
 pub(super) struct Current {
     pub version: Lsn,
     pub expires_at: Option<Millis>,
-    /// `None` of a collection.
+    /// `None` of a collection, and where no condition asks.
     pub text: Option<Bytes>,
 }
 
 impl Current {
-    pub fn of(entry: &Entry) -> Self {
-        Self { version: entry.version(), expires_at: entry.expires_at(), text: entry.view().text() }
+    pub fn of(entry: &Entry, text: Option<Bytes>) -> Self {
+        Self { version: entry.version(), expires_at: entry.expires_at(), text }
     }
 }
 

@@ -3,19 +3,21 @@
 use std::fmt::Write;
 
 use bytes::Bytes;
-use flowmesh_model::Millis;
 use flowmesh_model::kv::KvType;
+use flowmesh_model::{Millis, Space};
 
 use super::change::{self, read_field};
+use super::cold::ColdCount;
 use super::tree::Order;
 use super::value::Collection;
-use super::{Store, View, memory_bytes};
+use super::{Entry, Store, View, index, memory_bytes};
 use crate::changes::Seals;
+use crate::keys::Home;
 
 impl Store {
     /// Checks every invariant.
     pub fn check(&self, seals: &Seals) {
-        let (mut memory, mut expiring, mut pages) = (0, 0, 0);
+        let (mut memory, mut expiring, mut pages, mut cold) = (0, 0, 0, ColdCount::default());
         for place in self.ordered.iter() {
             let Some(entry) = self.slab.get(place) else { panic!("a key in order that is not there") };
             assert_eq!(self.place(entry.key()), Some(place), "a key in order but not in the table");
@@ -25,6 +27,11 @@ impl Store {
                 assert!(self.expiry.contains(&(due, place)));
                 expiring += 1;
             }
+            cold.add(entry);
+            assert!(
+                !entry.is_cold() || entry.mark.is_settled(),
+                "only what the index has is cold: {entry:?}"
+            );
             if let Some(collection) = entry.view().collection() {
                 pages += self.check_collection(collection);
             }
@@ -32,6 +39,7 @@ impl Store {
                 assert!(self.changes.has_listed(&place), "a key is marked but not listed: {entry:?}");
             }
         }
+        assert_eq!(self.cold, cold);
         self.slab.check();
         self.ordered.check(&self.slab);
         assert_eq!(self.slab.len(), self.ordered.len());
@@ -79,20 +87,25 @@ impl Store {
         numbers.len()
     }
 
-    /// The state as text.
-    pub fn dump(&self, out: &mut String) {
+    /// The state as text; cold values as this says that the index has them.
+    pub fn dump(&self, home: &Home, index: &dyn Fn(Space, &Bytes) -> Option<Bytes>, out: &mut String) {
         let _ = writeln!(out, "  last removal {}", self.last_removal);
         for entry in self.ordered.iter().filter_map(|place| self.slab.get(place)) {
             let (key, version, end) =
                 (Bytes::copy_from_slice(entry.key()), entry.version(), entry.expires_at());
-            let _ =
-                writeln!(out, "  {key:?} = {} version {version} ends {end:?}", self.text_of(entry.view()));
+            let text = match entry.view().cold() {
+                Some(_) => cold_text(entry, index(Space::Keys, &home.entry_key(&key))),
+                None => self.text_of(entry.view()),
+            };
+            let _ = writeln!(out, "  {key:?} = {text} version {version} ends {end:?}");
         }
     }
 
     /// What a key holds, as text.
     fn text_of(&self, value: View<'_>) -> String {
-        let Some(collection) = value.collection() else { return format!("{:?}", value.text()) };
+        let Some(collection) = value.collection() else {
+            return format!("{:?}", value.text().unwrap_or_default());
+        };
         let pages = self.pages.look(collection);
         let mut out = format!("{} {}:", collection.holds.as_str(), collection.number);
         let Ok(mut cursor) = collection.items.before_rank(&pages, 0) else { return out };
@@ -101,5 +114,15 @@ impl Store {
             let _ = write!(out, " {key:?}={item:?}");
         }
         out
+    }
+}
+
+/// A value as the index has it.
+fn cold_text(entry: &Entry, found: Option<Bytes>) -> String {
+    let Some(found) = found else { return "cold".to_owned() };
+    match index::read_bytes(found) {
+        Ok(Some(found)) if found.version == entry.version() => format!("{:?}", Some(found.bytes)),
+        Ok(Some(found)) => format!("version {} in the index", found.version),
+        Ok(None) | Err(_) => "something else in the index".to_owned(),
     }
 }

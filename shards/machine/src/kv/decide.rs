@@ -12,10 +12,11 @@ use flowmesh_model::{Batch, Fact, KvCommand, KvSettings, Lsn, Millis, Reject, Re
 use smallvec::smallvec;
 
 use super::batch::{Current, Written};
+use super::cold::Wanted;
 use super::shown::Shown;
 use super::{Entry, Store};
 use crate::decision::Decision;
-use crate::keys::history_row_key;
+use crate::keys::{entry_key, history_row_key};
 use crate::limit::{items, size};
 
 /// The store, its number, its settings, the time it is and the LSN a change will get.
@@ -29,10 +30,12 @@ pub(crate) struct Asked<'a> {
     pub lsn: Lsn,
     /// How many shards share what the store may have.
     pub shares: u16,
+    /// What the decision needs that is not in memory.
+    pub wanted: Wanted,
 }
 
 impl<'a> Asked<'a> {
-    pub fn decide(&self, command: &KvCommand) -> Result<Decision, Reject> {
+    pub fn decide(&'a self, command: &KvCommand) -> Result<Decision, Reject> {
         match command {
             KvCommand::Set { entries } => self.set(entries),
             KvCommand::Get { keys } => self.get(keys),
@@ -60,6 +63,17 @@ impl<'a> Asked<'a> {
         history_row_key(self.placement.partition_slot(0), self.id, row)
     }
 
+    /// The key of what a key holds, in the index.
+    pub fn entry_key(&self, key: &[u8]) -> Bytes {
+        entry_key(self.placement.key_slot(key), self.id, key)
+    }
+
+    /// The same store at another time.
+    pub fn at(&self, now: Millis) -> Self {
+        let Self { store, id, settings, placement, lsn, shares, .. } = *self;
+        Self { store, id, settings, placement, now, lsn, shares, wanted: Wanted::default() }
+    }
+
     /// The entry of a key if it is there now. `seen` grows to what this shows.
     #[inline]
     pub fn look(&self, key: &[u8], seen: &mut Lsn) -> Option<&'a Entry> {
@@ -82,8 +96,8 @@ impl<'a> Asked<'a> {
             values.push(self.live(*entry, &mut seen).map(|entry| {
                 entry.heat.count();
                 let packed = entry.packed_value();
-                let value = value_of(entry, packed.is_none());
-                shown.add(value.value.len());
+                let value = self.value_of(entry, packed.is_none());
+                shown.add(value.value.len() + entry.view().cold().map_or(0, |cold| cold.len as usize));
                 packed_bytes += packed.map_or(0, <[u8]>::len);
                 value
             }));
@@ -114,7 +128,8 @@ impl<'a> Asked<'a> {
             self.check_kept(&entry.value)?;
             // What is there is looked up only if it matters.
             let before = if looks(entry) {
-                written.get(&entry.key).or_else(|| self.look(&entry.key, &mut seen).map(Current::of))
+                let of = |found| Current::of(found, self.text_for(&entry.condition, found));
+                written.get(&entry.key).or_else(|| self.look(&entry.key, &mut seen).map(of))
             } else {
                 None
             };
@@ -150,6 +165,25 @@ impl<'a> Asked<'a> {
             return size("value in a store with a history", value, VALUE_BYTES_MAX);
         }
         Ok(())
+    }
+
+    /// The text of an entry, if a condition looks at it.
+    fn text_for(&self, condition: &SetIf, entry: &Entry) -> Option<Bytes> {
+        match condition {
+            SetIf::Value(_) => self.wanted.text(entry.view()).ok().flatten(),
+            SetIf::Always | SetIf::Absent | SetIf::Present | SetIf::Version(_) => None,
+        }
+    }
+
+    /// What a reply shows of an entry; of a collection no value.
+    pub fn value_of(&self, entry: &Entry, with_value: bool) -> EntryValue {
+        let value = if with_value { self.wanted.text(entry.view()).ok().flatten() } else { None };
+        EntryValue {
+            holds: entry.view().holds(),
+            value: value.unwrap_or_default(),
+            version: entry.version(),
+            expires_at: entry.expires_at(),
+        }
     }
 
     fn expires_at(&self, ttl: SetTtl, before: Option<&Current>) -> Option<Millis> {
@@ -195,17 +229,6 @@ impl<'a> Asked<'a> {
             facts: smallvec![Fact::KeyDeleted { store: self.id, key: key.clone() }],
             reply: Reply::Flags(smallvec![true]),
         })
-    }
-}
-
-/// What a reply shows of an entry; of a collection no value.
-pub(super) fn value_of(entry: &Entry, with_value: bool) -> EntryValue {
-    let value = if with_value { entry.view().text() } else { None };
-    EntryValue {
-        holds: entry.view().holds(),
-        value: value.unwrap_or_default(),
-        version: entry.version(),
-        expires_at: entry.expires_at(),
     }
 }
 

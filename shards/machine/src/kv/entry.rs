@@ -5,9 +5,9 @@
 //! | version | 8 | LSN |
 //! | end | 8 | ms; only of an entry that ends |
 //! | key | | |
-//! | value | the rest | |
+//! | value | the rest | of a **cold** entry, whose value only the index has, how many bytes it is, 4 |
 //!
-//! Bytes up to [`PACKED_BYTES_MAX`] are packed so. Whatever else a key holds lies beside it.
+//! Bytes up to [`PACKED_BYTES_MAX`] are packed so, and cold entries. Whatever else a key holds lies beside it.
 
 use bytes::Bytes;
 use flowmesh_model::codec::detached;
@@ -30,11 +30,17 @@ pub(crate) struct Entry {
     pub mark: Mark,
     /// Of packed bytes.
     key_bytes: u16,
-    /// Of packed bytes: whether they have an end.
-    ends: bool,
+    /// Of packed bytes: [`ENDS`] and [`COLD`].
+    shape: u8,
     /// How often it was asked for, where that matters.
     pub heat: Heat,
 }
+
+/// Packed bytes have an end.
+const ENDS: u8 = 1;
+
+/// In place of the value is how long it is.
+const COLD: u8 = 2;
 
 /// A niche in the first pointer tells the two apart.
 #[derive(Debug)]
@@ -59,6 +65,22 @@ struct Apart {
 pub(crate) enum View<'a> {
     Bytes(&'a [u8]),
     Value(&'a Value),
+    Cold(ColdValue<'a>),
+}
+
+/// Bytes that only the index has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ColdValue<'a> {
+    pub key: &'a [u8],
+    /// How many they are.
+    pub len: u32,
+}
+
+impl ColdValue<'_> {
+    /// What they would take in memory beyond what stands for them.
+    pub fn away(self) -> u64 {
+        bytes_memory_bytes(self.len as usize) - COLD_BYTES
+    }
 }
 
 impl<'a> From<&'a Value> for View<'a> {
@@ -70,30 +92,52 @@ impl<'a> From<&'a Value> for View<'a> {
 impl<'a> View<'a> {
     pub fn holds(self) -> KvType {
         match self {
-            Self::Bytes(_) => KvType::Bytes,
+            Self::Bytes(_) | Self::Cold(_) => KvType::Bytes,
             Self::Value(value) => value.holds(),
         }
     }
 
     /// The bytes of bytes and of counters.
-    pub fn text(self) -> Option<Bytes> {
+    ///
+    /// # Errors
+    /// If only the index has them.
+    pub fn text(self) -> Result<Option<Bytes>, ColdValue<'a>> {
         match self {
-            Self::Bytes(bytes) => Some(Bytes::copy_from_slice(bytes)),
-            Self::Value(value) => value.text(),
+            Self::Bytes(bytes) => Ok(Some(Bytes::copy_from_slice(bytes))),
+            Self::Value(value) => Ok(value.text()),
+            Self::Cold(cold) => Err(cold),
         }
+    }
+
+    /// How many bytes [`View::text`] has; of a collection 0.
+    pub fn text_len(self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Value(Value::Bytes(bytes)) => bytes.len() as u64,
+            Self::Value(value) => value.text().map_or(0, |text| text.len() as u64),
+            Self::Cold(cold) => u64::from(cold.len),
+        }
+    }
+
+    /// The bytes that only the index has.
+    pub fn cold(self) -> Option<ColdValue<'a>> {
+        if let Self::Cold(cold) = self { Some(cold) } else { None }
     }
 
     pub fn collection(self) -> Option<&'a Collection> {
         match self {
-            Self::Bytes(_) => None,
+            Self::Bytes(_) | Self::Cold(_) => None,
             Self::Value(value) => value.collection(),
         }
     }
 
-    pub fn to_value(self) -> Value {
+    /// # Errors
+    /// If only the index has it.
+    pub fn to_value(self) -> Result<Value, ColdValue<'a>> {
         match self {
-            Self::Bytes(bytes) => Value::Bytes(Bytes::copy_from_slice(bytes)),
-            Self::Value(value) => value.clone(),
+            Self::Bytes(bytes) => Ok(Value::Bytes(Bytes::copy_from_slice(bytes))),
+            Self::Value(value) => Ok(value.clone()),
+            Self::Cold(cold) => Err(cold),
         }
     }
 
@@ -110,11 +154,26 @@ impl<'a> View<'a> {
     /// What it takes in memory besides its entry and pages that are the store's.
     pub fn memory_bytes(self) -> u64 {
         match self {
-            Self::Bytes(bytes) => bytes.len() as u64,
-            Self::Value(Value::Bytes(bytes)) if bytes.len() <= PACKED_BYTES_MAX => bytes.len() as u64,
+            Self::Cold(_) => COLD_BYTES,
+            Self::Bytes(bytes) => bytes_memory_bytes(bytes.len()),
+            Self::Value(Value::Bytes(bytes)) => bytes_memory_bytes(bytes.len()),
             Self::Value(value) => size_of::<Apart>() as u64 + value.memory_bytes(),
         }
     }
+
+    /// What it takes, or would take, with its value in memory.
+    pub fn whole_memory_bytes(self) -> u64 {
+        self.cold().map_or_else(|| self.memory_bytes(), |cold| bytes_memory_bytes(cold.len as usize))
+    }
+}
+
+/// What stands in place of a cold value.
+const COLD_BYTES: u64 = size_of::<u32>() as u64;
+
+/// What so many bytes take in memory besides their entry.
+fn bytes_memory_bytes(len: usize) -> u64 {
+    let apart = if len > PACKED_BYTES_MAX { size_of::<Apart>() } else { 0 };
+    (apart + len) as u64
 }
 
 impl Entry {
@@ -124,7 +183,7 @@ impl Entry {
             holds: Holds::Packed(Box::default()),
             mark: Mark::NEW,
             key_bytes: 0,
-            ends: false,
+            shape: 0,
             heat: Heat::default(),
         }
     }
@@ -138,6 +197,17 @@ impl Entry {
                 entry.pack(key, &bytes, version, expires_at);
             }
             other => entry.holds = Holds::Apart(Box::new(Apart::new(key.into(), other, version, expires_at))),
+        }
+        entry
+    }
+
+    /// An entry out of the index whose value stays there, unless it is as short as what would stand for it.
+    pub fn restored_cold(key: &[u8], value: &[u8], version: Lsn, expires_at: Millis) -> Self {
+        let mut entry = Self { mark: Mark::IN_INDEX, ..Self::vacant() };
+        if value.len() as u64 > COLD_BYTES {
+            entry.pack_cold(key, value.len(), version, expires_at);
+        } else {
+            entry.pack(key, value, version, expires_at);
         }
         entry
     }
@@ -171,13 +241,60 @@ impl Entry {
         packed.extend_from_slice(key);
         packed.extend_from_slice(value);
         let Ok(key_bytes) = u16::try_from(key.len()) else { panic!("a key longer than keys may be") };
-        (self.holds, self.key_bytes, self.ends) = (Holds::Packed(packed.into()), key_bytes, ends);
+        let shape = if ends { ENDS } else { 0 };
+        (self.holds, self.key_bytes, self.shape) = (Holds::Packed(packed.into()), key_bytes, shape);
+    }
+
+    fn pack_cold(&mut self, key: &[u8], len: usize, version: Lsn, expires_at: Millis) {
+        let Ok(len) = u32::try_from(len) else { panic!("a value longer than values may be") };
+        self.pack(key, &len.to_le_bytes(), version, expires_at);
+        self.shape |= COLD;
+    }
+
+    /// Whether only the index has its value.
+    #[inline]
+    pub fn is_cold(&self) -> bool {
+        self.shape & COLD != 0
+    }
+
+    /// The memory that its value takes beyond what would stand for it, if it can be left to the index at all.
+    #[inline]
+    pub fn could_go(&self) -> u64 {
+        match self.view() {
+            View::Bytes(bytes) => bytes_memory_bytes(bytes.len()).saturating_sub(COLD_BYTES),
+            View::Value(Value::Bytes(bytes)) => bytes_memory_bytes(bytes.len()).saturating_sub(COLD_BYTES),
+            View::Value(_) | View::Cold(_) => 0,
+        }
+    }
+
+    /// Leaves its value to the index, which must have it as it is. Returns whether there was anything to leave: bytes that take more
+    /// than what stands for them.
+    pub fn chill(&mut self) -> bool {
+        if self.could_go() == 0 {
+            return false;
+        }
+        let len = self.view().text_len() as usize;
+        let (key, version, end) = (self.key().to_vec(), self.version(), self.end());
+        self.pack_cold(&key, len, version, end);
+        true
+    }
+
+    /// Takes its value into memory again, out of the index.
+    pub fn warm(&mut self, value: Bytes) {
+        assert!(self.is_cold(), "a value that is in memory came out of the index");
+        let (key, mark, heat) = (self.key().to_vec(), self.mark, self.heat.clone());
+        *self = Self { mark, heat, ..Self::restored(&key, Value::Bytes(value), self.version(), self.end()) };
+    }
+
+    #[inline]
+    fn ends(&self) -> bool {
+        self.shape & ENDS != 0
     }
 
     /// Where the key of packed bytes begins and ends.
     #[inline]
     fn key_range(&self) -> std::ops::Range<usize> {
-        let start = if self.ends { 2 * NUMBER_BYTES } else { NUMBER_BYTES };
+        let start = if self.ends() { 2 * NUMBER_BYTES } else { NUMBER_BYTES };
         start..start + usize::from(self.key_bytes)
     }
 
@@ -198,7 +315,14 @@ impl Entry {
     #[inline]
     pub fn view(&self) -> View<'_> {
         match &self.holds {
-            Holds::Packed(packed) => View::Bytes(packed.get(self.key_range().end..).unwrap_or_default()),
+            Holds::Packed(packed) => {
+                let value = packed.get(self.key_range().end..).unwrap_or_default();
+                if self.is_cold() {
+                    let len = value.first_chunk().map_or(0, |len| u32::from_le_bytes(*len));
+                    return View::Cold(ColdValue { key: self.key(), len });
+                }
+                View::Bytes(value)
+            }
             Holds::Apart(apart) => View::Value(&apart.value),
         }
     }
@@ -216,7 +340,7 @@ impl Entry {
     #[inline]
     pub fn end(&self) -> Millis {
         match &self.holds {
-            Holds::Packed(packed) if self.ends => Millis(number(packed, NUMBER_BYTES)),
+            Holds::Packed(packed) if self.ends() => Millis(number(packed, NUMBER_BYTES)),
             Holds::Packed(_) => Millis(0),
             Holds::Apart(apart) => apart.expires_at,
         }
@@ -267,7 +391,9 @@ impl Entry {
         if let Holds::Apart(apart) = &mut self.holds {
             apart.expires_at = end;
         } else if end != self.end() {
-            let View::Bytes(value) = self.view() else { return };
+            let View::Bytes(value) = self.view() else {
+                panic!("an entry changes whose value is not in memory")
+            };
             let (key, value) = (self.key().to_vec(), value.to_vec());
             self.pack(&key, &value, self.version(), end);
         }
@@ -275,7 +401,10 @@ impl Entry {
 
     /// Puts bytes in place of as many others, if they lie here as they would lie. Returns whether it did.
     pub fn put_over(&mut self, value: &[u8], version: Lsn, end: Millis) -> bool {
-        let (values, ends) = (self.key_range().end, self.ends);
+        let (values, ends) = (self.key_range().end, self.ends());
+        if self.is_cold() {
+            return false;
+        }
         let Holds::Packed(packed) = &mut self.holds else { return false };
         if packed.len() != values + value.len() || ends != (end.0 != 0) {
             return false;
@@ -321,10 +450,13 @@ impl Entry {
         }
     }
 
-    /// What it held.
+    /// What it held, which must be in memory.
     pub fn into_value(self) -> Value {
         match self.holds {
-            Holds::Packed(_) => self.view().to_value(),
+            Holds::Packed(_) => {
+                let value = self.view().to_value();
+                value.unwrap_or_else(|_| panic!("a value is wanted that is not in memory"))
+            }
             Holds::Apart(apart) => apart.value,
         }
     }
@@ -367,6 +499,7 @@ mod tests {
         Replace(Value, u64, u64),
         End(u64),
         Version(u64),
+        Chill,
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -377,6 +510,7 @@ mod tests {
                 .prop_map(|(value, version, end)| Step::Replace(value, version, end)),
             end().prop_map(Step::End),
             any::<u64>().prop_map(Step::Version),
+            Just(Step::Chill),
         ]
     }
 
@@ -390,7 +524,17 @@ mod tests {
             let (mut version, mut end, mut held) = (Lsn(1), Millis(0), first.clone());
             let mut entry = Entry::new(&key, first, version, end, Mark::IN_INDEX);
             for step in steps {
+                // What only another value can replace.
+                if entry.is_cold() && !matches!(step, Step::Replace(..) | Step::Chill) {
+                    entry.warm(held.text().unwrap());
+                }
                 match step {
+                    Step::Chill => {
+                        let goes = held.holds() == KvType::Bytes && held.text().unwrap().len() > 4;
+                        let was_cold = entry.is_cold();
+                        prop_assert_eq!(entry.chill(), goes && !was_cold);
+                        prop_assert_eq!(entry.is_cold(), goes);
+                    }
                     Step::Replace(value, at, until) => {
                         let before = entry.replace(value.clone(), Lsn(at), Millis(until));
                         prop_assert_eq!(before.is_some(), held.collection().is_some());
@@ -409,11 +553,18 @@ mod tests {
                 prop_assert_eq!((entry.key(), entry.version(), entry.end()), (&*key, version, end));
                 prop_assert_eq!(entry.mark, Mark::IN_INDEX);
                 let (shown, held) = (entry.view(), View::from(&held));
+                prop_assert_eq!(shown.text_len(), held.text_len());
+                prop_assert_eq!(shown.whole_memory_bytes(), held.memory_bytes());
+                if entry.is_cold() {
+                    prop_assert_eq!(shown.text(), Err(ColdValue { key: &key, len: held.text_len() as u32 }));
+                    prop_assert_eq!((shown.holds(), shown.memory_bytes()), (KvType::Bytes, COLD_BYTES));
+                    continue;
+                }
                 prop_assert_eq!(shown.holds(), held.holds());
                 prop_assert_eq!(shown.text(), held.text());
                 prop_assert_eq!(shown.memory_bytes(), held.memory_bytes());
                 prop_assert_eq!(shown.collection().map(|it| it.number), held.collection().map(|it| it.number));
-                prop_assert_eq!(entry.packed_value().is_some(), held.text().is_some_and(|text| {
+                prop_assert_eq!(entry.packed_value().is_some(), held.text().unwrap().is_some_and(|text| {
                     held.holds() == KvType::Bytes && text.len() <= PACKED_BYTES_MAX
                 }));
             }

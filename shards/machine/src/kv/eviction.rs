@@ -100,6 +100,8 @@ pub(crate) struct Eviction {
     /// Places from here on up to the other one may have entries that came before the order.
     adopted: u32,
     adopt_upto: u32,
+    /// Whether it has entries, too, whose values are not in memory.
+    has_cold: bool,
 }
 
 impl Eviction {
@@ -108,8 +110,17 @@ impl Eviction {
         Self { adopt_upto: slab.end(), ..Self::default() }
     }
 
+    /// From now on what is cold is in order as well; what is there already is taken in bit by bit.
+    pub fn take_cold_in(&mut self, slab: &Slab) {
+        self.has_cold = true;
+        (self.adopted, self.adopt_upto) = (0, slab.end());
+    }
+
     /// An entry came, or came back. `hash` is that of its key.
     pub fn came(&mut self, place: Place, entry: &Entry, hash: u64) {
+        if self.links.has(place) || entry.is_cold() && !self.has_cold {
+            return;
+        }
         let queue = if self.ghosts.take(hash) { Queue::Main } else { Queue::Small };
         self.enter(place, entry, queue);
     }
@@ -133,11 +144,15 @@ impl Eviction {
         mut may_go: impl FnMut(&Entry) -> bool,
     ) -> Option<Place> {
         self.adopt(slab);
+        // Where the one has only what does not go there may be something in the other.
+        let mut refused = None;
         for _ in 0..looks_max {
             let all = self.len();
             // Without the one that came last, for which room is made.
             let is_long = self.small.len > 0 && (self.small.len - 1) * SMALL_SHARE >= all - 1;
-            let queue = if self.main.len == 0 || is_long { Queue::Small } else { Queue::Main };
+            let is_turn = is_long && refused != Some(Queue::Small) || refused == Some(Queue::Main);
+            let queue =
+                if self.main.len == 0 || self.small.len > 0 && is_turn { Queue::Small } else { Queue::Main };
             let (list, links) = self.list(queue);
             let place = list.pop(links)?;
             let Some(entry) = slab.get(place) else { panic!("an entry in order that is not there") };
@@ -148,7 +163,10 @@ impl Eviction {
                     self.main.push(place, &mut self.links);
                     entry.heat.cool();
                 }
-                _ if !may_go(entry) => self.enter(place, entry, Queue::Main),
+                _ if !may_go(entry) => {
+                    self.enter(place, entry, Queue::Main);
+                    refused = Some(queue);
+                }
                 _ => {
                     entry.heat.take_out();
                     if queue == Queue::Small {
@@ -185,6 +203,11 @@ impl Eviction {
         self.small.len + self.main.len
     }
 
+    /// Whether what was there before the order is still to be taken in.
+    pub fn is_adopting(&self) -> bool {
+        self.adopted < self.adopt_upto
+    }
+
     /// What it takes in memory.
     pub fn memory_bytes(&self) -> u64 {
         self.links.memory_bytes() + self.ghosts.memory_bytes()
@@ -195,7 +218,9 @@ impl Eviction {
         for number in (self.adopted..self.adopt_upto).take(ADOPTED_AT_ONCE) {
             self.adopted = number + 1;
             let place = Place::of(number);
-            let waits = |entry: &&Entry| !self.links.has(place) && !entry.heat.is_taken_out();
+            let waits = |entry: &&Entry| {
+                !self.links.has(place) && !entry.heat.is_taken_out() && (self.has_cold || !entry.is_cold())
+            };
             if let Some(entry) = slab.get(place).filter(waits) {
                 self.enter(place, entry, Queue::Main);
             }
@@ -243,6 +268,7 @@ impl Store {
         let (sip, slab) = (self.sip, &self.slab);
         self.eviction.as_mut()?.next(slab, |key| sip.hash(key), looks_max, may_go)
     }
+
     /// Takes the first entry out of the order, however often it was asked for.
     pub fn first_to_go(&mut self) -> Option<Place> {
         self.eviction.as_mut()?.first(&self.slab)
@@ -255,7 +281,15 @@ impl Store {
         }
     }
 
-    /// An entry is there, or is there again. `hash` is that of its key.
+    /// What was left to the index while nothing went for good can go for good now.
+    pub fn take_cold_in(&mut self) {
+        if let Some(eviction) = self.eviction.as_mut().filter(|_| self.cold.entries > 0) {
+            eviction.take_cold_in(&self.slab);
+        }
+    }
+
+    /// An entry is there, or is there again. `hash` is that of its key. One whose value is not in memory has no place in the order
+    /// in which values leave memory.
     #[inline]
     pub fn came(&mut self, place: Place, hash: u64) {
         if let (Some(eviction), Some(entry)) = (&mut self.eviction, self.slab.get(place)) {

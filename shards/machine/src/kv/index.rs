@@ -24,6 +24,7 @@ pub(super) fn encode(entry: &Entry) -> Bytes {
         View::Bytes(bytes) => (bytes, None),
         View::Value(Value::Bytes(bytes)) => (&**bytes, None),
         View::Value(other) => (&[][..], Some(other)),
+        View::Cold(_) => panic!("a value is written that is not in memory"),
     };
     let mut out = BytesMut::with_capacity(21 + if other.is_some() { 256 } else { bytes.len() });
     out.put_u8(if other.is_some() { TYPED } else { keys::FORMAT });
@@ -38,6 +39,45 @@ pub(super) fn encode(entry: &Entry) -> Bytes {
 
 /// The format of an entry that is not bytes.
 const TYPED: u8 = 2;
+
+/// An entry in the index before its value is looked at.
+struct Head {
+    format: u8,
+    version: Lsn,
+    expires_at: Millis,
+}
+
+impl Head {
+    fn read(reader: &mut Reader) -> Result<Self, Malformed> {
+        Ok(Self {
+            format: reader.byte()?,
+            version: Lsn(reader.varint()?),
+            expires_at: Millis(reader.varint()?),
+        })
+    }
+}
+
+/// An entry of bytes as the index has it.
+pub(super) struct IndexedBytes {
+    pub version: Lsn,
+    pub expires_at: Millis,
+    pub bytes: Bytes,
+}
+
+/// Reads an entry of bytes; `None` if it is of another type.
+pub(super) fn read_bytes(value: Bytes) -> Result<Option<IndexedBytes>, Malformed> {
+    let mut reader = Reader::new(value);
+    let Head { format, version, expires_at } = Head::read(&mut reader)?;
+    match format {
+        keys::FORMAT => {
+            Ok(Some(IndexedBytes { version, expires_at, bytes: reader.take(reader.remaining())? }))
+        }
+        TYPED => Ok(None),
+        _ => Err(UNKNOWN_FORMAT),
+    }
+}
+
+const UNKNOWN_FORMAT: Malformed = Malformed("index value of an unknown format");
 
 impl Store {
     /// Appends the store's counters in their form in the index: the LSN of the last removal and the number of the
@@ -72,22 +112,31 @@ impl Store {
         self.pages.restore(slot, rest, value)
     }
 
-    /// Takes an entry out of the index.
-    pub fn restore_entry(&mut self, slot: SlotId, key: &[u8], value: Bytes) -> Result<(), Malformed> {
+    /// Takes an entry out of the index; the value of a `cold` one, if it is bytes, stays there.
+    pub fn restore_entry(
+        &mut self,
+        slot: SlotId,
+        key: &[u8],
+        value: Bytes,
+        cold: bool,
+    ) -> Result<(), Malformed> {
         let mut reader = Reader::new(value);
-        let format = reader.byte()?;
-        let (version, expires_at) = (Lsn(reader.varint()?), Millis(reader.varint()?));
+        let Head { format, version, expires_at } = Head::read(&mut reader)?;
         let value = match format {
             keys::FORMAT => Value::Bytes(reader.take(reader.remaining())?),
             TYPED => Value::decode(&mut reader, slot)?,
-            _ => return Err(Malformed("index value of an unknown format")),
+            _ => return Err(UNKNOWN_FORMAT),
         };
         keys::close(&reader)?;
         let hash = self.sip.hash(key);
         if self.table.find(hash, key, &self.slab).is_some() {
             return Err(Malformed("the same key twice"));
         }
-        self.put(hash, Entry::restored(key, value, version, expires_at));
+        let entry = match &value {
+            Value::Bytes(bytes) if cold => Entry::restored_cold(key, bytes, version, expires_at),
+            _ => Entry::restored(key, value, version, expires_at),
+        };
+        self.put(hash, entry);
         Ok(())
     }
 
@@ -136,7 +185,7 @@ impl Store {
                     // Another entry may be there by now: then its mark says that it came later.
                     let entry = self.slab.get_mut(place);
                     if let Some(entry) = entry.filter(|entry| seals.is_sealed(entry.mark)) {
-                        Seals::written(&mut entry.mark);
+                        seals.collected(&mut entry.mark);
                         out.push(image(Space::Keys, home.entry_key(entry.key()), encode(entry)));
                     }
                 }

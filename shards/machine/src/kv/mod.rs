@@ -3,8 +3,8 @@
 //! An [`entry`] is a key and what it holds, [`value`] is what that can be and [`tree`] what collections are made of, with
 //! their [`pages`]. [`decide`] is what can be asked of many keys at once, found by [`many`], [`run`] what can be asked of what one holds, and
 //! [`scan`] of ranges. [`apply`] is how facts change a store, [`change`] how they change a collection, [`index`] its part of
-//! checkpoints. [`eviction`] says which entry goes where there is no room for all, which [`room`] sees to. [`feed`] is the stream
-//! that has its changes, [`past`] what was before them.
+//! checkpoints. [`eviction`] says which entry goes where there is no room for all, which [`room`] sees to, [`cold`] how values leave
+//! memory, and come back. [`feed`] is the stream that has its changes, [`past`] what was before them.
 //!
 //! | structure | by | for |
 //! |---|---|---|
@@ -21,6 +21,7 @@ mod apply;
 mod batch;
 mod change;
 mod check;
+pub(crate) mod cold;
 pub(crate) mod decide;
 mod entry;
 mod eviction;
@@ -48,6 +49,7 @@ use flowmesh_model::{Fact, Lsn, Millis, ResourceId};
 
 use crate::changes::Changes;
 use crate::siphash::SipKey;
+use cold::ColdCount;
 use entry::{Entry, View};
 use eviction::Eviction;
 use order::Order;
@@ -74,14 +76,23 @@ fn is_live(value: View<'_>, expires_at: Millis, now: Millis) -> bool {
     lasts(expires_at) && lasts(value.last_end())
 }
 
-/// What a key and what it holds take in memory, but for its place in the order of expiry and pages.
+/// What a key and what it holds take in memory with the value in memory, but for its place in the order of expiry and pages.
 fn memory_bytes_of(key: &[u8], value: View<'_>) -> u64 {
-    ENTRY_BYTES + key.len() as u64 + value.memory_bytes()
+    ENTRY_BYTES + key.len() as u64 + value.whole_memory_bytes()
 }
 
 /// What an entry takes in memory with an end at this moment, if any, but for pages.
 fn memory_bytes(entry: &Entry, due: Millis) -> u64 {
-    memory_bytes_of(entry.key(), entry.view()) + if due.0 == 0 { 0 } else { EXPIRY_BYTES }
+    ENTRY_BYTES + entry.key().len() as u64 + entry.view().memory_bytes() + expiry_bytes(due)
+}
+
+/// The same with its value in memory.
+fn whole_bytes(entry: &Entry) -> u64 {
+    memory_bytes_of(entry.key(), entry.view()) + expiry_bytes(entry.next_end())
+}
+
+fn expiry_bytes(due: Millis) -> u64 {
+    if due.0 == 0 { 0 } else { EXPIRY_BYTES }
 }
 
 /// The keys of one store that this shard holds.
@@ -106,6 +117,9 @@ pub(crate) struct Store {
     history: Option<Box<History>>,
     /// For how long the settings want it to be kept, ms; `None` as long as they are not known. Not part of the state.
     history_wanted: Option<u64>,
+    cold: ColdCount,
+    /// Entries looked at since the last one whose value could go.
+    idle_looks: usize,
     /// In which order entries go, once it matters. Not part of the state.
     eviction: Option<Box<Eviction>>,
     /// Not part of the state.
@@ -128,6 +142,8 @@ impl Store {
             memory_bytes: 0,
             history: None,
             history_wanted: None,
+            cold: ColdCount::default(),
+            idle_looks: 0,
             eviction: None,
             room: Room::default(),
         }

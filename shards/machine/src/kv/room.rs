@@ -16,7 +16,7 @@ use super::decide::Asked;
 use super::entry::{Entry, View};
 use super::slab::Place;
 use super::value::Value;
-use super::{ENTRY_BYTES, EXPIRY_BYTES, Store, memory_bytes, memory_bytes_of};
+use super::{ENTRY_BYTES, EXPIRY_BYTES, Store, memory_bytes_of, whole_bytes};
 use crate::siphash::SipKey;
 
 /// Entries that are looked at for one that goes; if all of them were asked for, the first goes nevertheless.
@@ -71,17 +71,25 @@ impl Default for Room {
 impl Store {
     /// Takes over what settings say.
     pub fn configure(&mut self, settings: &KvSettings, shares: u16) {
-        self.room.is_cache = settings.mode == KvMode::Cache;
+        let was_cache = std::mem::replace(&mut self.room.is_cache, settings.mode == KvMode::Cache);
         self.room.share = Share::of(settings, shares);
         if self.room.is_cache {
             self.keep_order();
         }
+        if self.room.is_cache && !was_cache {
+            self.take_cold_in();
+        }
     }
 
-    /// What its entries take.
+    /// Whether entries go for good where there is no room: then values do not leave memory for the index.
+    pub fn is_cache(&self) -> bool {
+        self.room.is_cache
+    }
+
+    /// What its entries take, with all values in memory.
     #[inline]
     pub fn taken(&self) -> Taken {
-        Taken { bytes: self.held_bytes(), entries: self.len() as u64 }
+        Taken { bytes: self.held_bytes() + self.cold.away, entries: self.len() as u64 }
     }
 
     /// Whether entries go where there is no room, and there are any.
@@ -98,7 +106,7 @@ impl Store {
 
     /// Whether it has more than it may have once this is gone.
     fn is_beyond(&self, gone: Taken) -> bool {
-        self.has_too_many(gone) || self.held_bytes().saturating_sub(gone.bytes) > self.room.share.bytes
+        self.has_too_many(gone) || self.taken().bytes.saturating_sub(gone.bytes) > self.room.share.bytes
     }
 
     fn has_too_many(&self, gone: Taken) -> bool {
@@ -187,7 +195,7 @@ impl Store {
             let Some(place) = self.next_chosen(&mut again) else { break };
             self.room.chosen.push(place);
             let Some(entry) = self.slab.get(place) else { panic!("an entry goes that there is not") };
-            gone.bytes += memory_bytes(entry, entry.next_end());
+            gone.bytes += whole_bytes(entry);
             gone.entries += 1;
             let key = Bytes::copy_from_slice(entry.key());
             facts.push(if entry.is_live(now) {
@@ -264,7 +272,7 @@ impl<'a> Growth<'a> {
     fn of(&self, key: &[u8]) -> Option<u64> {
         match self.changed.get(key) {
             Some(bytes) => *bytes,
-            None => self.asked.store.entry(key).map(|entry| memory_bytes(entry, entry.next_end())),
+            None => self.asked.store.entry(key).map(whole_bytes),
         }
     }
 

@@ -9,7 +9,7 @@ use flowmesh_model::reply::KvStatus;
 use flowmesh_model::settings::within;
 use flowmesh_model::{Batch, Fact, Reject, Reply};
 
-use super::decide::{Asked, value_of};
+use super::decide::Asked;
 use super::entry::Entry;
 use super::run::glob;
 use super::slab::Place;
@@ -84,8 +84,9 @@ impl Asked<'_> {
                 last = Some(key);
                 continue;
             };
-            let value = value_of(entry, scan.with_values);
-            bytes += key.len() + value.value.len();
+            let value = self.value_of(entry, scan.with_values);
+            let cold = if scan.with_values { entry.view().cold() } else { None };
+            bytes += key.len() + value.value.len() + cold.map_or(0, |cold| cold.len as usize);
             if bytes > REPLY_BYTES_MAX && !entries.is_empty() {
                 more = true;
                 break;
@@ -110,7 +111,7 @@ impl Asked<'_> {
         let first = || self.store.ordered.iter().filter_map(|place| self.store.slab.get(place)).find(is_live);
         let entries = drawn
             .or_else(first)
-            .map(|entry| (Bytes::copy_from_slice(entry.key()), value_of(entry, false)))
+            .map(|entry| (Bytes::copy_from_slice(entry.key()), self.value_of(entry, false)))
             .into_iter()
             .collect();
         Decision::Answer { reply: Reply::Scanned { entries, next: None }, seen }
@@ -121,6 +122,8 @@ impl Asked<'_> {
             keys: self.store.len() as u64,
             expiring: self.store.expiry.len() as u64,
             memory_bytes: self.store.held_bytes(),
+            cold: self.store.cold().entries as u64,
+            bytes: self.store.taken().bytes,
         };
         Decision::Answer { reply: Reply::KvStatus(status), seen: self.store.last_change }
     }

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use flowmesh_machine::{
-    BodyCursor, ColdFind, Decision, EntryContext, FlushRange, HistoryStep, Machine, MachineConfig, PastRead,
-    PastRows,
+    BodyCursor, Chill, ChillCursor, ColdFind, ColdKeys, Decision, EntryContext, FlushRange, HistoryStep,
+    Machine, MachineConfig, PastRead, PastRows,
 };
 use flowmesh_model::job::fact::{QueueFact, RemovalCause};
 use flowmesh_model::record::{RecordPacker, RecordView};
@@ -99,6 +99,12 @@ impl World {
                 self.warm(queue, &jobs);
                 self.run(command)
             }
+            Ok(Decision::WarmStore(cold)) => {
+                warm_store(&mut self.machine, &self.index, &cold);
+                self.machine.check_all();
+                assert_ne!(self.decide(command), Ok(Decision::WarmStore(cold)), "what was fetched is there");
+                self.run(command)
+            }
             Ok(Decision::Change { facts, reply }) => {
                 assert!(!facts.is_empty(), "a change has facts");
                 self.commit(facts.clone());
@@ -138,7 +144,7 @@ impl World {
     fn run_past(&mut self, command: &Command, mut read: PastRead) -> Outcome {
         let mut rows = PastRows::default();
         for _ in 0..100_000 {
-            assert!(!read.ranges.is_empty(), "a read that reads nothing");
+            assert!(!read.ranges.is_empty() || !read.entries.is_empty(), "a read that reads nothing");
             for range in &read.ranges {
                 assert!(range.from < range.to);
                 let (from, to) = (range.from.clone(), range.to.clone());
@@ -147,6 +153,10 @@ impl World {
                 let chunk = found.by_ref().take(rows_max);
                 let chunk: Vec<_> = chunk.map(|((_, row), value)| (row.clone(), value.clone())).collect();
                 rows.add(read.generation, range, chunk, found.next().is_none());
+            }
+            for (key, version) in read.entries {
+                let value = self.index.get(&(Space::Keys, key.clone())).cloned();
+                rows.add_entry((key, version), value);
             }
             match self.machine.past(self.now, self.lsn.next(), command, &rows) {
                 Ok(Decision::Answer { reply, seen }) => {
@@ -197,6 +207,34 @@ impl World {
         }
     }
 
+    /// A whole checkpoint, be it that one was begun.
+    pub fn checkpoint(&mut self) {
+        if self.sealed.is_none() {
+            self.seal();
+        }
+        self.write();
+    }
+
+    /// Leaves all values to the index that it has as they are, some entries at a time.
+    pub fn chill(&mut self, looks_max: usize) {
+        let mut cursor = ChillCursor::default();
+        while self.machine.chill(0, looks_max, &mut cursor) == Chill::More {}
+        if self.sealed.is_none() && self.index_lsn == self.lsn {
+            assert_eq!(self.machine.could_go(), 0, "all that the index has can go");
+        }
+        assert_eq!(self.machine.chill(u64::MAX, looks_max, &mut cursor), Chill::Enough);
+    }
+
+    /// The state as text, with what is not in memory as the index has it.
+    pub fn dump(&self) -> String {
+        self.dump_of(&self.machine)
+    }
+
+    /// As [`World::dump`], of another machine over the same index.
+    pub fn dump_of(&self, machine: &Machine) -> String {
+        machine.dump_with(&|space, key| self.index.get(&(space, key.clone())).cloned())
+    }
+
     /// Logs facts, as bytes, and applies what is read back.
     pub fn commit(&mut self, facts: impl IntoIterator<Item = Fact>) {
         self.lsn = self.lsn.next();
@@ -238,7 +276,12 @@ impl World {
                 all.extend(tick.facts.clone());
                 self.commit(tick.facts);
             }
-            if tick.next.is_none_or(|next| next > self.machine.clamp(self.now)) {
+            let mut fetched = false;
+            while let Some(cold) = self.machine.take_cold_due() {
+                warm_store(&mut self.machine, &self.index, &cold);
+                fetched = true;
+            }
+            if !fetched && tick.next.is_none_or(|next| next > self.machine.clamp(self.now)) {
                 return all;
             }
         }
@@ -347,9 +390,17 @@ impl World {
 
     /// What a start after a crash at this moment gives.
     pub fn recovered(&self) -> Machine {
-        let mut machine = restored(&self.index);
+        // At times all of it, at times with no value that can stay in the index.
+        let mut machine = Machine::new(CONFIG);
+        machine.restore_within(if self.lsn.0.is_multiple_of(2) { 0 } else { u64::MAX });
+        restore(&mut machine, &self.index);
         for (at, facts) in self.log.iter().filter(|(at, _)| at.lsn > self.index_lsn) {
-            facts.iter().for_each(|fact| machine.apply(*at, fact.clone()));
+            for fact in facts {
+                if let Some(cold) = machine.cold_of(fact) {
+                    warm_store(&mut machine, &self.index, &cold);
+                }
+                machine.apply(*at, fact.clone());
+            }
         }
         machine.set_catalog(machine.catalog_snapshot());
         machine
@@ -389,11 +440,25 @@ fn run_end(run: &RecordRun) -> Offset {
 /// A machine with what an index has.
 pub fn restored(index: &Index) -> Machine {
     let mut machine = Machine::new(CONFIG);
+    restore(&mut machine, index);
+    machine
+}
+
+fn restore(machine: &mut Machine, index: &Index) {
     for ((space, key), value) in index {
         machine.restore(*space, key, value.clone()).unwrap();
     }
     machine.finish_restore().unwrap();
-    machine
+}
+
+/// Fetches cold values from an index.
+fn warm_store(machine: &mut Machine, index: &Index, cold: &ColdKeys) {
+    let items = machine.cold_items(cold, false).unwrap();
+    assert!(!items.is_empty() && items.len() == cold.keys.len(), "only what is cold is fetched");
+    for item in items {
+        let value = index.get(&(item.space, item.index_key.clone())).cloned();
+        machine.warm_item(cold.store, &item, value).unwrap();
+    }
 }
 
 /// All that a machine would write to an empty index.

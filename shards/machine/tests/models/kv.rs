@@ -81,6 +81,7 @@ enum Step {
     Scan(KeyScan),
     Pass(u64),
     Tick,
+    Chill,
     Crash,
 }
 
@@ -120,6 +121,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => scan().prop_map(Step::Scan),
         4 => (0u64..50).prop_map(Step::Pass),
         2 => Just(Step::Tick),
+        3 => Just(Step::Chill),
         1 => Just(Step::Crash),
     ]
 }
@@ -127,7 +129,8 @@ fn step() -> impl Strategy<Value = Step> {
 fn entry(&(ref key, value, ttl, condition): &(Bytes, u8, u8, u8), lsn: Lsn) -> SetEntry {
     SetEntry {
         key: key.clone(),
-        value: Bytes::from(vec![value; usize::from(value % 7)]),
+        // Some are so short that they stay in memory.
+        value: Bytes::from(vec![value; usize::from(value % 7) * 3]),
         ttl: match ttl {
             0 => SetTtl::Keep,
             1 => SetTtl::Default,
@@ -137,7 +140,7 @@ fn entry(&(ref key, value, ttl, condition): &(Bytes, u8, u8, u8), lsn: Lsn) -> S
             0 => SetIf::Absent,
             1 => SetIf::Present,
             2 => SetIf::Version(Lsn(lsn.0.saturating_sub(u64::from(value % 4)))),
-            3 => SetIf::Value(Bytes::from(vec![value ^ 1; usize::from((value ^ 1) % 7)])),
+            3 => SetIf::Value(Bytes::from(vec![value ^ 1; usize::from((value ^ 1) % 7) * 3])),
             _ => SetIf::Always,
         },
     }
@@ -219,6 +222,11 @@ proptest! {
                     let held = world.machine.stats().keys;
                     model.0.retain(|_, entry| entry.expires_at.is_none_or(|at| at > now));
                     prop_assert_eq!(held, model.0.len() as u64, "a tick leaves no key whose time is up");
+                }
+                Step::Chill => {
+                    world.seal();
+                    world.write();
+                    world.chill(2);
                 }
                 Step::Crash => world.crash(),
             }

@@ -128,6 +128,7 @@ impl Server {
         tasks.spawn(group, shard.clone().run_fetches());
         tasks.spawn(group, shard.clone().run_checkpoints());
         tasks.spawn(group, shard.clone().run_compactions());
+        tasks.spawn(group, shard.clone().run_chills());
         tasks.spawn(group, shard.clone().run_transfers(self.clone()));
     }
 

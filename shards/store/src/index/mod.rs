@@ -35,7 +35,7 @@ use flowmesh_model::{IndexWrite, Lsn, ShardId, Space};
 use futures::channel::oneshot;
 use thiserror::Error;
 
-use worker::{OpenBodies, ReadBodies};
+use worker::{OpenReader, Read};
 
 pub use worker::Op;
 
@@ -220,7 +220,7 @@ pub trait Server {
 /// How operations get where they are carried out.
 #[derive(Clone)]
 enum Way {
-    Threads { ops: mpsc::Sender<Op>, reads: mpsc::Sender<ReadBodies> },
+    Threads { ops: mpsc::Sender<Op>, reads: mpsc::Sender<Read> },
     Server(Rc<dyn Server>),
 }
 
@@ -250,13 +250,13 @@ impl Index {
         let (ops, inbox) = mpsc::channel();
         let (reads, reads_inbox) = mpsc::channel();
         let (opened, outcome) = oneshot::channel();
-        let bodies = OpenBodies::default();
-        let (reader, ops_of_reads, open_bodies) = (config.clone(), ops.clone(), Arc::clone(&bodies));
+        let open = OpenReader::default();
+        let (reader, ops_of_reads, open_reader) = (config.clone(), ops.clone(), Arc::clone(&open));
         let thread = |name: &str| std::thread::Builder::new().name(format!("{name}-{shard}"));
         let started =
-            thread("index").spawn(move || worker::run(config, &inbox, bodies, opened)).and_then(|_| {
-                thread("bodies").spawn(move || {
-                    worker::run_reads(&reader, &reads_inbox, &open_bodies, &ops_of_reads);
+            thread("index").spawn(move || worker::run(config, &inbox, open, opened)).and_then(|_| {
+                thread("reads").spawn(move || {
+                    worker::run_reads(&reader, &reads_inbox, &open_reader, &ops_of_reads);
                 })
             });
         let index = Self { way: Way::Threads { ops, reads }, checkpoints: Arc::default(), shard, dir };
@@ -291,10 +291,16 @@ impl Index {
     /// The bodies of jobs ([`Space::Bodies`]) as the last checkpoint has them, in the order of the keys. Waits for no
     /// checkpoint.
     pub async fn bodies(&self, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, IndexError> {
+        self.beside(Space::Bodies, keys).await
+    }
+
+    /// The values of keys that no checkpoint in the making changes, in their order: as the last one has them. Of a key that is
+    /// changed, what it was or what it becomes. Waits for no checkpoint.
+    pub async fn beside(&self, space: Space, keys: Vec<Bytes>) -> Result<Vec<Option<Bytes>>, IndexError> {
         let (reply, answer) = oneshot::channel();
         match &self.way {
-            Way::Threads { reads, .. } => drop(reads.send(ReadBodies::Bodies { keys, reply })),
-            Way::Server(server) => server.ask(Op::Bodies { keys, reply }),
+            Way::Threads { reads, .. } => drop(reads.send(Read::Keys { space, keys, reply })),
+            Way::Server(server) => server.ask(Op::Beside { space, keys, reply }),
         }
         answer.await.unwrap_or_else(|_| Err(self.closed()))
     }
@@ -305,7 +311,7 @@ impl Index {
     pub async fn history(&self, ranges: Vec<HistoryRange>) -> Result<Vec<(Chunk, bool)>, IndexError> {
         let (reply, answer) = oneshot::channel();
         match &self.way {
-            Way::Threads { reads, .. } => drop(reads.send(ReadBodies::History { ranges, reply })),
+            Way::Threads { reads, .. } => drop(reads.send(Read::History { ranges, reply })),
             Way::Server(server) => server.ask(Op::History { ranges, reply }),
         }
         answer.await.unwrap_or_else(|_| Err(self.closed()))

@@ -173,16 +173,12 @@ impl Store {
     }
 
     pub fn get_many(&self, space: Space, keys: &[Bytes]) -> fjall::Result<Vec<Option<Bytes>>> {
-        if space == Space::Bodies {
-            return self.bodies().get_many(keys);
-        }
-        keys.iter().map(|key| get(self.space(space), key)).collect()
+        self.beside().get_many(space, keys)
     }
 
-    /// Reads bodies from any thread.
-    pub fn bodies(&self) -> Bodies {
-        let history = self.space(Space::History).clone();
-        Bodies { files: self.shelf.reader(), few: self.space(Space::Bodies).clone(), history }
+    /// Reads from any thread.
+    pub fn beside(&self) -> Beside {
+        Beside { files: self.shelf.reader(), spaces: self.spaces.clone() }
     }
 
     pub fn scan(&self, space: Space, after: Option<&[u8]>, bytes_max: usize) -> fjall::Result<Chunk> {
@@ -293,16 +289,7 @@ impl Store {
     }
 
     fn space(&self, space: Space) -> &Keyspace {
-        let [meta, jobs, keys, groups, bodies, pages, history] = &self.spaces;
-        match space {
-            Space::Meta => meta,
-            Space::Jobs => jobs,
-            Space::Keys => keys,
-            Space::Groups => groups,
-            Space::Bodies => bodies,
-            Space::Pages => pages,
-            Space::History => history,
-        }
+        of_space(&self.spaces, space)
     }
 
     fn durable_batch(&self) -> OwnedWriteBatch {
@@ -310,33 +297,47 @@ impl Store {
     }
 }
 
-/// Reads bodies and histories from any thread, beside a checkpoint: what is asked for was there at the last one, and is not
-/// changed.
-#[derive(Clone)]
-pub(super) struct Bodies {
-    files: Reader,
-    few: Keyspace,
-    history: Keyspace,
+fn of_space(spaces: &[Keyspace; 7], space: Space) -> &Keyspace {
+    let [meta, jobs, keys, groups, bodies, pages, history] = spaces;
+    match space {
+        Space::Meta => meta,
+        Space::Jobs => jobs,
+        Space::Keys => keys,
+        Space::Groups => groups,
+        Space::Bodies => bodies,
+        Space::Pages => pages,
+        Space::History => history,
+    }
 }
 
-impl Bodies {
-    pub fn get_many(&self, keys: &[Bytes]) -> fjall::Result<Vec<Option<Bytes>>> {
+/// Reads from any thread, beside a checkpoint. What is asked for was there at the last one and is not changed by the one in the
+/// making; of all else either may be found.
+#[derive(Clone)]
+pub(super) struct Beside {
+    files: Reader,
+    spaces: [Keyspace; 7],
+}
+
+impl Beside {
+    pub fn get_many(&self, space: Space, keys: &[Bytes]) -> fjall::Result<Vec<Option<Bytes>>> {
+        let keyspace = of_space(&self.spaces, space);
+        if space != Space::Bodies {
+            return keys.iter().map(|key| get(keyspace, key)).collect();
+        }
         let mut found = self.files.get_many(keys)?;
         for (found, key) in found.iter_mut().zip(keys) {
             if found.is_none() {
-                *found = get(&self.few, key)?;
+                *found = get(keyspace, key)?;
             }
         }
         Ok(found)
     }
-}
 
-impl Bodies {
     /// Rows of histories from a key on and before another, in order, and whether that is all: at most so many, and until they
     /// have so many bytes, but at least one.
     pub fn history(&self, range: &HistoryRange) -> fjall::Result<(Chunk, bool)> {
         let (mut rows, mut bytes) = (Vec::new(), 0);
-        for row in self.history.range(&range.from[..]..&range.to[..]) {
+        for row in of_space(&self.spaces, Space::History).range(&range.from[..]..&range.to[..]) {
             if rows.len() == range.rows_max || bytes >= range.bytes_max {
                 return Ok((rows, false));
             }

@@ -1,5 +1,5 @@
 //! The storage thread: one operation after the other, so that nobody sees half a checkpoint. And a thread that reads bodies
-//! of jobs meanwhile: workers wait for those, and a checkpoint can take seconds.
+//! of jobs and what stores have left to the index meanwhile: clients wait for those, and a checkpoint can take seconds.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use flowmesh_model::{IndexWrite, Lsn, Space};
 use futures::channel::oneshot;
 
-use super::store::{Bodies, Opened, Store};
+use super::store::{Beside, Opened, Store};
 use super::{Chunk, HistoryRange, IndexConfig, IndexError, space};
 
 /// Where an answer goes.
@@ -29,11 +29,13 @@ pub enum Op {
         /// The value, if there is one.
         reply: Reply<Option<Bytes>>,
     },
-    /// Bodies of jobs; waits for no checkpoint.
-    Bodies {
-        /// Which, in [`Space::Bodies`].
+    /// Values of keys that no checkpoint in the making changes; waits for none.
+    Beside {
+        /// Where.
+        space: Space,
+        /// Which.
         keys: Vec<Bytes>,
-        /// Bodies, in the order of the keys.
+        /// Values, in the order of the keys.
         reply: Reply<Vec<Option<Bytes>>>,
     },
     /// Entries in key order.
@@ -95,24 +97,24 @@ pub enum Op {
     },
 }
 
-/// What is asked of the thread that reads bodies and histories.
-pub(super) enum ReadBodies {
-    Bodies { keys: Vec<Bytes>, reply: Reply<Vec<Option<Bytes>>> },
+/// What is asked of the thread that reads beside checkpoints.
+pub(super) enum Read {
+    Keys { space: Space, keys: Vec<Bytes>, reply: Reply<Vec<Option<Bytes>>> },
     History { ranges: Vec<HistoryRange>, reply: Reply<Vec<(Chunk, bool)>> },
 }
 
-/// How bodies are read, while the database is open.
-pub(super) type OpenBodies = Arc<Mutex<Option<Bodies>>>;
+/// How is read beside checkpoints, while the database is open.
+pub(super) type OpenReader = Arc<Mutex<Option<Beside>>>;
 
-fn lock(bodies: &OpenBodies) -> MutexGuard<'_, Option<Bodies>> {
-    bodies.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(reader: &OpenReader) -> MutexGuard<'_, Option<Beside>> {
+    reader.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The main function of the thread that reads bodies. What it cannot answer goes to the storage thread.
+/// The main function of the thread that reads beside checkpoints. What it cannot answer goes to the storage thread.
 pub(super) fn run_reads(
     config: &IndexConfig,
-    reads: &mpsc::Receiver<ReadBodies>,
-    bodies: &OpenBodies,
+    reads: &mpsc::Receiver<Read>,
+    reader: &OpenReader,
     ops: &mpsc::Sender<Op>,
 ) {
     if let Some(on_start) = &config.on_thread_start {
@@ -121,15 +123,15 @@ pub(super) fn run_reads(
     // Not cloned: nothing may keep a database open that is being opened again.
     for read in reads {
         match read {
-            ReadBodies::Bodies { keys, reply } => {
-                let found = lock(bodies).as_ref().and_then(|bodies| bodies.get_many(&keys).ok());
+            Read::Keys { space, keys, reply } => {
+                let found = lock(reader).as_ref().and_then(|reader| reader.get_many(space, &keys).ok());
                 match found {
                     Some(found) => drop(reply.send(Ok(found))),
-                    None => drop(ops.send(Op::Bodies { keys, reply })),
+                    None => drop(ops.send(Op::Beside { space, keys, reply })),
                 }
             }
-            ReadBodies::History { ranges, reply } => {
-                let found = lock(bodies).as_ref().and_then(|bodies| history(bodies, &ranges).ok());
+            Read::History { ranges, reply } => {
+                let found = lock(reader).as_ref().and_then(|reader| history(reader, &ranges).ok());
                 match found {
                     Some(found) => drop(reply.send(Ok(found))),
                     None => drop(ops.send(Op::History { ranges, reply })),
@@ -142,14 +144,14 @@ pub(super) fn run_reads(
 /// Rows of ranges, until they have so many bytes; of the others none.
 const HISTORY_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-fn history(bodies: &Bodies, ranges: &[HistoryRange]) -> fjall::Result<Vec<(Chunk, bool)>> {
+fn history(reader: &Beside, ranges: &[HistoryRange]) -> fjall::Result<Vec<(Chunk, bool)>> {
     let mut left = HISTORY_BYTES_MAX;
     let read = |range: &HistoryRange| {
         if left == 0 {
             return Ok((Vec::new(), false));
         }
         let found =
-            bodies.history(&HistoryRange { bytes_max: range.bytes_max.min(left), ..range.clone() })?;
+            reader.history(&HistoryRange { bytes_max: range.bytes_max.min(left), ..range.clone() })?;
         left = left.saturating_sub(found.0.iter().map(|(key, value)| key.len() + value.len()).sum());
         Ok(found)
     };
@@ -157,14 +159,14 @@ fn history(bodies: &Bodies, ranges: &[HistoryRange]) -> fjall::Result<Vec<(Chunk
 }
 
 /// The thread's main function.
-pub(super) fn run(config: IndexConfig, ops: &mpsc::Receiver<Op>, bodies: OpenBodies, opened: Reply<Lsn>) {
+pub(super) fn run(config: IndexConfig, ops: &mpsc::Receiver<Op>, reader: OpenReader, opened: Reply<Lsn>) {
     if let Some(on_start) = &config.on_thread_start {
         on_start();
     }
     match Store::open(&config) {
         Ok(store) => {
             let applied = store.applied;
-            let worker = Worker::new(config, store, bodies);
+            let worker = Worker::new(config, store, reader);
             drop(opened.send(Ok(applied)));
             worker.serve(ops);
         }
@@ -188,21 +190,21 @@ struct Worker {
     /// The checkpoint in progress.
     checkpoint: Option<u64>,
     database: Database,
-    bodies: OpenBodies,
+    reader: OpenReader,
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        *lock(&self.bodies) = None;
+        *lock(&self.reader) = None;
     }
 }
 
 impl Worker {
-    fn new(config: IndexConfig, opened: Opened, bodies: OpenBodies) -> Self {
+    fn new(config: IndexConfig, opened: Opened, reader: OpenReader) -> Self {
         let Opened { store, applied } = opened;
-        *lock(&bodies) = Some(store.bodies());
+        *lock(&reader) = Some(store.beside());
         let database = Database::Open(Box::new(store));
-        Self { config, committed: applied, checkpoint: None, database, bodies }
+        Self { config, committed: applied, checkpoint: None, database, reader }
     }
 
     fn serve(mut self, ops: &mpsc::Receiver<Op>) {
@@ -213,15 +215,15 @@ impl Worker {
                     drop(reply.send(self.read(get, "read")));
                 }
                 Op::Open { reply } => drop(reply.send(Ok(self.committed))),
-                Op::Bodies { keys, reply } => {
-                    drop(reply.send(self.read(|store| store.get_many(Space::Bodies, &keys), "read")));
+                Op::Beside { space, keys, reply } => {
+                    drop(reply.send(self.read(|store| store.get_many(space, &keys), "read")));
                 }
                 Op::Scan { space, after, bytes_max, reply } => {
                     let outcome = self.read(|store| store.scan(space, after.as_deref(), bytes_max), "scan");
                     drop(reply.send(outcome));
                 }
                 Op::History { ranges, reply } => {
-                    drop(reply.send(self.read(|store| history(&store.bodies(), &ranges), "read")));
+                    drop(reply.send(self.read(|store| history(&store.beside(), &ranges), "read")));
                 }
                 Op::RemoveHistory { from, to, rows_max, reply } => {
                     let remove = |store: &Store| store.remove_history(&from, &to, rows_max);
@@ -303,7 +305,7 @@ impl Worker {
     }
 
     fn close(&mut self, database: Database) {
-        *lock(&self.bodies) = None;
+        *lock(&self.reader) = None;
         self.database = database;
     }
 
@@ -321,7 +323,7 @@ impl Worker {
                 found: applied,
             });
         }
-        *lock(&self.bodies) = Some(store.bodies());
+        *lock(&self.reader) = Some(store.beside());
         self.database = Database::Open(Box::new(store));
         Ok(())
     }
@@ -356,7 +358,7 @@ mod tests {
     fn worker(dir: &std::path::Path) -> Worker {
         let config = IndexConfig::new(dir, ShardId(0));
         let opened = Store::open(&config).unwrap();
-        Worker::new(config, opened, OpenBodies::default())
+        Worker::new(config, opened, OpenReader::default())
     }
 
     /// A checkpoint of one key, all of it.

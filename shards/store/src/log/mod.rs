@@ -33,6 +33,6 @@ pub use buffer::Body;
 pub use config::LogConfig;
 pub use error::{Damage, LogError, LogFull};
 pub use range::RangeRead;
-pub use recovery::{Cut, Entry, Recovered, recover};
+pub use recovery::{Cut, Entry, Recovered, recover, recover_with};
 pub use segment::{PrepareFailed, Prepared, SegmentRequest, TrimWork, Trimmed};
 pub use writer::Log;

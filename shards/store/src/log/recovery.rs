@@ -100,6 +100,19 @@ pub async fn recover<D: Disk>(
     applied: Lsn,
     mut sink: impl FnMut(Entry) -> Result<(), Malformed>,
 ) -> Result<(Log<D>, Recovered), LogError> {
+    recover_with(disk, config, applied, async |entry| sink(entry)).await
+}
+
+/// As [`recover`], with a sink that may wait.
+///
+/// # Errors
+/// As those of [`recover`].
+pub async fn recover_with<D: Disk>(
+    disk: &D,
+    config: LogConfig,
+    applied: Lsn,
+    mut sink: impl AsyncFnMut(Entry) -> Result<(), Malformed>,
+) -> Result<(Log<D>, Recovered), LogError> {
     if let Some((setting, allowed)) = config.problem() {
         return Err(LogError::Config { setting, allowed });
     }
@@ -123,7 +136,7 @@ pub async fn recover<D: Disk>(
             } else {
                 (lsn, time, body)
             };
-            sink(Entry { lsn, time, body }).map_err(|Malformed(reason)| LogError::Undecodable {
+            sink(Entry { lsn, time, body }).await.map_err(|Malformed(reason)| LogError::Undecodable {
                 shard: whose.shard,
                 file: walk.file(),
                 lsn,

@@ -32,6 +32,8 @@ pub fn status<B: Backend>(edge: &Rc<Edge<B>>, message: Bytes, responder: Respond
                     keys: sum(|status| status.keys),
                     expiring: sum(|status| status.expiring),
                     memory_bytes: sum(|status| status.memory_bytes),
+                    cold: sum(|status| status.cold),
+                    bytes: sum(|status| status.bytes),
                 };
                 answer(responder, &response);
             }

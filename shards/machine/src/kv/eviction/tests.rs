@@ -88,11 +88,21 @@ impl Paper {
         self.counts.remove(&key);
     }
 
+    /// Beyond the paper: behind one that may not go the other queue has its turn.
     fn evict(&mut self, looks_max: usize, may_go: impl Fn(u32) -> bool) -> Option<u32> {
+        let mut refused = "";
         for _ in 0..looks_max {
             let all = self.small.len() + self.main.len();
-            if self.main.is_empty() || !self.small.is_empty() && (self.small.len() - 1) * 10 >= all - 1 {
+            let is_turn = match refused {
+                "small" => false,
+                "main" => true,
+                _ => !self.small.is_empty() && (self.small.len() - 1) * 10 >= all - 1,
+            };
+            if self.main.is_empty() || !self.small.is_empty() && is_turn {
                 let key = self.small.pop_front()?;
+                if self.counts[&key] <= 1 && !may_go(key) {
+                    refused = "small";
+                }
                 if self.counts[&key] > 1 || !may_go(key) {
                     self.main.push_back(key);
                     self.counts.insert(key, 0);
@@ -103,6 +113,9 @@ impl Paper {
                 }
             } else {
                 let key = self.main.pop_front()?;
+                if self.counts[&key] == 0 && !may_go(key) {
+                    refused = "main";
+                }
                 if self.counts[&key] > 0 || !may_go(key) {
                     self.main.push_back(key);
                     self.counts.entry(key).and_modify(|count| *count = count.saturating_sub(1));

@@ -14,6 +14,7 @@ use super::record::{Place, Record, read_row, rows_of};
 use super::rows::PastRows;
 use super::view::{Past, Point, Stop, damaged, now_at};
 use crate::decision::Decision;
+use crate::kv::cold::fetched;
 use crate::kv::decide::{Asked, check_key, check_keys};
 use crate::kv::shown::Shown;
 
@@ -43,7 +44,7 @@ impl<'a> Asked<'a> {
         let past = Past::new(self, history, rows, has_index);
         match past.ask(ask) {
             Ok(reply) => Ok(Decision::Answer { reply, seen: Lsn(self.lsn.0.saturating_sub(1)) }),
-            Err(Stop::Read) => Ok(Decision::Past(past.wanted())),
+            Err(Stop::Read | Stop::Value(_)) => Ok(Decision::Past(past.wanted())),
             Err(Stop::Refuse(reject)) => Err(reject),
         }
     }
@@ -101,6 +102,10 @@ impl Past<'_> {
             let value = match self.was(key, Point::At(at)) {
                 Ok(was) => was.shown(now_at(at), true),
                 Err(Stop::Read) => continue,
+                Err(Stop::Value(len)) => {
+                    shown.add(len as usize);
+                    None
+                }
                 Err(refused) => return Err(refused),
             };
             shown.add(value.as_ref().map_or(0, |value| value.value.len()));
@@ -114,19 +119,21 @@ impl Past<'_> {
         if let Some(index) = ops.iter().position(|op| op.action.is_write()) {
             return Err(Reject::PastChange { index: index as u32 }.into());
         }
-        let mut keys = Vec::new();
+        let (mut keys, mut bytes) = (Vec::new(), 0);
         for key in ops.iter().flat_map(|op| std::iter::once(&op.key).chain(op.action.other_keys())) {
             check_key(key)?;
             match self.was(key, Point::At(at)) {
                 Ok(was) => keys.push((key.clone(), was)),
                 Err(Stop::Read) => {}
+                Err(Stop::Value(len)) => bytes += len,
                 Err(refused) => return Err(refused),
             }
         }
+        fetched(bytes)?;
         if self.wants() {
             return Err(Stop::Read);
         }
-        let then = Asked { now: now_at(at), ..*self.asked };
+        let then = self.asked.at(now_at(at));
         Ok(then.run_past(ops, seed, keys)?)
     }
 
@@ -139,7 +146,7 @@ impl Past<'_> {
         let (mut records, mut entries, mut bytes, mut more) = (Vec::<(Place, Record)>::new(), 0, 0, false);
         for part in self.parts(Point::At(PastAt::Version(after))) {
             let range = rows_of(part, key, Millis(0));
-            let known = self.rows(&range, ROWS_OF_VERSIONS, |row, value| {
+            let known = self.rows(&range, &range.end, ROWS_OF_VERSIONS, |row, value| {
                 let (_, place) = read_row(row).map_err(|_| damaged(key))?;
                 if place.lsn <= after {
                     return Ok(ControlFlow::Continue(()));

@@ -39,7 +39,13 @@ impl Past<'_> {
             let found = next.and_then(|key| {
                 let Some(key) = key else { return Ok(None) };
                 let (before, after) = (self.was(&key, Point::At(from)), self.was(&key, Point::At(to)));
-                let (before, after) = (before?, after?);
+                let (before, after) = match (before, after) {
+                    (Err(Stop::Value(len)), _) | (Ok(_), Err(Stop::Value(len))) => {
+                        bytes += len as usize;
+                        return Ok(Some((None, key)));
+                    }
+                    (before, after) => (before?, after?),
+                };
                 members += [&before, &after].into_iter().map(members_of).sum::<u64>();
                 let diff = key_diff(&key, (&before, now_at(from)), (&after, now_at(to)), scan.with_values);
                 Ok(Some((diff.map_err(|cold| Stop::Refuse(cold.into()))?, key)))
@@ -48,7 +54,7 @@ impl Past<'_> {
                 Ok(None) => break,
                 Ok(Some((diff, key))) => {
                     bytes += diff.as_ref().map_or(0, KeyDiff::bytes);
-                    if bytes > REPLY_BYTES_MAX && !keys.is_empty() {
+                    if bytes > REPLY_BYTES_MAX && (!keys.is_empty() || self.wants_values()) {
                         more = true;
                         break;
                     }
@@ -61,6 +67,10 @@ impl Past<'_> {
                 }
                 Err(stop) => return Err(stop),
             }
+        }
+        // All that the page shows is read at once.
+        if self.wants_values() {
+            return Err(Stop::Read);
         }
         Ok(Reply::KvDiff { keys, next: walk.last.filter(|_| more) })
     }

@@ -160,6 +160,7 @@ pub(super) fn of_entry(entry: Option<&Entry>) -> Vec<u8> {
     let bytes = match entry.view() {
         View::Bytes(bytes) => bytes,
         View::Value(Value::Bytes(bytes)) => bytes,
+        View::Cold(_) => panic!("what was is noted that is not in memory"),
         View::Value(other) => {
             let mut encoded = BytesMut::new();
             other.encode(&mut encoded);

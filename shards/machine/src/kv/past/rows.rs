@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
 
 use bytes::Bytes;
+use flowmesh_model::Lsn;
+
+use crate::kv::index::read_bytes;
 
 /// Ranges of the index that a command needs, whatever else it needs then.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +16,8 @@ pub struct PastRead {
     pub generation: u64,
     /// What is to be read.
     pub ranges: Vec<PastRange>,
+    /// Keys of [`flowmesh_model::Space::Keys`] whose values are to be read as well, and which versions they must be.
+    pub entries: Vec<(Bytes, Lsn)>,
 }
 
 /// A range of [`flowmesh_model::Space::History`].
@@ -26,6 +31,10 @@ pub struct PastRange {
     pub rows_max: usize,
 }
 
+/// A value that the index must have.
+#[derive(Debug)]
+pub(super) struct NotThere;
+
 /// What was read for one command.
 #[derive(Debug, Default)]
 pub struct PastRows {
@@ -34,13 +43,15 @@ pub struct PastRows {
     /// Ranges that `rows` has all of, from their first key; they do not touch.
     covered: BTreeMap<Bytes, Bytes>,
     bytes: usize,
+    /// What keys hold that only the index has, by the version that was asked for; `None` if that is not there.
+    entries: BTreeMap<Bytes, (Lsn, Option<Bytes>)>,
 }
 
 impl PastRows {
     /// Takes what was read of a range: whether that is all of it, else up to the last row.
     pub fn add(&mut self, generation: u64, range: &PastRange, rows: Vec<(Bytes, Bytes)>, is_all: bool) {
         if generation != self.generation {
-            *self = Self { generation, ..Self::default() };
+            *self = Self { generation, entries: std::mem::take(&mut self.entries), ..Self::default() };
         }
         let upto = match rows.last() {
             _ if is_all => range.to.clone(),
@@ -50,6 +61,24 @@ impl PastRows {
         self.bytes += rows.iter().map(|(row, value)| row.len() + value.len()).sum::<usize>();
         self.rows.extend(rows);
         self.cover(range.from.clone(), upto);
+    }
+
+    /// Takes what the index has of an entry that was asked for.
+    pub fn add_entry(&mut self, (key, version): (Bytes, Lsn), value: Option<Bytes>) {
+        let found = value.and_then(|value| read_bytes(value).ok().flatten());
+        let found = found.filter(|found| found.version == version).map(|found| found.bytes);
+        self.entries.insert(key, (version, found));
+    }
+
+    /// What was read of an entry, if this version was asked for.
+    ///
+    /// # Errors
+    /// If the index has not what it must have.
+    pub(super) fn entry(&self, key: &[u8], version: Lsn) -> Result<Option<Bytes>, NotThere> {
+        match self.entries.get(key) {
+            Some((asked, bytes)) if *asked == version => bytes.clone().map(Some).ok_or(NotThere),
+            _ => Ok(None),
+        }
     }
 
     fn cover(&mut self, mut from: Bytes, mut upto: Bytes) {

@@ -120,9 +120,10 @@ impl Past<'_> {
                 Bound::Excluded(key) | Bound::Included(key) => record::at(part, key),
                 Bound::Unbounded => record::behind_part(part),
             };
-            // Beyond what is known to be first nothing matters.
+            // Beyond what is known to be first nothing matters, but what is read is there for the keys behind it.
+            let ahead = to.clone();
             let to = first.as_ref().map_or(to.clone(), |first| record::behind(part, first).min(to));
-            all &= self.rows(&(from..to), ROWS_OF_SCAN, |row, _| {
+            all &= self.rows(&(from..to), &ahead, ROWS_OF_SCAN, |row, _| {
                 let (key, _) = record::read_row(row).map_err(|_| super::view::damaged(row))?;
                 if first.as_ref().is_none_or(|first| key < *first) {
                     first = Some(key);
@@ -158,14 +159,21 @@ impl Past<'_> {
             let next = self.next(&mut walk, Point::At(at), Present::All);
             let shown = next.and_then(|key| {
                 let Some(key) = key else { return Ok(None) };
-                let was = self.was(&key, Point::At(at))?;
-                Ok(Some((was.shown(now_at(at), scan.with_values), key)))
+                let value = match self.was(&key, Point::At(at)) {
+                    Ok(was) => was.shown(now_at(at), scan.with_values),
+                    Err(Stop::Value(len)) => {
+                        bytes += len as usize;
+                        None
+                    }
+                    Err(stop) => return Err(stop),
+                };
+                Ok(Some((value, key)))
             });
             match shown {
                 Ok(None) => break,
                 Ok(Some((value, key))) => {
                     bytes += value.as_ref().map_or(0, |value| key.len() + value.value.len());
-                    if bytes > REPLY_BYTES_MAX && !entries.is_empty() {
+                    if bytes > REPLY_BYTES_MAX && (!entries.is_empty() || self.wants_values()) {
                         more = true;
                         break;
                     }
@@ -178,6 +186,10 @@ impl Past<'_> {
                 }
                 Err(stop) => return Err(stop),
             }
+        }
+        // All that the page shows is read at once.
+        if self.wants_values() {
+            return Err(Stop::Read);
         }
         let next = walk.last.filter(|_| more);
         Ok(Reply::Scanned { entries, next })

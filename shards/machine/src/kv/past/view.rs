@@ -66,6 +66,8 @@ pub(super) fn now_at(at: PastAt) -> Millis {
 pub(super) enum Stop {
     /// Rows of the index are needed first: [`Past::wanted`] has them.
     Read,
+    /// A value of so many bytes that is there now is needed first, and wanted.
+    Value(u64),
     Refuse(Reject),
 }
 
@@ -113,21 +115,32 @@ pub(super) struct Past<'a> {
     /// Whether there is an index to be read.
     has_index: bool,
     wanted: RefCell<Vec<PastRange>>,
+    /// Entries of the index with values that are there now.
+    wanted_values: RefCell<Vec<(Bytes, Lsn)>>,
 }
 
 impl<'a> Past<'a> {
     pub fn new(asked: &'a Asked<'a>, history: &'a History, rows: &'a PastRows, has_index: bool) -> Self {
-        let wanted = RefCell::new(Vec::new());
-        Self { asked, history, rows, has_index, wanted }
+        let (wanted, wanted_values) = (RefCell::default(), RefCell::default());
+        Self { asked, history, rows, has_index, wanted, wanted_values }
     }
 
     /// What is to be read first.
     pub fn wanted(&self) -> PastRead {
-        PastRead { generation: self.history.records.generation(), ranges: self.wanted.take() }
+        PastRead {
+            generation: self.history.records.generation(),
+            ranges: self.wanted.take(),
+            entries: self.wanted_values.take(),
+        }
+    }
+
+    /// Whether values that are there now are among it.
+    pub fn wants_values(&self) -> bool {
+        !self.wanted_values.borrow().is_empty()
     }
 
     pub fn wants(&self) -> bool {
-        !self.wanted.borrow().is_empty()
+        !self.wanted.borrow().is_empty() || self.wants_values()
     }
 
     /// Parts that may have records behind a point, the first one first.
@@ -143,10 +156,11 @@ impl<'a> Past<'a> {
     }
 
     /// Rows of a range, in order, those of the index and those in memory, until `each` has enough. Returns whether they all
-    /// are known; what is not is wanted.
+    /// are known; what is not is wanted, up to `ahead`.
     pub fn rows(
         &self,
         range: &Range<Bytes>,
+        ahead: &Bytes,
         rows_max: usize,
         mut each: impl FnMut(&Bytes, Bytes) -> Result<ControlFlow<()>, Stop>,
     ) -> Result<bool, Stop> {
@@ -197,7 +211,7 @@ impl<'a> Past<'a> {
         }
         // The more there was, the more there is.
         let rows_max = rows_max.max(rows.min(8 * 1024));
-        let (from, to) = (self.asked.history_row_key(&upto), self.asked.history_row_key(&range.end));
+        let (from, to) = (self.asked.history_row_key(&upto), self.asked.history_row_key(ahead));
         self.wanted.borrow_mut().push(PastRange { from, to, rows_max });
         Ok(false)
     }
@@ -216,7 +230,7 @@ impl<'a> Past<'a> {
         let (mut parts, mut first) = (Vec::new(), None);
         for part in self.parts(point) {
             let range = record::rows_of(part, key, point.from());
-            let known = self.rows(&range, ROWS_OF_KEY, |row, value| {
+            let known = self.rows(&range, &range.end, ROWS_OF_KEY, |row, value| {
                 let (_, place) = read_row(row).map_err(|_| damaged(key))?;
                 if !point.is_before(place) {
                     return Ok(ControlFlow::Continue(()));
@@ -238,7 +252,7 @@ impl<'a> Past<'a> {
             }
         }
         let was = match first {
-            None => self.present(key),
+            None => self.present(key)?,
             Some((record, place)) => self.whole(record, place, names)?,
         };
         Self::undone(key, was, parts)
@@ -290,11 +304,21 @@ impl<'a> Past<'a> {
     }
 
     /// What a key holds now.
-    fn present(&self, key: &[u8]) -> Was<'a> {
-        match self.asked.store.entry(key) {
-            None => Was::nothing(),
-            Some(entry) => self.held(entry.view().to_value(), entry.version(), entry.end()),
-        }
+    fn present(&self, key: &[u8]) -> Result<Was<'a>, Stop> {
+        let Some(entry) = self.asked.store.entry(key) else { return Ok(Was::nothing()) };
+        let value = match entry.view().to_value() {
+            Ok(value) => value,
+            Err(cold) => {
+                let index_key = self.asked.entry_key(key);
+                let found = self.rows.entry(&index_key, entry.version()).map_err(|_| damaged_entry(key))?;
+                let Some(found) = found else {
+                    self.wanted_values.borrow_mut().push((index_key, entry.version()));
+                    return Err(Stop::Value(u64::from(cold.len)));
+                };
+                Value::Bytes(found)
+            }
+        };
+        Ok(self.held(value, entry.version(), entry.end()))
     }
 
     fn held(&self, value: Value, version: Lsn, end: Millis) -> Was<'a> {
@@ -305,6 +329,12 @@ impl<'a> Past<'a> {
 
 /// Bytes of slot and store in the key of a row.
 const ROW: usize = 10;
+
+fn damaged_entry(key: &[u8]) -> Stop {
+    Stop::Refuse(Reject::Damaged {
+        place: format!("the value of key {:?} in the index", Bytes::copy_from_slice(key)),
+    })
+}
 
 pub(super) fn damaged(key: &[u8]) -> Stop {
     Stop::Refuse(Reject::Damaged { place: format!("the history of key {:?}", Bytes::copy_from_slice(key)) })

@@ -75,7 +75,7 @@ impl Run<'_> {
                 }
                 self.changed(key, found, value.freeze())
             }
-            BytesOp::Length => Done::nothing(integer(text(found)?.map_or(0, |value| value.len() as u64))),
+            BytesOp::Length => Done::nothing(integer(found.map_or(Ok(0), Found::text_len)?)),
             BytesOp::Increment(by) => {
                 let before = found.map_or(Ok(0), integer_of)?;
                 let after = add_whole("the counter", before, *by)?;

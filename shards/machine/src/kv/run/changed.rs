@@ -197,7 +197,7 @@ fn direct(fact: &Fact) -> Option<Changed> {
 fn old_of(found: &Found<'_>) -> ChangeOld {
     ChangeOld {
         holds: Some(found.value.holds()),
-        value: found.value.text(),
+        value: found.wanted.text(found.value).ok().flatten(),
         expires_at: found.expires_at,
         items: found.value.collection().map(|collection| collection.items.len()),
         ..ChangeOld::default()
@@ -265,7 +265,7 @@ pub(super) fn head(found: &Found<'_>, first: KvChange) -> KvChange {
     let number = if let View::Value(Value::Counter(number)) = found.value { Some(*number) } else { None };
     KvChange {
         holds: Some(found.value.holds()),
-        value: found.value.text().unwrap_or_default(),
+        value: found.wanted.text(found.value).ok().flatten().unwrap_or_default(),
         expires_at: found.expires_at,
         number,
         ..first

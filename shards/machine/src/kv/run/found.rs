@@ -10,6 +10,7 @@ use flowmesh_model::{Lsn, Millis, Reject};
 use super::glob;
 use super::later::Later;
 use crate::kv::change::{ordered, read_end, read_field, read_score};
+use crate::kv::cold::Wanted;
 use crate::kv::entry::View;
 use crate::kv::pages::Look;
 use crate::kv::tree::{Cold, Cursor, Page, PageNo, Pages, Scratch};
@@ -26,6 +27,7 @@ pub(super) struct Found<'r> {
     /// Members that are not in the pages, of a key that is tried.
     pub later: Option<&'r Later>,
     pub now: Millis,
+    pub wanted: &'r Wanted,
 }
 
 /// Pages of a collection, as the store has them or as they are tried.
@@ -56,7 +58,20 @@ impl<'r> Found<'r> {
     /// The bytes of bytes and of counters.
     pub fn text(&self) -> Result<Bytes, Reject> {
         let refused = Reject::WrongType { expected: KvType::Bytes, actual: self.value.holds() };
-        self.value.text().ok_or(refused)
+        self.wanted.text(self.value)?.ok_or(refused)
+    }
+
+    /// How many bytes [`Found::text`] has.
+    pub fn text_len(&self) -> Result<u64, Reject> {
+        match self.value.cold() {
+            Some(cold) => Ok(u64::from(cold.len)),
+            None => Ok(self.text()?.len() as u64),
+        }
+    }
+
+    /// The value stays and something else changes of it: it must be in memory for that.
+    pub fn keep(&self) -> Result<(), Reject> {
+        self.wanted.keep(self.value)
     }
 
     /// The collection of a type.
@@ -77,7 +92,7 @@ impl<'r> Found<'r> {
     pub fn info(&self) -> Result<KeyInfo, Reject> {
         let len = match self.value.collection() {
             Some(collection) => self.members(collection).live_len()?,
-            None => self.value.text().map_or(0, |text| text.len() as u64),
+            None => self.value.text_len(),
         };
         Ok(KeyInfo {
             holds: self.value.holds(),

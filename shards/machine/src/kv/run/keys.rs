@@ -32,19 +32,19 @@ impl Run<'_> {
                     let expired = flowmesh_model::Fact::KeyExpired { store: self.asked.id, key: key.clone() };
                     return Done::new(smallvec![expired], flag(true));
                 }
+                found.keep()?;
                 let fact = KvFact::EndSet { key: key.clone(), expires_at };
                 Done::new(smallvec![self.fact(fact)], flag(true))
             }
             KeyOp::Rename { to, if_absent } => {
-                if found.is_none() {
-                    return Err(Reject::NoSuchKey);
-                }
+                let Some(found) = found else { return Err(Reject::NoSuchKey) };
                 if *if_absent && self.find(to).is_some() {
                     return Done::nothing(flag(false));
                 }
                 if key == to {
                     return Done::nothing(flag(true));
                 }
+                found.keep()?;
                 let fact = KvFact::Renamed { key: key.clone(), to: to.clone() };
                 Done::new(smallvec![self.fact(fact)], flag(true))
             }
@@ -60,6 +60,7 @@ impl Run<'_> {
                     let what = "members of a collection to be copied";
                     return Err(Reject::TooLarge { what, size: len, max: KV_LOOKED_MAX });
                 }
+                found.keep()?;
                 let fact = KvFact::Copied { key: key.clone(), to: to.clone() };
                 Done::new(smallvec![self.fact(fact)], flag(true))
             }

@@ -119,6 +119,8 @@ impl<'a> Asked<'a> {
                     facts.extend(made);
                     outcomes.push(Ok(KvOutcome { version, result }));
                 }
+                // Of no consequence: all is decided on again with what is noted.
+                Err(_) if !self.wanted.is_empty() => {}
                 Err(cause) if atomic => {
                     return Err(Reject::BatchRefused { index: index as u32, cause: Box::new(cause) });
                 }

@@ -108,6 +108,7 @@ impl<'a> Asked<'a> {
             return pieces(part, key, &found, &members, change, ItemsFrom::Start);
         }
         part.push(key, &change);
+        part.bytes += found.value.cold().map_or(0, |cold| cold.len as usize);
         Ok(None)
     }
 

@@ -10,6 +10,7 @@ use flowmesh_model::{Fact, Lsn, Millis, SlotId};
 use super::found::{Found, Seen};
 use super::later::{Later, is_of_members};
 use crate::kv::change::{self, collection_of};
+use crate::kv::cold::Wanted;
 use crate::kv::decide::Asked;
 use crate::kv::entry::{Entry, View};
 use crate::kv::pages::Look;
@@ -45,7 +46,7 @@ struct Tried<'a> {
 }
 
 impl Tried<'_> {
-    fn found(&self, key: &[u8], now: Millis) -> Option<Found<'_>> {
+    fn found<'t>(&'t self, wanted: &'t Wanted, key: &[u8], now: Millis) -> Option<Found<'t>> {
         let value = self.value.as_ref().map(View::from);
         let value = value.filter(|value| is_live(*value, self.expires_at, now))?;
         Some(Found {
@@ -56,6 +57,7 @@ impl Tried<'_> {
             pages: Seen::Tried(&self.pages),
             later: Some(&self.later),
             now,
+            wanted,
         })
     }
 
@@ -146,7 +148,7 @@ impl<'a> Tries<'a> {
     /// What a key holds, if it is there now.
     pub fn find(&self, asked: &'a Asked<'a>, key: &[u8]) -> Option<Found<'_>> {
         if let Some(tried) = self.tried(key) {
-            return tried.found(key, asked.now);
+            return tried.found(&asked.wanted, key, asked.now);
         }
         let mut seen = self.seen.get();
         let entry = asked.look(key, &mut seen);
@@ -160,7 +162,7 @@ impl<'a> Tries<'a> {
     /// What a key holds, be it that it has ended.
     pub fn held(&self, asked: &'a Asked<'a>, key: &[u8]) -> Option<Found<'_>> {
         match self.tried(key) {
-            Some(tried) => tried.found(key, Millis(0)),
+            Some(tried) => tried.found(&asked.wanted, key, Millis(0)),
             None => asked.store.entry(key).map(|entry| stored(asked, entry, Millis(0))),
         }
     }
@@ -242,7 +244,8 @@ fn change_key<'k, 'a>(asked: &'a Asked<'a>, keys: &'k mut ByKey<'a>, key: &Bytes
     let tried = keys.entry(key.clone()).or_insert_with(|| {
         let entry = asked.store.entry(key);
         Tried {
-            value: entry.map(|entry| entry.view().to_value()),
+            // One that is cold gets another value or goes: for all else it would be in memory.
+            value: entry.and_then(|entry| entry.view().to_value().ok()),
             version: Lsn(0),
             expires_at: entry.map_or(Millis(0), Entry::end),
             pages: Scratch::new(entry.map_or(Look::NOTHING, |entry| look(asked, entry.view()))),
@@ -263,6 +266,7 @@ pub(super) fn stored<'a>(asked: &'a Asked<'a>, entry: &'a Entry, now: Millis) ->
         pages: Seen::Stored(look(asked, entry.view())),
         later: None,
         now,
+        wanted: &asked.wanted,
     }
 }
 
