@@ -14,6 +14,7 @@ use flowmesh_store::disk::{Disk, DiskFile};
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde::Serialize;
 
+use crate::load::random::Random;
 use crate::load::stats::{Latencies, LatencySummary};
 
 /// One write with a sync.
@@ -135,6 +136,30 @@ pub fn large_reads(dir: &Path, cpu: Option<usize>, span: Duration) -> anyhow::Re
                 done += LARGE_WRITE_BYTES as u64;
             }
             Ok(done as f64 / 1e6 / began.elapsed().as_secs_f64())
+        }
+    })
+}
+
+/// Reads of 4 KiB at random through the runtime, one after the other.
+///
+/// # Errors
+/// As [`measure`].
+pub fn small_reads(dir: &Path, cpu: Option<usize>, span: Duration) -> anyhow::Result<Latencies> {
+    let path = Scratch::new(dir, "small-read")?;
+    let file = path.0.clone();
+    on_core(cpu, move || {
+        let file = file.clone();
+        async move {
+            let file = RtDisk.create_zeroed(&file, LARGE_FILE_BYTES).await?;
+            let (mut latencies, mut random) = (Latencies::default(), Random::new(1));
+            let began = Instant::now();
+            while began.elapsed() < span {
+                let at = Instant::now();
+                let block = random.below(LARGE_FILE_BYTES / SYNC_WRITE_BYTES as u64);
+                file.read_at(block * SYNC_WRITE_BYTES as u64, SYNC_WRITE_BYTES).await?;
+                latencies.record(at.elapsed().as_nanos() as u64);
+            }
+            Ok(latencies)
         }
     })
 }

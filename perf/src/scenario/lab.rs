@@ -43,6 +43,8 @@ pub struct Guest {
     /// The server.
     pub server: Option<Server>,
     options: ServerOptions,
+    /// Arguments that every server of the lab has.
+    lab_args: usize,
 }
 
 impl Guest {
@@ -64,6 +66,16 @@ impl Guest {
         if let Some(server) = self.server.take() {
             server.kill();
         }
+    }
+
+    /// Starts it again on the same data, with other arguments than at first.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn restart_with(&mut self, args: &[&str]) -> anyhow::Result<&Server> {
+        self.options.args.truncate(self.lab_args);
+        self.options.args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self.restart()
     }
 
     /// Starts it again on the same data.
@@ -132,7 +144,7 @@ impl Lab {
             args: self.server_args.iter().cloned().chain(args.iter().map(|arg| (*arg).to_owned())).collect(),
         };
         let server = Server::start(&options)?;
-        Ok(Guest { server: Some(server), options })
+        Ok(Guest { server: Some(server), options, lab_args: self.server_args.len() })
     }
 
     /// The bare echo on the server's core.

@@ -2,9 +2,10 @@
 //! with it, compare.
 //!
 //! [`lab`] is what a scenario works with and [`row`] what it brings back; [`process`] runs servers, [`fill`] writes what
-//! is read; [`unary`], [`streams`], [`backlog`], [`compaction`], [`groups`], [`queues`], [`workers`], [`kv`], [`kv_large`], [`expiry`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
+//! is read; [`unary`], [`streams`], [`backlog`], [`compaction`], [`groups`], [`queues`], [`workers`], [`kv`], [`kv_large`], [`cold`], [`expiry`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
 
 pub mod backlog;
+pub mod cold;
 pub mod compaction;
 pub mod cores;
 pub mod expiry;
@@ -34,7 +35,7 @@ struct Scenario {
 }
 
 /// All scenarios, in the order of the targets.
-const SCENARIOS: [Scenario; 33] = [
+const SCENARIOS: [Scenario; 34] = [
     Scenario {
         name: "lone-append",
         what: "one client appends, one record at a time",
@@ -115,6 +116,7 @@ const SCENARIOS: [Scenario; 33] = [
         what: "small gets and sets beside clients that set and get 16 MiB",
         run: kv_large::large,
     },
+    Scenario { name: "kv-cold", what: "gets of a store four times as large as memory", run: cold::cold },
     Scenario { name: "kv-expiry", what: "100 k of 10 M keys end every second", run: expiry::expiry },
     Scenario {
         name: "wrong-core",

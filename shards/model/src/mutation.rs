@@ -17,12 +17,29 @@ pub enum Mutation {
     ForgetInCheckpoint,
     /// A lease gets the token of the one before.
     ReuseToken,
+    /// An entry of the log that does not match its checksum is taken for what it says.
+    TrustLog,
+    /// So are records of segment files.
+    TrustSegments,
+    /// Damage in the middle of the log is cut off like a torn tail.
+    CutDamage,
+    /// A job is given out although its time to live is over.
+    IgnoreTimeToLive,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::SkipSync, Self::ReleaseEarly, Self::CutLogTooFar, Self::ForgetInCheckpoint, Self::ReuseToken];
+    pub const ALL: [Self; 9] = [
+        Self::SkipSync,
+        Self::ReleaseEarly,
+        Self::CutLogTooFar,
+        Self::ForgetInCheckpoint,
+        Self::ReuseToken,
+        Self::TrustLog,
+        Self::TrustSegments,
+        Self::CutDamage,
+        Self::IgnoreTimeToLive,
+    ];
 
     /// Whether this thread makes it.
     #[inline]

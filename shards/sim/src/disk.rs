@@ -4,18 +4,20 @@
 //!
 //! | fault | how it is had |
 //! |---|---|
-//! | a crash: of every 512-byte sector any version since the last sync survives (torn, lost and reordered writes) | [`SimDisk::crash`] |
+//! | a crash: of every 512-byte sector any version since the last sync survives: writes are lost, torn at sectors or at pages, kept as a whole, in order or in any other | [`SimDisk::crash`] |
 //! | a crash: of names made, changed or removed since the last directory sync any part survives | [`SimDisk::crash`] |
 //! | a crash: a file has its synced or its latest length | [`SimDisk::crash`] |
 //! | the process is killed: nothing is lost, and what was not synced still may be | [`SimDisk::restart`] |
 //! | power fails at the n-th operation, which may still have an effect; none after it is carried out | [`SimDisk::power_cut_after`] |
-//! | the n-th operation of a kind fails, without effect (a sync: with an unknown effect) | [`SimDisk::fail`] |
+//! | the n-th operation of a kind fails, a read among them, without effect (a sync: with an unknown effect) | [`SimDisk::fail`] |
 //! | a durable write fails or is cut off: in its write, or in its sync, which makes no other write durable | as a [`Operation::Write`] and an [`Operation::Sync`] after it |
 //! | no space for more than so many bytes | [`SimDisk::set_space`] |
 //! | an index, if it has those, fails: its commits happen as a whole or not at all | as an [`Operation::Index`] |
-//! | a bit decays | [`SimDisk::flip_bit`] |
+//! | a bit decays that was synced, of data of which later writes say that they were | [`SimDisk::decay`], [`SimDisk::heal`]; anywhere: [`SimDisk::flip_bit`] |
 //! | a file is copied, moved, cut, overwritten or removed by hand | [`SimDisk::put_file`], [`SimDisk::remove_file`] |
-//! | every operation takes a while, and others overtake it | always: a seeded number of polls |
+//! | every operation takes a while, and others overtake it | always: a seeded number of polls, [`SimDisk::set_polls_max`] |
+//!
+//! What happened is counted ([`crate::happened`]), torn and reordered writes included.
 //!
 //! A future that is dropped may have had its effect, as with io_uring: effects come with the first poll (a sync's with
 //! the last).
@@ -31,10 +33,12 @@ use std::task::Poll;
 use flowmesh_store::disk::{ALIGN, Disk, DiskFile, IoBuf};
 use flowmesh_store::index::{IndexConfig, Server};
 
-use crate::file::FileBytes;
+use crate::file::{FileBytes, SECTOR};
+use crate::happened::{Happened, Happening};
 use crate::index::{Client, Database, Requests, SimIndex, serve};
 use crate::names::{Names, Node};
 use crate::random::Random;
+use crate::survival::{Remains, Survival};
 
 /// Aligned memory, or what stands for it.
 #[derive(Debug)]
@@ -104,10 +108,22 @@ pub(crate) struct World {
     /// Reads that have begun and neither ended nor were given up, and the most of them at once.
     reads: u64,
     reads_most: u64,
+    /// Bits that decayed, in order.
+    decayed: Vec<Decayed>,
+    happened: Happened,
     /// Indexes are simulated too, by their directories.
     has_indexes: bool,
     pub indexes: BTreeMap<PathBuf, Database>,
     pub requests: Requests,
+}
+
+/// A sector with a bit that decayed.
+#[derive(Clone)]
+struct Decayed {
+    file: u64,
+    sector: usize,
+    was: [u8; SECTOR],
+    is: [u8; SECTOR],
 }
 
 /// What becomes of an operation.
@@ -118,6 +134,19 @@ pub(crate) struct Fate {
     pub takes_effect: bool,
 }
 
+/// What a failed operation counts as.
+fn failure(operation: Operation, kind: io::ErrorKind) -> Option<Happening> {
+    match operation {
+        Operation::Write => Some(Happening::FailedWrite),
+        Operation::Sync => Some(Happening::FailedSync),
+        Operation::Read => Some(Happening::FailedRead),
+        Operation::Create => Some(Happening::FailedCreate),
+        Operation::Index if kind == io::ErrorKind::StorageFull => Some(Happening::FullIndex),
+        Operation::Index => Some(Happening::FailedIndex),
+        Operation::Open | Operation::Truncate | Operation::Names | Operation::SyncDir => None,
+    }
+}
+
 impl World {
     pub fn begin(&mut self, operation: Operation) -> Fate {
         self.operations += 1;
@@ -125,6 +154,9 @@ impl World {
         if let Some(cut_at) = self.cut_at
             && self.operations >= cut_at
         {
+            if self.operations == cut_at {
+                self.happened.note(Happening::PowerCut);
+            }
             let error = Some(io::Error::other("simulated power cut"));
             return Fate { polls, error, takes_effect: self.operations == cut_at && self.random.coin() };
         }
@@ -136,12 +168,19 @@ impl World {
             }
         }
         self.planned.retain(|planned| planned.1 > 0);
+        if let Some(happening) = error.as_ref().and_then(|error| failure(operation, error.kind())) {
+            self.happened.note(happening);
+        }
         Fate { polls, takes_effect: error.is_none(), error }
     }
 
     fn has_space_for(&self, more: u64) -> bool {
         let used: u64 = self.names.files().map(|(_, id)| self.files[&id].len() as u64).sum();
-        self.space.is_none_or(|space| used + more <= space)
+        let has = self.space.is_none_or(|space| used + more <= space);
+        if !has {
+            self.happened.note(Happening::NoSpace);
+        }
+        has
     }
 
     fn file(&mut self, id: u64) -> &mut FileBytes {
@@ -187,6 +226,8 @@ impl SimDisk {
             planned: Vec::new(),
             reads: 0,
             reads_most: 0,
+            decayed: Vec::new(),
+            happened: Happened::default(),
             has_indexes: false,
             indexes: BTreeMap::new(),
             requests: Requests::default(),
@@ -226,7 +267,12 @@ impl SimDisk {
         let names = world.names.after_crash(&mut random);
         let mut ids: Vec<u64> = names.files().map(|(_, id)| id).collect();
         ids.sort_unstable();
-        let files = ids.into_iter().map(|id| (id, world.files[&id].after_crash(&mut random))).collect();
+        let pending = ids.iter().filter_map(|id| world.files[id].first_pending()).min();
+        let survival = Survival::new(&mut random, pending.unwrap_or(world.stamp), world.stamp);
+        let mut remains = Remains::default();
+        let after = |id| (id, world.files[&id].after_crash(&mut random, &survival, &mut remains));
+        let files = ids.into_iter().map(after).collect();
+        remains.count(&world.happened);
         let after = World {
             random,
             names,
@@ -234,12 +280,14 @@ impl SimDisk {
             planned: Vec::new(),
             cut_at: None,
             operations: 0,
-            stamp: 0,
+            stamp: world.stamp,
             polls_max: world.polls_max,
             next_id: world.next_id,
             space: world.space,
             reads: 0,
             reads_most: 0,
+            decayed: world.decayed.clone(),
+            happened: world.happened.clone(),
             has_indexes: world.has_indexes,
             indexes: world.indexes.clone(),
             requests: Requests::default(),
@@ -253,6 +301,13 @@ impl SimDisk {
         world.cut_at = None;
         world.planned.clear();
         world.requests = Requests::default();
+    }
+
+    /// Nothing is planned to fail any more.
+    pub fn forget_faults(&self) {
+        let mut world = self.world.borrow_mut();
+        world.cut_at = None;
+        world.planned.clear();
     }
 
     /// Lets the power fail at the `nth` operation from now, 1 being the next.
@@ -302,6 +357,64 @@ impl SimDisk {
         let id = world.find(path).expect("the file is there");
         let byte = usize::try_from(byte).expect("files fit memory");
         world.file(id).data_mut()[byte] ^= 1 << bit;
+    }
+
+    /// Counts here what happens.
+    #[must_use]
+    pub fn with_happened(self, happened: &Happened) -> Self {
+        self.world.borrow_mut().happened = happened.clone();
+        self
+    }
+
+    /// Flips a bit somewhere in what was written and synced, if anything was. Spared is, in a directory with files that are
+    /// written durably (a log), what such a write put there last, and all that came later: that it was durable is written
+    /// nowhere yet. Returns which file and byte.
+    pub fn decay(&self) -> Option<(PathBuf, u64)> {
+        let world = &mut *self.world.borrow_mut();
+        let mut last: HashMap<&Path, u64> = HashMap::new();
+        for (path, id) in world.names.files() {
+            let last = last.entry(path.parent()?).or_default();
+            *last = world.files[&id].durable_write().max(*last);
+        }
+        let known = |path: &Path| match path.parent().map(|dir| last[dir]) {
+            Some(0) | None => u64::MAX,
+            Some(last) => last,
+        };
+        let files = world.names.files();
+        let files = files.map(|(path, id)| (path, id, world.files[&id].durable_sectors(known(path)).count()));
+        let files: Vec<_> = files.filter(|(.., sectors)| *sectors > 0).collect();
+        if files.is_empty() {
+            return None;
+        }
+        let (path, id, sectors) = files[world.random.below(files.len() as u64) as usize];
+        let sector =
+            world.files[&id].durable_sectors(known(path)).nth(world.random.below(sectors as u64) as usize)?;
+        let path = path.clone();
+        let was = world.files[&id].sector(sector);
+        let mut is = was;
+        // Most of what is on a disk of pages is zero, and read by nobody.
+        let places: Vec<usize> = (0..16).map(|_| world.random.below(SECTOR as u64) as usize).collect();
+        let byte = places.iter().copied().find(|byte| was[*byte] != 0).unwrap_or(places[0]);
+        is[byte] ^= 1 << world.random.below(8);
+        world.file(id).replace_sector(sector, &was, &is);
+        world.decayed.push(Decayed { file: id, sector, was, is });
+        world.happened.note(Happening::DecayedBit);
+        Some((path, (sector * SECTOR + byte) as u64))
+    }
+
+    /// Whether a bit decayed.
+    pub fn is_decayed(&self) -> bool {
+        !self.world.borrow().decayed.is_empty()
+    }
+
+    /// Undoes all decay, wherever it is left.
+    pub fn heal(&self) {
+        let world = &mut *self.world.borrow_mut();
+        while let Some(Decayed { file, sector, was, is }) = world.decayed.pop() {
+            if let Some(file) = world.files.get_mut(&file) {
+                file.replace_sector(sector, &is, &was);
+            }
+        }
     }
 
     /// All files, sorted.

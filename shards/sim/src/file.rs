@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::random::Random;
+use crate::survival::{Remains, Survival};
 
 /// What a disk writes whole or not at all.
 pub(crate) const SECTOR: usize = 512;
@@ -18,12 +19,16 @@ pub(crate) struct FileBytes {
     synced_len: usize,
     /// Versions of sectors that may come back, oldest first.
     older: BTreeMap<usize, Vec<Version>>,
+    /// The last write to each sector, where that is known: not of those that a crash chose.
+    written: BTreeMap<usize, u64>,
+    /// The last write that returned when it was durable.
+    durable_write: u64,
 }
 
 impl FileBytes {
     /// A file whose content is durable.
     pub fn durable(data: Vec<u8>) -> Self {
-        Self { synced_len: data.len(), data, older: BTreeMap::new() }
+        Self { synced_len: data.len(), data, ..Self::default() }
     }
 
     pub fn len(&self) -> usize {
@@ -63,10 +68,11 @@ impl FileBytes {
         for sector in start / SECTOR..end.div_ceil(SECTOR) {
             let old = self.sector(sector);
             self.older.entry(sector).or_default().push((stamp, old));
+            self.written.insert(sector, stamp);
         }
     }
 
-    fn sector(&self, sector: usize) -> [u8; SECTOR] {
+    pub fn sector(&self, sector: usize) -> [u8; SECTOR] {
         let mut bytes = [0; SECTOR];
         let found = self.read(sector * SECTOR, SECTOR);
         bytes[..found.len()].copy_from_slice(found);
@@ -86,6 +92,7 @@ impl FileBytes {
     /// is known of the rest of the file.
     pub fn written_durably(&mut self, position: usize, bytes: usize, stamp: u64) {
         let end = position + bytes;
+        self.durable_write = self.durable_write.max(stamp);
         self.synced_len = self.synced_len.max(end);
         for sector in position / SECTOR..end.div_ceil(SECTOR) {
             if let Some(versions) = self.older.get_mut(&sector) {
@@ -97,15 +104,56 @@ impl FileBytes {
         }
     }
 
-    /// The file after a crash: its durable length or the new one, and of each sector any version that could be there.
-    pub fn after_crash(&self, random: &mut Random) -> Self {
+    /// The oldest write that may be lost.
+    pub fn first_pending(&self) -> Option<u64> {
+        self.older.values().flatten().map(|(replaced_by, _)| *replaced_by).min()
+    }
+
+    /// The last write that returned when it was durable.
+    pub fn durable_write(&self) -> u64 {
+        self.durable_write
+    }
+
+    /// Sectors that were written and are durable, by a write before this one.
+    pub fn durable_sectors(&self, before: u64) -> impl Iterator<Item = usize> {
+        let sectors =
+            self.written.iter().filter(move |(_, stamp)| **stamp < before).map(|(sector, _)| *sector);
+        sectors.filter(|sector| !self.older.contains_key(sector) && (sector + 1) * SECTOR <= self.data.len())
+    }
+
+    /// Another content of a sector, on the disk itself: wherever it was this one.
+    pub fn replace_sector(&mut self, sector: usize, was: &[u8; SECTOR], is: &[u8; SECTOR]) {
+        let (start, end) = (sector * SECTOR, (sector + 1) * SECTOR);
+        if let Some(data) = self.data.get_mut(start..end).filter(|data| *data == was) {
+            data.copy_from_slice(is);
+        }
+        let versions = self.older.get_mut(&sector).into_iter().flatten();
+        for (_, version) in versions.filter(|(_, version)| version == was) {
+            *version = *is;
+        }
+    }
+
+    /// The file after a crash: its durable length or the new one, and of each sector what the writes that are left make of
+    /// it.
+    pub fn after_crash(&self, random: &mut Random, survival: &Survival, remains: &mut Remains) -> Self {
         let len = if random.coin() { self.synced_len } else { self.data.len() };
         let mut data = self.data.clone();
         data.resize(data.len().max(len), 0);
+        let mut written = self.written.clone();
         for (&sector, versions) in &self.older {
-            let choice = random.below(versions.len() as u64 + 1) as usize;
+            written.remove(&sector);
+            // What the last write that is left put there: the version that the next one replaced.
+            let left = versions.iter().rposition(|(stamp, _)| survival.is_left(*stamp, sector));
+            let first_lost = left.map_or(0, |left| left + 1);
+            let lost = versions.get(first_lost..).unwrap_or_default();
+            if let Some((stamp, _)) = left.and_then(|left| versions.get(left)) {
+                remains.note(*stamp, sector, true);
+            }
+            for (stamp, _) in lost {
+                remains.note(*stamp, sector, false);
+            }
             let start = sector * SECTOR;
-            if let Some((_, version)) = versions.get(choice)
+            if let Some((_, version)) = lost.first()
                 && start < data.len()
             {
                 let end = (start + SECTOR).min(data.len());
@@ -113,13 +161,19 @@ impl FileBytes {
             }
         }
         data.truncate(len);
-        Self::durable(data)
+        Self { written, durable_write: self.durable_write, ..Self::durable(data) }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn crashed(file: &FileBytes, seed: u64) -> FileBytes {
+        let mut random = Random::new(seed);
+        let survival = Survival::new(&mut random, 1, 2);
+        file.after_crash(&mut random, &survival, &mut Remains::default())
+    }
 
     #[test]
     fn what_is_synced_stays_and_what_is_not_may_go() {
@@ -129,7 +183,7 @@ mod tests {
             file.write(0, &[1; 2 * SECTOR], 1);
             file.synced(1, file.len());
             file.write(SECTOR, &[2; 2 * SECTOR], 2);
-            let after = file.after_crash(&mut Random::new(seed));
+            let after = crashed(&file, seed);
             assert_eq!(after.len(), 4 * SECTOR);
             assert_eq!(after.read(0, SECTOR), [1; SECTOR]);
             assert!([[1; SECTOR], [2; SECTOR]].iter().any(|version| after.read(SECTOR, SECTOR) == version));
@@ -144,7 +198,7 @@ mod tests {
         file.write(0, &[1; SECTOR], 1);
         file.write(0, &[2; SECTOR], 2);
         file.synced(1, SECTOR);
-        let seen: Vec<u8> = (0..64).map(|seed| file.after_crash(&mut Random::new(seed)).data()[0]).collect();
+        let seen: Vec<u8> = (0..64).map(|seed| crashed(&file, seed).data()[0]).collect();
         assert!(seen.contains(&1) && seen.contains(&2) && !seen.contains(&0));
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use clap::Parser;
+use flowmesh_sim::happened::Counts;
 use flowmesh_sim::world::plan::Plan;
 use flowmesh_sim::world::trace::Trace;
 use flowmesh_sim::world::{Summary, run};
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
     }
     let started = Instant::now();
     let (mut failed, mut steps, mut events, mut operations) = (0, 0, 0, 0);
+    let mut happened = Counts::default();
     for seed in args.from..args.from + args.seeds {
         let plan = Plan::of(seed);
         match outcome(&plan, &Trace::default(), &said) {
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
                 steps += summary.steps;
                 events += summary.events;
                 operations += summary.operations;
+                happened.add(&summary.happened);
                 if args.each {
                     println!("seed {seed}: {summary:?}");
                 }
@@ -84,6 +87,7 @@ fn main() -> ExitCode {
             }
         }
     }
+    println!("{happened:?}");
     let minutes = started.elapsed().as_secs_f64() / 60.0;
     println!(
         "{} seeds from {}, {failed} failed; {events} events, {operations} operations of disks, {steps} steps; {:.0} seeds a minute",

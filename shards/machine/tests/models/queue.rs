@@ -61,6 +61,11 @@ impl Job {
     fn is_ready(&self) -> bool {
         matches!(self.state, State::Waiting(_, true))
     }
+
+    /// Its time to live may be over before a tick removes it.
+    fn is_to_be_had(&self, now: Millis) -> bool {
+        self.is_ready() && self.expires_at.is_none_or(|at| at > now)
+    }
 }
 
 #[derive(Default)]
@@ -86,8 +91,8 @@ impl Model {
         self.jobs.iter_mut().find(|job| job.id == id && job.state != State::Gone)
     }
 
-    /// Jobs that may be leased now, of each group its first.
-    fn candidates(&self) -> Vec<&Job> {
+    /// Jobs that may be leased now, of each group its first whose time to live is not over.
+    fn candidates(&self, now: Millis) -> Vec<&Job> {
         let leased = |group: u8| {
             let of = self.jobs.iter().filter(|job| job.group == group);
             of.filter(|job| matches!(job.state, State::Leased(_))).count() as u32
@@ -107,9 +112,18 @@ impl Model {
         // Of a group only its first job is looked at.
         let first = |job: &Job| {
             let mut before = self.jobs.iter().take_while(|other| other.id < job.id);
-            job.group == 0 || !before.any(|other| other.group == job.group && other.is_ready())
+            job.group == 0 || !before.any(|other| other.group == job.group && other.is_to_be_had(now))
         };
-        self.jobs.iter().filter(|job| job.is_ready() && may(job) && first(job)).collect()
+        self.jobs.iter().filter(|job| job.is_to_be_had(now) && may(job) && first(job)).collect()
+    }
+
+    /// Those of them that must come: where the time of one of its jobs is over, a group may lose its turn.
+    fn sure_candidates(&self, now: Millis) -> Vec<&Job> {
+        let is_over = |job: &Job| job.is_ready() && !job.is_to_be_had(now);
+        let loses = |group: u8| self.jobs.iter().any(|job| job.group == group && is_over(job));
+        let mut candidates = self.candidates(now);
+        candidates.retain(|job| job.group == 0 || !loses(job.group));
+        candidates
     }
 
     /// How soon a job is: smaller is sooner. Without a group by number, too.
@@ -121,10 +135,10 @@ impl Model {
 
     /// Leases a job, which must be one of those that come next.
     fn reserve(&mut self, now: Millis, timeout_ms: u64, worker: usize, leased: &LeasedJob) {
-        let candidates = self.candidates();
+        let (candidates, sure) = (self.candidates(now), self.sure_candidates(now));
         let place = |job: &Job| self.order(job);
         let chosen = candidates.iter().find(|job| job.id == leased.job.0).expect("the job is to be had");
-        let sooner = candidates.iter().find(|job| {
+        let sooner = sure.iter().find(|job| {
             let (a, b) = (place(job), place(chosen));
             // Numbers only count among jobs without a group.
             (a.0, a.1) < (b.0, b.1) || (job.group == 0 && chosen.group == 0 && a < b)
@@ -608,8 +622,8 @@ impl Test {
                 for job in &leased {
                     self.model.reserve(now, timeout_ms, worker, job);
                 }
-                let enough = leased.len() == jobs_max as usize || self.model.candidates().is_empty();
-                assert!(enough, "{:?} could be had", self.model.candidates());
+                let more = self.model.sure_candidates(now);
+                assert!(leased.len() == jobs_max as usize || more.is_empty(), "{more:?} could be had");
                 self.given.extend(leased.iter().map(|job| LeaseRef { job: job.job, token: job.token }));
             }
             Step::Ack(which) => {

@@ -18,8 +18,19 @@ struct Inner {
     ns: Cell<u64>,
     /// How far the clock on the wall is ahead or behind.
     jumped_ms: Cell<i64>,
+    /// When it was set back, and what it said then.
+    set_back: RefCell<Vec<(u64, Millis)>>,
+    /// The latest time that it said before it was set back.
+    highest: Cell<Millis>,
     sleepers: RefCell<BTreeMap<(u64, u64), Waker>>,
     slept: Cell<u64>,
+}
+
+/// When something began, and what the clock on the wall said.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    ns: u64,
+    said: Millis,
 }
 
 /// The clock of all cores. Clones are the same.
@@ -46,7 +57,33 @@ impl Clock {
 
     /// The clock on the wall is set.
     pub fn jump(&self, ms: i64) {
+        self.inner.highest.set(self.highest());
         self.inner.jumped_ms.set(self.inner.jumped_ms.get() + ms);
+        if ms < 0 {
+            self.inner.set_back.borrow_mut().push((self.inner.ns.get(), self.now()));
+        }
+    }
+
+    /// The latest time that the clock on the wall has said.
+    pub fn highest(&self) -> Millis {
+        self.inner.highest.get().max(self.now())
+    }
+
+    /// The earliest time that it has said since a moment at which it said this.
+    pub fn lowest_since(&self, moment: Moment) -> Millis {
+        let set_back = self.inner.set_back.borrow();
+        let since = set_back.iter().filter(|(ns, _)| *ns >= moment.ns).map(|(_, said)| *said);
+        since.min().map_or(moment.said, |lowest| lowest.min(moment.said))
+    }
+
+    /// How often it was set back.
+    pub fn times_set_back(&self) -> usize {
+        self.inner.set_back.borrow().len()
+    }
+
+    /// This moment.
+    pub fn moment(&self) -> Moment {
+        Moment { ns: self.inner.ns.get(), said: self.now() }
     }
 
     fn wake(&self) {

@@ -24,21 +24,29 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
-use flowmesh_engine::Timer;
+use flowmesh_engine::{OpenError, Timer};
 use flowmesh_model::{
-    CatalogCommand, FeedSettings, Kind, KvSettings, PartitionRef, QueueSettings, ResourceInfo, ResourcePath,
-    Settings, StreamSettings,
+    CatalogCommand, FeedSettings, GroupSettings, Kind, KvMode, KvSettings, PartitionRef, QueueSettings,
+    ResourceInfo, ResourcePath, Settings, StreamSettings,
 };
+use flowmesh_store::index::IndexError;
+use flowmesh_store::log::LogError;
+use flowmesh_store::segments::SegmentError;
 use futures::channel::oneshot;
 
 use crate::disk::{Operation, SimDisk};
+use crate::happened::{Counts, Happened, Happening};
 use crate::random::Random;
+use clients::fading::Fading;
+use clients::groups::Readers;
 use clients::keys::Keys;
+use clients::letters::{Letters, Target};
 use clients::queue::Queue;
+use clients::schedules::Schedules;
 use clients::stream::Partition;
-use clients::{Site, keys, queue, stream};
+use clients::{Site, Workload, keys, queue, stream};
 use clock::Clock;
-use plan::{End, Fault, Plan};
+use plan::{End, Fault, Odds, Plan, Use};
 use server::{Server, Shared};
 use tasks::{Group, Tasks};
 use trace::Trace;
@@ -54,10 +62,15 @@ pub struct Summary {
     pub steps: u64,
     /// Operations of disks.
     pub operations: u64,
+    /// What went wrong.
+    pub happened: Counts,
 }
 
 /// Steps of tasks between two looks at what must always hold.
 const CHECK_EVERY: u64 = 256;
+
+/// An operation of a slow disk takes up to so many polls or more.
+const SLOW_POLLS: u64 = 16;
 
 /// Without an end after so many steps something waits for ever.
 const STEPS_MAX: u64 = 3_000_000;
@@ -82,11 +95,16 @@ pub fn run(plan: &Plan, trace: &Trace) -> Summary {
         clock: Clock::default(),
         trace: trace.clone(),
         random: Rc::new(RefCell::new(Random::new(plan.seed))),
+        happened: Happened::default(),
+        loss: Rc::default(),
     };
     let disk_seed = shared.random.borrow_mut().next_u64();
     let mut world = World {
         server: Server::new(shared.clone(), plan.shards),
-        disk: SimDisk::new(disk_seed).with_polls_max(plan.disk_polls).with_indexes(),
+        disk: SimDisk::new(disk_seed)
+            .with_polls_max(plan.disk_polls)
+            .with_indexes()
+            .with_happened(&shared.happened),
         plan: plan.clone(),
         shared,
         lives: Rc::default(),
@@ -95,7 +113,13 @@ pub fn run(plan: &Plan, trace: &Trace) -> Summary {
     };
     world.live();
     let (sum, events) = trace.sum();
-    Summary { sum, events, steps: world.steps, operations: world.operations + world.disk.operations() }
+    Summary {
+        sum,
+        events,
+        steps: world.steps,
+        operations: world.operations + world.disk.operations(),
+        happened: world.shared.happened.counts(),
+    }
 }
 
 impl World {
@@ -124,7 +148,7 @@ impl World {
         let did = self.shared.tasks.step(chance);
         if did {
             // Work takes time, too.
-            let ns = self.shared.below(2_000);
+            let ns = self.shared.below(2_000 << self.plan.pace);
             self.shared.clock.pass(ns);
         } else if !self.shared.clock.pass_to_next() {
             // All that could go on stands still.
@@ -135,14 +159,75 @@ impl World {
         }
     }
 
-    /// Starts a process; a disk that still fails is a thing of the past after some tries.
+    /// Starts a process, however often that takes.
     fn start(&mut self) {
-        self.server.start(&self.disk);
-        while !self.server.is_up() {
-            self.step();
-            assert!(self.server.failure().is_none(), "no start: {:?}", self.server.failure());
+        for hard in [self.plan.has(Fault::HardStarts), false, false] {
+            if self.try_to_start(hard) {
+                self.note(format_args!("up"));
+                return;
+            }
         }
-        self.note(format_args!("up"));
+        panic!("no start");
+    }
+
+    /// One try. What goes wrong is a thing of the past at the next one, and so is damage, once it was named.
+    fn try_to_start(&mut self, is_hard: bool) -> bool {
+        let ends = if is_hard { self.make_hard() } else { u64::MAX };
+        self.server.start(&self.disk);
+        let mut steps = 0;
+        let failure = loop {
+            self.step();
+            steps += 1;
+            let failure = self.server.take_failure();
+            if failure.is_some() || self.disk.is_off() || steps >= ends {
+                break failure;
+            }
+            if self.server.is_up() {
+                self.disk.forget_faults();
+                return true;
+            }
+        };
+        let is_off = self.disk.is_off();
+        self.look_at_failed_start(failure.filter(|_| !is_off).as_ref(), is_hard);
+        let end = if is_off || self.shared.below(2) == 0 { End::Crash } else { End::Kill };
+        self.end_process(end);
+        false
+    }
+
+    /// A start failed for a reason that there is, or was ended.
+    fn look_at_failed_start(&self, failure: Option<&OpenError>, is_hard: bool) {
+        let Some(error) = failure else { return self.shared.happened.note(Happening::EndedStart) };
+        self.note(format_args!("refused: {error}"));
+        let why = why_refused(error);
+        self.shared.happened.note(why);
+        if why == Happening::RefusedStart {
+            assert!(self.disk.is_decayed(), "damage where there is none: {error}");
+            self.disk.heal();
+        } else {
+            assert!(is_hard, "no start: {error}");
+        }
+    }
+
+    /// From now on commands may be refused for what cannot be read.
+    fn lose(&self, refused: Happening) {
+        let before = self.shared.loss.get();
+        self.shared.loss.set(before.filter(|before| *before == Happening::NamedDamage).or(Some(refused)));
+    }
+
+    /// Plans something to go wrong during a start. Returns after how many steps it ends in any case.
+    fn make_hard(&mut self) -> u64 {
+        let soon = 1 + self.shared.below(60);
+        let fails = |operation| self.disk.fail(operation, soon, io::ErrorKind::Other);
+        match self.shared.below(8) {
+            0 => fails(Operation::Read),
+            1 => fails(Operation::Sync),
+            2 => fails(Operation::Write),
+            3 => fails(Operation::Index),
+            4 => self.disk.power_cut_after(soon),
+            5 => return self.shared.below(400),
+            _ => {}
+        }
+        u64::MAX
     }
 
     /// Lets a future run to its end, whatever else happens.
@@ -182,13 +267,7 @@ impl World {
             model: Rc::<RefCell<stream::Model>>::default(),
         });
         let partitions = partitions.collect();
-        let settings = QueueSettings {
-            max_attempts: 10_000,
-            backoff_initial_ms: 1,
-            backoff_max_ms: 10,
-            ..QueueSettings::default()
-        };
-        let queue = self.create(Kind::Queue, "jobs", Settings::Queue(settings));
+        let queue = self.create(Kind::Queue, "jobs", Settings::Queue(patient()));
         let queue = Queue {
             shard: self.server.shard_of(queue.placement.partition_slot(0)),
             id: queue.id,
@@ -212,7 +291,85 @@ impl World {
                 shared: Rc::<RefCell<keys::Together>>::default(),
             }
         });
-        Used { partitions, queue, stores: stores.into() }
+        let others = self.plan.uses.clone().into_iter().map(|used| self.set_up_other(used, &site)).collect();
+        Used { partitions, queue, stores: stores.into(), others }
+    }
+
+    fn set_up_other(&mut self, used: Use, site: &Site) -> Box<dyn Workload> {
+        match used {
+            Use::Ending => self.set_up_fading("ending", KvSettings::default(), site),
+            Use::Cache => {
+                let settings =
+                    KvSettings { mode: KvMode::Cache, entries_max: Some(24), ..KvSettings::default() };
+                self.set_up_fading("cache", settings, site)
+            }
+            Use::LettersToQueue => {
+                let target = self.create(Kind::Queue, "letters", Settings::Queue(patient()));
+                self.set_up_letters("dying", Target::Queue(target.id), &target, site)
+            }
+            Use::LettersToStream => {
+                let target =
+                    self.create(Kind::Stream, "letters", Settings::Stream(StreamSettings::default()));
+                let at = PartitionRef { resource: target.id, partition: 0 };
+                self.set_up_letters("dying-too", Target::Stream(at), &target, site)
+            }
+            Use::Schedules => {
+                let queue = self.create(Kind::Queue, "ticking", Settings::Queue(patient()));
+                let shard = self.server.shard_of(queue.placement.partition_slot(0));
+                Box::new(Schedules { site: site.clone(), queue: queue.id, shard, model: Rc::default() })
+            }
+            Use::Group => {
+                let stream = StreamSettings { partitions: 5, ..StreamSettings::default() };
+                let stream = self.create(Kind::Stream, "shared", Settings::Stream(stream));
+                let settings = GroupSettings {
+                    session_timeout_ms: 1_000,
+                    rebalance_timeout_ms: 1_000,
+                    ..GroupSettings::default()
+                };
+                let group = self.create(Kind::Group, "readers", Settings::Group(settings));
+                Box::new(Readers {
+                    site: site.clone(),
+                    group: group.id,
+                    shard: self.server.shard_of(group.placement.partition_slot(0)),
+                    stream: stream.id,
+                    partitions: 5,
+                    model: Rc::default(),
+                })
+            }
+        }
+    }
+
+    fn set_up_letters(
+        &mut self,
+        name: &str,
+        target: Target,
+        info: &ResourceInfo,
+        site: &Site,
+    ) -> Box<dyn Workload> {
+        let dead_letters_to = Some(info.path.as_str().to_owned());
+        let settings = QueueSettings { dead_letters_to, ..patient() };
+        let source = self.create(Kind::Queue, name, Settings::Queue(settings));
+        Box::new(Letters {
+            site: site.clone(),
+            source: source.id,
+            source_shard: self.server.shard_of(source.placement.partition_slot(0)),
+            target,
+            target_shard: self.server.shard_of(info.placement.partition_slot(0)),
+            model: Rc::default(),
+        })
+    }
+
+    fn set_up_fading(&mut self, name: &str, settings: KvSettings, site: &Site) -> Box<dyn Workload> {
+        let entries_max = settings.entries_max;
+        let store = self.create(Kind::Kv, name, Settings::Kv(settings));
+        Box::new(Fading {
+            site: site.clone(),
+            store: store.id,
+            placement: store.placement.clone(),
+            entries_max,
+            shards: self.plan.shards,
+            held: Rc::default(),
+        })
     }
 
     fn begin_clients(&self, used: &Used) {
@@ -226,6 +383,9 @@ impl World {
                 let (keys, lives) = (keys.clone(), Rc::clone(&self.lives));
                 tasks.spawn(Group::Client, async move { keys.use_it(client, lives).await });
             }
+            for other in &used.others {
+                tasks.spawn(Group::Client, other.use_it(client));
+            }
         }
     }
 
@@ -238,9 +398,7 @@ impl World {
             self.disk.power_cut_after(operations);
         }
         for _ in 0..steps {
-            if self.shared.below(400) == 0 {
-                self.go_wrong();
-            }
+            self.go_wrong();
             self.step();
             // A machine without power does nothing more; a server that takes no writes is started again by somebody, some day.
             let is_useless =
@@ -254,39 +412,65 @@ impl World {
         }
     }
 
-    /// One of the plan's faults happens, or one that lasts is over.
+    /// Those of the plan's faults happen that are due, or one that lasts is over.
     fn go_wrong(&mut self) {
-        let faults = &self.plan.faults;
-        if faults.is_empty() {
-            return;
+        for place in 0..self.plan.faults.len() {
+            let Odds { fault, once_in } = self.plan.faults[place];
+            if self.shared.below(once_in) == 0 {
+                self.go_wrong_by(fault);
+            }
         }
-        let fault = faults[self.shared.below(faults.len() as u64) as usize];
+    }
+
+    fn go_wrong_by(&mut self, fault: Fault) {
         let soon = 1 + self.shared.below(30);
         self.note(format_args!("{fault:?} {soon}"));
+        let happened = |happening| self.shared.happened.note(happening);
         match fault {
             Fault::FailedWrite => self.disk.fail(Operation::Write, soon, io::ErrorKind::Other),
+            Fault::FailedRead => {
+                self.lose(Happening::NamedFailure);
+                self.disk.fail(Operation::Read, 1 + soon / 8, io::ErrorKind::Other);
+            }
             Fault::FailedSync => self.disk.fail(Operation::Sync, soon, io::ErrorKind::Other),
-            Fault::FailedCreate => self.disk.fail(Operation::Create, soon, io::ErrorKind::Other),
+            Fault::FailedCreate => self.disk.fail(Operation::Create, 1 + soon / 8, io::ErrorKind::Other),
             Fault::NoSpace => {
                 let space = if self.shared.below(2) == 0 { None } else { Some(self.disk.used_bytes()) };
                 self.disk.set_space(space);
             }
             Fault::FullIndex => self.disk.fail(Operation::Index, soon, io::ErrorKind::StorageFull),
+            Fault::FailedIndex => {
+                self.lose(Happening::NamedFailure);
+                self.disk.fail(Operation::Index, soon, io::ErrorKind::Other);
+            }
+            Fault::DecayedBits => {
+                if let Some((file, byte)) = self.disk.decay() {
+                    self.lose(Happening::NamedDamage);
+                    self.note(format_args!("a bit decays in {} at byte {byte}", file.display()));
+                }
+            }
             Fault::StalledCore => {
                 let core = Group::Core(self.shared.below(self.plan.shards.into()) as u16);
                 let stands = self.shared.below(2) == 0;
+                if stands {
+                    happened(Happening::StalledCore);
+                }
                 self.shared.tasks.stall(core, stands);
             }
             Fault::ClockJumps => {
                 let ms = self.shared.below(400).cast_signed() - 200;
+                happened(if ms < 0 { Happening::ClockBack } else { Happening::ClockForward });
                 self.shared.clock.jump(ms);
             }
             Fault::SlowDisk => {
                 let polls = self.shared.below(60);
+                if polls >= SLOW_POLLS {
+                    happened(Happening::SlowDisk);
+                }
                 self.disk.set_polls_max(polls);
             }
-            // Clients do that by themselves.
-            Fault::Disconnects => {}
+            // Clients do that by themselves, and starts are another matter.
+            Fault::Disconnects | Fault::HardStarts => {}
         }
     }
 
@@ -294,20 +478,53 @@ impl World {
     fn end(&mut self, life: u64) {
         let end = self.plan.end_of(life);
         self.note(format_args!("{end:?}"));
-        self.server.end();
         *self.lives.borrow_mut() += 1;
-        self.operations += self.disk.operations();
+        self.end_process(end);
+    }
+
+    fn end_process(&mut self, end: End) {
+        self.server.end();
         match end {
-            End::Kill => self.disk.restart(),
-            End::PowerCut | End::Crash => self.disk = self.disk.crash(),
+            End::Kill => {
+                self.shared.happened.note(Happening::Kill);
+                self.disk.restart();
+            }
+            End::PowerCut | End::Crash => {
+                if !self.disk.is_off() {
+                    self.shared.happened.note(Happening::Crash);
+                }
+                self.operations += self.disk.operations();
+                self.disk = self.disk.crash();
+            }
         }
         self.disk.set_space(None);
         self.disk.set_polls_max(self.plan.disk_polls);
+        self.shared.loss.set(self.disk.is_decayed().then_some(Happening::NamedDamage));
+    }
+
+    /// What is not damaged is as it should be, and what is damaged is not shown. Then the disk is what it was.
+    fn look_at_damage(&mut self, used: &Used) {
+        self.note(format_args!("damage"));
+        for partition in used.partitions.clone() {
+            self.wait_for(async move {
+                for _ in 0..8 {
+                    partition.read_some().await;
+                }
+                partition.check().await
+            });
+        }
+        self.end_process(End::Kill);
+        self.disk.heal();
+        self.shared.loss.set(None);
+        self.start();
     }
 
     /// Nothing goes wrong any more; everything is looked at.
     fn finish(&mut self, used: Used) {
         self.shared.tasks.end_clients();
+        if self.disk.is_decayed() {
+            self.look_at_damage(&used);
+        }
         self.note(format_args!("quiet"));
         let quiet = |site: &Site| Site { impatient: 0, ..site.clone() };
         for mut partition in used.partitions {
@@ -318,10 +535,40 @@ impl World {
             keys.site = quiet(&keys.site);
             assert!(self.wait_for(async move { keys.check().await }), "a store does not answer");
         }
+        for other in used.others {
+            let checked = other.check(quiet(&used.queue.site));
+            assert!(self.wait_for(checked), "{:?} do not answer", self.plan.uses);
+        }
         let mut queue = used.queue;
         queue.site = quiet(&queue.site);
         assert!(self.wait_for(async move { queue.drain().await }), "a queue does not answer");
         self.server.check_all();
+    }
+}
+
+/// A queue whose jobs have attempts enough, soon after each other.
+fn patient() -> QueueSettings {
+    QueueSettings {
+        max_attempts: 10_000,
+        backoff_initial_ms: 1,
+        backoff_max_ms: 10,
+        ..QueueSettings::default()
+    }
+}
+
+/// What a start that was refused counts as. What passed its checksum is not damaged.
+fn why_refused(error: &OpenError) -> Happening {
+    match error {
+        OpenError::Log(LogError::Io { .. })
+        | OpenError::Segments(SegmentError::Io { .. })
+        | OpenError::Index(IndexError::Closed { .. }) => Happening::FailedStart,
+        OpenError::Log(
+            LogError::Damaged { .. } | LogError::EndsEarly { .. } | LogError::StartsLate { .. },
+        )
+        | OpenError::Segments(SegmentError::Damaged { .. } | SegmentError::Missing { .. }) => {
+            Happening::RefusedStart
+        }
+        other => panic!("no start: {other}"),
     }
 }
 
@@ -330,4 +577,5 @@ struct Used {
     partitions: Vec<Partition>,
     queue: Queue,
     stores: Vec<Keys>,
+    others: Vec<Box<dyn Workload>>,
 }

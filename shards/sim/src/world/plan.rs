@@ -7,6 +7,8 @@ use crate::random::Random;
 pub enum Fault {
     /// A write fails, without effect.
     FailedWrite,
+    /// A read fails.
+    FailedRead,
     /// A sync fails; what it brought to the disk is not known.
     FailedSync,
     /// A file cannot be made.
@@ -15,6 +17,12 @@ pub enum Fault {
     NoSpace,
     /// The index finds no space.
     FullIndex,
+    /// An operation of the index fails.
+    FailedIndex,
+    /// A bit decays that was on the disk for good.
+    DecayedBits,
+    /// A start fails, or ends before it is over.
+    HardStarts,
     /// A core stands still, or goes on.
     StalledCore,
     /// The clock on the wall is set.
@@ -27,17 +35,59 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::FailedWrite,
+        Self::FailedRead,
         Self::FailedSync,
         Self::FailedCreate,
         Self::NoSpace,
         Self::FullIndex,
+        Self::FailedIndex,
+        Self::DecayedBits,
+        Self::HardStarts,
         Self::StalledCore,
         Self::ClockJumps,
         Self::SlowDisk,
         Self::Disconnects,
     ];
+}
+
+/// What clients may use, besides streams, queues and stores, which they always do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Use {
+    /// A store whose keys end.
+    Ending,
+    /// A cache that is full.
+    Cache,
+    /// A queue whose dead letters go to another queue.
+    LettersToQueue,
+    /// A queue whose dead letters go to a stream.
+    LettersToStream,
+    /// A queue with schedules.
+    Schedules,
+    /// A group of consumers.
+    Group,
+}
+
+impl Use {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Ending,
+        Self::Cache,
+        Self::LettersToQueue,
+        Self::LettersToStream,
+        Self::Schedules,
+        Self::Group,
+    ];
+}
+
+/// How likely a fault is: about once in so many steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Odds {
+    /// What happens.
+    pub fault: Fault,
+    /// How seldom.
+    pub once_in: u64,
 }
 
 /// How a process ends.
@@ -64,10 +114,14 @@ pub struct Plan {
     pub lives: u64,
     /// About so many steps of tasks in each.
     pub steps: u64,
+    /// What else clients use.
+    pub uses: Vec<Use>,
+    /// How fast time passes while there is work: a step takes up to 2 µs, doubled so many times.
+    pub pace: u32,
     /// The most polls that an operation of the disk takes, but for one.
     pub disk_polls: u64,
-    /// What goes wrong.
-    pub faults: Vec<Fault>,
+    /// What goes wrong, and how often.
+    pub faults: Vec<Odds>,
     /// How processes end, in turn.
     pub ends: Vec<End>,
 }
@@ -78,14 +132,21 @@ impl Plan {
         let mut random = Random::new(seed ^ 0x5EED);
         // About half of them, now and then none.
         let calm = random.below(4) == 0;
-        let faults = Fault::ALL.into_iter().filter(|_| !calm && random.coin()).collect();
+        let mut odds = |fault| {
+            let odds = Odds { fault, once_in: 500 << random.below(5) };
+            (!calm && random.coin()).then_some(odds)
+        };
+        let faults = Fault::ALL.into_iter().filter_map(&mut odds).collect();
         let ends = [End::Kill, End::Crash, End::PowerCut];
+        let uses = Use::ALL.into_iter().filter(|_| random.below(3) == 0).collect();
         Self {
             seed,
             shards: 1 + random.below(3) as u16,
             clients: 1 + random.below(3),
             lives: 1 + random.below(4),
             steps: 500 << random.below(5),
+            uses,
+            pace: random.below(9) as u32,
             disk_polls: random.below(8),
             faults,
             ends: (0..4).map(|_| ends[random.below(3) as usize]).collect(),
@@ -94,7 +155,7 @@ impl Plan {
 
     /// Whether this goes wrong.
     pub fn has(&self, fault: Fault) -> bool {
-        self.faults.contains(&fault)
+        self.faults.iter().any(|odds| odds.fault == fault)
     }
 
     /// How a process ends.
@@ -118,6 +179,11 @@ impl Plan {
         for fault in &self.faults {
             with(&|plan| plan.faults.retain(|other| other != fault));
         }
+        with(&|plan| plan.uses.clear());
+        for used in &self.uses {
+            with(&|plan| plan.uses.retain(|other| other != used));
+        }
+        with(&|plan| plan.pace = 0);
         with(&|plan| plan.shards = 1);
         with(&|plan| plan.clients = 1);
         with(&|plan| plan.steps = (plan.steps / 2).max(50));

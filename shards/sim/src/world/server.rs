@@ -1,11 +1,11 @@
 //! One process: shards with their tasks, and the ways between their cores.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use flowmesh_engine::{Health, ReplySink, Shard, ShardConfig, Timer, Transport};
+use flowmesh_engine::{Health, OpenError, ReplySink, Shard, ShardConfig, Timer, Transport};
 use flowmesh_model::placement::SlotMap;
 use flowmesh_model::transfer::Arrival;
 use flowmesh_model::{
@@ -18,6 +18,7 @@ use super::clock::Clock;
 use super::tasks::{Group, Tasks};
 use super::trace::Trace;
 use crate::disk::SimDisk;
+use crate::happened::{Happened, Happening};
 use crate::random::Random;
 
 /// A shard on simulated hardware.
@@ -34,6 +35,9 @@ pub(crate) struct Shared {
     pub clock: Clock,
     pub trace: Trace,
     pub random: Rc<RefCell<Random>>,
+    pub happened: Happened,
+    /// What it counts as if a command is refused for what cannot be read. None: it must not be.
+    pub loss: Rc<Cell<Option<Happening>>>,
 }
 
 impl Shared {
@@ -57,7 +61,7 @@ struct Process {
     /// All of them, in order; none before.
     shards: Vec<SimShard>,
     /// Why one could not be opened.
-    failed: Option<String>,
+    failed: Option<OpenError>,
     disk: Option<SimDisk>,
     /// How many there were before.
     number: u64,
@@ -96,12 +100,12 @@ impl Server {
             let (server, disk, clock) = (self.clone(), disk.clone(), self.shared.clock.clone());
             self.shared.tasks.spawn(Group::Core(number), async move {
                 let outcome = Shard::open(config(number, server.count), disk, clock).await;
-                server.opened(number, outcome.map_err(|error| error.to_string()));
+                server.opened(number, outcome);
             });
         }
     }
 
-    fn opened(&self, number: u16, outcome: Result<SimShard, String>) {
+    fn opened(&self, number: u16, outcome: Result<SimShard, OpenError>) {
         let mut process = self.process.borrow_mut();
         match outcome {
             Ok(shard) => process.opening.push((number, shard)),
@@ -146,8 +150,8 @@ impl Server {
     }
 
     /// Why it cannot be started.
-    pub fn failure(&self) -> Option<String> {
-        self.process.borrow().failed.clone()
+    pub fn take_failure(&self) -> Option<OpenError> {
+        self.process.borrow_mut().failed.take()
     }
 
     /// Whether a shard takes no more writes until a restart.

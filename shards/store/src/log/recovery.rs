@@ -438,7 +438,7 @@ impl<'a, D: Disk> Walk<'a, D> {
         if ends_cleanly && lsn <= self.applied {
             return Err(ends_early(self.whose, self.applied, lsn));
         }
-        if lsn <= behind.synced.max(self.applied) {
+        if lsn <= behind.synced.max(self.applied) && !Mutation::CutDamage.is_made() {
             return Err(LogError::Damaged { shard: self.whose.shard, file, offset, lsn, what });
         }
         Ok((!ends_cleanly).then_some(Cut { file, offset, lsn, what }))

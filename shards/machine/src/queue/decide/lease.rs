@@ -69,7 +69,12 @@ impl Asked<'_> {
             return next;
         }
         self.queue.ready.each(self.now, |id| {
-            bytes += self.queue.jobs.get(id).map_or(0, |job| job.body_bytes as usize);
+            let Some(job) = self.queue.jobs.get(id) else { return true };
+            // Its time to live is over; the next tick removes it.
+            if job.expires_at().is_some_and(|at| at <= self.now) && !Mutation::IgnoreTimeToLive.is_made() {
+                return true;
+            }
+            bytes += job.body_bytes as usize;
             if bytes > REPLY_BYTES_MAX && !next.is_empty() {
                 return false;
             }

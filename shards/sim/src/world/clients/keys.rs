@@ -9,7 +9,7 @@ use bytes::Bytes;
 use flowmesh_model::command::{SetEntry, SetIf, SetTtl};
 use flowmesh_model::kv::{BytesOp, KvAction, KvOp, KvResult, SetOp};
 use flowmesh_model::placement::PlacementHash;
-use flowmesh_model::{Batch, Command, KvCommand, Lsn, Reject, Reply, ResourceId};
+use flowmesh_model::{Batch, Command, KvCommand, Lsn, Reply, ResourceId};
 
 use super::{Known, Site};
 
@@ -61,11 +61,7 @@ fn op(key: &'static [u8], action: KvAction) -> KvOp {
 impl Keys {
     async fn call(&self, who: &str, key: &[u8], command: KvCommand) -> Known {
         let shard = self.site.server.shard_of(self.placement.key_slot(key));
-        let known = self.site.call(who, shard, Command::Kv(self.store, command)).await;
-        if let Known::Not(Reject::Damaged { place }) = &known {
-            panic!("damage where there is none: {place}");
-        }
-        known
+        self.site.call(who, shard, Command::Kv(self.store, command)).await
     }
 
     async fn run(&self, ops: Vec<KvOp>) -> Known {
@@ -120,7 +116,7 @@ impl Keys {
                         (register.holds, register.version) = (vec![Some(value)], *version);
                     }
                     Known::Done(other) => panic!("a set is answered with {other:?}"),
-                    Known::Not(_) => {}
+                    Known::Not => {}
                     Known::Unknown => {
                         register.holds.push(Some(value));
                         register.frozen_in = Some(life);
@@ -135,7 +131,7 @@ impl Keys {
                     register.holds = vec![None];
                 }
                 Known::Done(other) => panic!("a delete is answered with {other:?}"),
-                Known::Not(_) => {}
+                Known::Not => {}
                 Known::Unknown => {
                     register.holds.push(None);
                     register.frozen_in = Some(life);
@@ -171,7 +167,7 @@ impl Keys {
         let together = &mut *self.shared.borrow_mut();
         match known {
             Known::Done(_) => together.added += 1,
-            Known::Not(_) => together.added_maybe -= 1,
+            Known::Not => together.added_maybe -= 1,
             Known::Unknown => {}
         }
     }
@@ -188,7 +184,7 @@ impl Keys {
         let together = &mut *self.shared.borrow_mut();
         match known {
             Known::Done(_) => drop(together.members.insert(member)),
-            Known::Not(_) => {
+            Known::Not => {
                 together.members_maybe.remove(&member);
                 together.members_refused.insert(member);
             }

@@ -1,19 +1,34 @@
 //! Clients, each with what it must find: simple models of what was acknowledged, refused, or is not known.
 
+pub(crate) mod fading;
+pub(crate) mod groups;
 pub(crate) mod keys;
+pub(crate) mod letters;
 pub(crate) mod queue;
+pub(crate) mod schedules;
 pub(crate) mod stream;
 
 use flowmesh_model::{Command, Reject, Reply, ShardId};
+use futures::future::LocalBoxFuture;
 
 use super::server::{Lost, Server, Shared};
+use crate::happened::Happening;
+
+/// What clients may use besides what they always use.
+pub(crate) trait Workload {
+    /// Uses it, for ever.
+    fn use_it(&self, client: u64) -> LocalBoxFuture<'static, ()>;
+
+    /// Looks at all of it, when all is quiet. False if answers did not come.
+    fn check(&self, site: Site) -> LocalBoxFuture<'static, bool>;
+}
 
 /// What is known of a command.
 pub(crate) enum Known {
     /// It was carried out; what came back.
     Done(Reply),
     /// It was not carried out, and never will be.
-    Not(Reject),
+    Not,
     /// It was carried out, or was not, or still will be unless the process ends first.
     Unknown,
 }
@@ -36,7 +51,10 @@ impl Site {
             let patience = std::pin::pin!(self.shared.delay(200));
             match futures::future::select(std::pin::pin!(call), patience).await {
                 futures::future::Either::Left((outcome, _)) => outcome,
-                futures::future::Either::Right(_) => Err(Lost),
+                futures::future::Either::Right(_) => {
+                    self.shared.happened.note(Happening::Disconnect);
+                    Err(Lost)
+                }
             }
         } else {
             call.await
@@ -47,7 +65,15 @@ impl Site {
             Ok(Ok(reply)) => Known::Done(reply),
             // What was on its way to the disk may have arrived there.
             Ok(Err(Reject::Fenced { .. })) | Err(Lost) => Known::Unknown,
-            Ok(Err(reject)) => Known::Not(reject),
+            Ok(Err(Reject::Damaged { place })) => {
+                let Some(refused) = self.shared.loss.get() else {
+                    panic!("damage where there is none: {place}")
+                };
+                self.shared.happened.note(refused);
+                Known::Not
+            }
+            Ok(Err(Reject::Internal(what))) => panic!("what cannot be: {what}"),
+            Ok(Err(_)) => Known::Not,
         }
     }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use flowmesh_model::command::{LeaseRef, Nack, NewJob};
 use flowmesh_model::job::NackKind;
 use flowmesh_model::reply::LeasedJob;
-use flowmesh_model::{Batch, Command, JobId, LeaseToken, QueueCommand, Reject, Reply, ResourceId, ShardId};
+use flowmesh_model::{Batch, Command, JobId, LeaseToken, QueueCommand, Reply, ResourceId, ShardId};
 
 use super::{Known, Site};
 
@@ -51,11 +51,7 @@ pub(crate) struct Queue {
 
 impl Queue {
     async fn call(&self, who: &str, command: QueueCommand) -> Known {
-        let known = self.site.call(who, self.shard, Command::Queue(self.id, command)).await;
-        if let Known::Not(Reject::Damaged { place }) = &known {
-            panic!("damage where there is none: {place}");
-        }
-        known
+        self.site.call(who, self.shard, Command::Queue(self.id, command)).await
     }
 
     /// Enqueues and works, for ever.
@@ -95,7 +91,7 @@ impl Queue {
                 }
             }
             Known::Done(other) => panic!("an enqueue is answered with {other:?}"),
-            Known::Not(_) => {
+            Known::Not => {
                 for payload in payloads {
                     assert!(!model.jobs.values().any(|job| job.payload == payload), "refused, and delivered");
                     model.sent.remove(&payload);
@@ -162,7 +158,7 @@ impl Queue {
         let is_refused = match known {
             Known::Done(Reply::Settled(settled)) => settled[0].is_err(),
             Known::Done(other) => panic!("an ack is answered with {other:?}"),
-            Known::Not(_) => true,
+            Known::Not => true,
             Known::Unknown => return,
         };
         let Some(job) = model.jobs.get_mut(&lease.job) else { panic!("{lease:?} of no job") };

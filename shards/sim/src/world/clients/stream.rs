@@ -8,7 +8,7 @@ use std::rc::Rc;
 use flowmesh_model::command::ReadFrom;
 use flowmesh_model::record::{PackedRecords, RecordPacker, RecordSlices, RecordView};
 use flowmesh_model::reply::RecordRuns;
-use flowmesh_model::{Command, Offset, PartitionRef, Reject, Reply, ShardId, StreamCommand};
+use flowmesh_model::{Command, Offset, PartitionRef, Reply, ShardId, StreamCommand};
 
 use super::{Known, Site};
 
@@ -96,7 +96,7 @@ impl Partition {
                 }
             }
             Known::Done(other) => panic!("an append is answered with {other:?}"),
-            Known::Not(_) => {
+            Known::Not => {
                 for name in names {
                     assert!(
                         !model.where_is.contains_key(&name),
@@ -129,7 +129,8 @@ impl Partition {
         }
     }
 
-    async fn read_some(&self) {
+    /// Reads from any place on.
+    pub async fn read_some(&self) {
         let from = {
             let model = self.model.borrow();
             let last = model.at.last_key_value().map_or(0, |(offset, _)| *offset);
@@ -151,8 +152,7 @@ impl Partition {
         match self.site.call("read", self.shard, self.command(read)).await {
             Known::Done(Reply::Records(records)) => Some(records),
             Known::Done(other) => panic!("a read is answered with {other:?}"),
-            Known::Not(Reject::Damaged { place }) => panic!("damage where there is none: {place}"),
-            Known::Not(_) | Known::Unknown => None,
+            Known::Not | Known::Unknown => None,
         }
     }
 
