@@ -43,6 +43,7 @@ mod e2e {
     mod kv_cold;
     mod kv_crashes;
     mod kv_feed;
+    mod kv_large;
     mod kv_linear;
     mod kv_metrics;
     mod kv_mirror;

@@ -218,14 +218,20 @@ fn told(address: SocketAddr) -> String {
 
 fn grpc_config(plan: &Plan) -> GrpcConfig {
     let config = &plan.config;
+    let defaults = GrpcConfig::default();
+    // With little memory not all of it goes to requests.
+    let share = config.memory_bytes / u64::from(plan.shards) / 4;
+    let large_request_bytes_max =
+        defaults.large_request_bytes_max.min(usize::try_from(share).unwrap_or(usize::MAX));
     GrpcConfig {
+        large_request_bytes_max,
         keepalive_interval: Duration::from_millis(config.keepalive_ms),
         streams_max: config.connection_streams_max,
         handshake_timeout: Duration::from_millis(config.handshake_timeout_ms),
         keepalive_timeout: Duration::from_millis(config.keepalive_timeout_ms),
         idle_timeout: config.idle_timeout_ms.map_or(Duration::MAX, Duration::from_millis),
         drain_timeout: Duration::from_millis(config.shutdown_timeout_ms),
-        ..GrpcConfig::default()
+        ..defaults
     }
 }
 

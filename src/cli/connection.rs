@@ -9,8 +9,9 @@ use super::args::{DEFAULT_ADDR, Server};
 use super::failure::{Failure, Refusal, root_cause};
 use super::output::note;
 
-/// A message from the server: the largest batch (4 MiB) with everything around it.
-pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+/// A message from or to the server: the largest value (16 MiB), or a batch (4 MiB), with everything around it. One byte more than
+/// is allowed must reach the server, which says what is.
+pub const MESSAGE_BYTES_MAX: usize = 32 << 20;
 
 /// Room for what the server sends before this side has read it.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use bytes::{Bytes, BytesMut};
-use flowmesh_model::limits::VALUE_BYTES_MAX;
+use flowmesh_model::limits::{KV_VALUE_BYTES_MAX, VALUE_BYTES_MAX};
 use tokio::sync::mpsc;
 
 use super::failure::Failure;
@@ -17,11 +17,12 @@ use super::failure::Failure;
 /// One read asks for so much.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// A batch is sent once it has so many bytes; with one more line of at most 1 MiB it still fits a message (4 MiB).
+/// A batch is sent once it has so many bytes; with one more line of at most 1 MiB it still fits a message (4 MiB), and with one
+/// of 16 MiB a message that sets keys (20 MiB).
 const BATCH_BYTES: usize = 1 << 20;
 
-/// A JSON line carries a value, escaped, and what is around it.
-const LINE_BYTES_MAX: usize = 8 * VALUE_BYTES_MAX;
+/// A JSON line carries a value, of which every byte may be escaped with five more, and what is around it.
+const LINE_BYTES_MAX: usize = 6 * KV_VALUE_BYTES_MAX + VALUE_BYTES_MAX;
 
 /// Batches read ahead.
 const BATCHES_AHEAD: usize = 8;
@@ -51,11 +52,11 @@ impl Source {
         }
     }
 
-    /// Everything, as one value.
-    pub fn read_whole(&self) -> Result<Bytes, Failure> {
+    /// Everything, as one value of at most so many bytes.
+    pub fn read_whole(&self, bytes_max: usize) -> Result<Bytes, Failure> {
         let mut bytes = Vec::new();
         // One byte beyond the limit is enough for the server to refuse it by name.
-        let mut limited = self.open()?.take(VALUE_BYTES_MAX as u64 + 1);
+        let mut limited = self.open()?.take(bytes_max as u64 + 1);
         limited.read_to_end(&mut bytes).map_err(Failure::io(format!("read {self}")))?;
         Ok(bytes.into())
     }

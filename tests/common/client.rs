@@ -20,7 +20,7 @@ use tonic::{Code, Status};
 use super::server::Server;
 
 /// Above the largest answer there is.
-const ANSWER_BYTES_MAX: usize = 16 << 20;
+const ANSWER_BYTES_MAX: usize = 32 << 20;
 
 /// Clients of all services over one connection.
 #[derive(Clone)]

@@ -10,6 +10,7 @@ use crate::common::{Client, Home, refused};
 
 const KEY_MAX: usize = 1024;
 const VALUE_MAX: usize = 1 << 20;
+const KV_VALUE_MAX: usize = 16 << 20;
 const ITEMS_MAX: usize = 10_000;
 
 #[tokio::test]
@@ -164,7 +165,7 @@ async fn what_is_larger_than_its_limit_is_refused_and_what_has_its_size_is_taken
 
     client.set("s", key.clone(), value.clone()).await.unwrap();
     too_large(client.set("s", long_key.clone(), "").await.map(drop));
-    too_large(client.set("s", "k", long_value.clone()).await.map(drop));
+    too_large(client.set("s", "k", vec![b'v'; KV_VALUE_MAX + 1]).await.map(drop));
     let status = client.set("s", "", "v").await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "an empty key");
     assert_eq!(client.entry("s", long_key).await.unwrap_err().code(), Code::InvalidArgument);

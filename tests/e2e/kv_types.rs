@@ -534,7 +534,7 @@ async fn bad_input_is_refused_by_name() {
     let rows = [
         (on("", Action::Get(v1::BytesGet {})), "INVALID_ARGUMENT", "key: is empty"),
         (on(large(1025), Action::Get(v1::BytesGet {})), "TOO_LARGE", "key has 1025"),
-        (on("k", Action::Append(v1::BytesAppend { value: large((1 << 20) + 1) })), "TOO_LARGE", "value has"),
+        (on("k", Action::Append(v1::BytesAppend { value: large((16 << 20) + 1) })), "TOO_LARGE", "value has"),
         (on("h", Action::SetAdd(v1::SetAdd { members: vec![large(65_537)] })), "TOO_LARGE", "member has"),
         (on("h", Action::SetPop(v1::SetPop { count: 10_001 })), "INVALID_ARGUMENT", "allowed: 0 to 10000"),
     ];

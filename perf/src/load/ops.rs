@@ -221,7 +221,7 @@ impl FromStr for OpSpec {
         Ok(Self {
             kind: *kind,
             batch: number(batch.as_deref(), 1, 10_000)?,
-            value_bytes: number(value_bytes.as_deref(), 100, 1 << 20)?,
+            value_bytes: number(value_bytes.as_deref(), 100, 16 << 20)?,
             weight: number(weight.as_deref(), 1, 1 << 20)?,
             by_chance: false,
         })

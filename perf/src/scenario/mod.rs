@@ -2,7 +2,7 @@
 //! with it, compare.
 //!
 //! [`lab`] is what a scenario works with and [`row`] what it brings back; [`process`] runs servers, [`fill`] writes what
-//! is read; [`unary`], [`streams`], [`backlog`], [`compaction`], [`groups`], [`queues`], [`workers`], [`kv`], [`cold`], [`expiry`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
+//! is read; [`unary`], [`streams`], [`backlog`], [`compaction`], [`groups`], [`queues`], [`workers`], [`kv`], [`kv_large`], [`cold`], [`expiry`], [`cores`] and [`start`] are the scenarios; [`output`] writes results.
 
 pub mod backlog;
 pub mod cold;
@@ -12,6 +12,7 @@ pub mod expiry;
 pub mod fill;
 pub mod groups;
 pub mod kv;
+pub mod kv_large;
 pub mod lab;
 pub mod output;
 pub mod process;
@@ -34,7 +35,7 @@ struct Scenario {
 }
 
 /// All scenarios, in the order of the targets.
-const SCENARIOS: [Scenario; 33] = [
+const SCENARIOS: [Scenario; 34] = [
     Scenario {
         name: "lone-append",
         what: "one client appends, one record at a time",
@@ -110,6 +111,11 @@ const SCENARIOS: [Scenario; 33] = [
         run: kv::sorted,
     },
     Scenario { name: "kv-entries", what: "10 M entries in memory, on disk, at a start", run: kv::entries },
+    Scenario {
+        name: "kv-large",
+        what: "small gets and sets beside clients that set and get 16 MiB",
+        run: kv_large::large,
+    },
     Scenario { name: "kv-cold", what: "gets of a store four times as large as memory", run: cold::cold },
     Scenario { name: "kv-expiry", what: "100 k of 10 M keys end every second", run: expiry::expiry },
     Scenario {

@@ -238,12 +238,7 @@ impl Echo {
     /// # Errors
     /// It could not be started.
     pub fn start(cpu: usize) -> anyhow::Result<Self> {
-        let program = std::env::current_exe()?;
-        let mut command = Command::new(&program);
-        // `flowmesh bench echo-server`, or `flowmesh-perf echo-server`.
-        if program.file_stem().is_some_and(|name| name != "flowmesh-perf") {
-            command.arg("bench");
-        }
+        let mut command = own_program()?;
         command.args(["echo-server", "--cpu", &cpu.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut running = Running::start(command)?;
         let stdout = running.0.stdout.take().context("the echo has no output")?;
@@ -258,6 +253,61 @@ impl Echo {
         self.running.0.id()
     }
 }
+
+/// This program: `flowmesh bench …`, or `flowmesh-perf …`.
+fn own_program() -> anyhow::Result<Command> {
+    let program = std::env::current_exe()?;
+    let mut command = Command::new(&program);
+    if program.file_stem().is_some_and(|name| name != "flowmesh-perf") {
+        command.arg("bench");
+    }
+    Ok(command)
+}
+
+/// Another generator, which does its work where the one that measures leaves time for it: what it does is in nobody's
+/// latencies but through the server.
+#[derive(Debug)]
+pub struct Beside {
+    running: Running,
+}
+
+impl Beside {
+    /// Puts load on a server until it is dropped or ended.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn start(server: SocketAddr, cpu: usize, args: &[&str]) -> anyhow::Result<Self> {
+        let mut command = own_program()?;
+        command
+            .args(["load", "--addr", &server.to_string(), "--cpus", &cpu.to_string(), "--output", "json"])
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        // SAFETY: setpriority is async-signal-safe, and nothing else is done between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                libc::setpriority(libc::PRIO_PROCESS, 0, LEAST_PRIORITY);
+                Ok(())
+            });
+        }
+        Ok(Self { running: Running::start(command)? })
+    }
+
+    /// Waits for its end; what it counted.
+    ///
+    /// # Errors
+    /// It failed, or said something else.
+    pub fn ended(mut self) -> anyhow::Result<serde_json::Value> {
+        let stdout = self.running.0.stdout.take().context("the other generator has no output")?;
+        let counted =
+            serde_json::from_reader(BufReader::new(stdout)).context("the other generator failed")?;
+        self.running.0.wait()?;
+        Ok(counted)
+    }
+}
+
+/// As `nice -n 19`.
+const LEAST_PRIORITY: libc::c_int = 19;
 
 /// The first of so many consecutive ports that nobody listens on now.
 fn free_ports(count: usize) -> anyhow::Result<u16> {

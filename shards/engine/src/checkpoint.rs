@@ -1,6 +1,7 @@
 //! Phase 7, checkpoint: the state as of one LSN goes to the index and the segment files; the log behind it is trimmed.
 //!
-//! 1. **seal** at LSN L: the machine remembers its state as of now and goes on.
+//! 1. **seal** at LSN L: the machine remembers its state as of now and goes on. Large values that are on their way into the log
+//!    are waited for first, for some tens of milliseconds.
 //! 2. records not yet in segment files are taken out of it in small parts, appended to the files and synced,
 //! 3. what else changed since the last checkpoint is collected in small steps, between commands,
 //! 4. once L is on disk in the log, the index takes it all in one atomic, durable batch tagged with L,
@@ -28,6 +29,7 @@ use futures::lock::Mutex;
 use futures::stream::FuturesUnordered;
 use thiserror::Error;
 
+use crate::pump::Effects;
 use crate::shard::{Durable, Shard};
 use crate::timer::Timer;
 
@@ -156,18 +158,12 @@ impl<D: Disk, T: Timer> Shard<D, T> {
     pub async fn checkpoint(&self) -> Result<(), CheckpointError> {
         let Some(durable) = &self.inner.durable else { return Ok(()) };
         let started = self.inner.timer.monotonic_ns();
-        let (lsn, ranges) = {
-            let mut state = self.inner.state.borrow_mut();
-            let lsn = state.last_lsn();
-            if lsn.0 <= state.stats.checkpoint_lsn || state.checkpointing {
-                return Ok(());
-            }
-            if state.fenced.is_some() {
-                return Err(CheckpointError::Fenced);
-            }
-            state.checkpointing = true;
-            (lsn, state.machine.seal_ranges())
-        };
+        self.inner.state.borrow_mut().large.hold();
+        self.large_passed().await;
+        let sealed = self.seal();
+        self.inner.state.borrow_mut().large.release();
+        self.inner.signals.commit.notify();
+        let Some((lsn, ranges)) = sealed? else { return Ok(()) };
         let written = self.write_checkpoint(durable, lsn, &ranges).await;
         let (dropped, trim) = self.checkpoint_written(written, lsn)?;
         self.evict_tails().await;
@@ -196,6 +192,30 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         self.inner.signals.compact.notify();
         self.run_stalled();
         Ok(())
+    }
+
+    /// Returns once no large value has pieces in the log whose entry is still to come: a restart reads none that a checkpoint
+    /// has behind it.
+    async fn large_passed(&self) {
+        while self.inner.state.borrow().large.is_passing() {
+            let landed = std::pin::pin!(self.inner.signals.landed.wait());
+            let look_again = std::pin::pin!(self.inner.timer.sleep(LOOK_AGAIN));
+            select(landed, look_again).await;
+        }
+    }
+
+    /// The state as of now, and up to which entry that is; `None` if there is nothing to do.
+    fn seal(&self) -> Result<Option<(Lsn, Vec<FlushRange>)>, CheckpointError> {
+        let mut state = self.inner.state.borrow_mut();
+        let lsn = state.last_lsn();
+        if lsn.0 <= state.stats.checkpoint_lsn || state.checkpointing {
+            return Ok(None);
+        }
+        if state.fenced.is_some() {
+            return Err(CheckpointError::Fenced);
+        }
+        state.checkpointing = true;
+        Ok(Some((lsn, state.machine.seal_ranges())))
     }
 
     /// Takes out of the index what is of no use of histories any more, as the last durable checkpoint has it.
@@ -442,11 +462,14 @@ impl<D: Disk, T: Timer> Shard<D, T> {
 
     /// Stops taking writes, answers everyone, and makes a last checkpoint.
     pub async fn shut_down(&self) {
+        let mut effects = Effects::default();
         let waiters = {
             let mut state = self.inner.state.borrow_mut();
             state.stopping = true;
+            state.fail_large(&Reject::ShuttingDown, &mut effects);
             state.waiting.take_all()
         };
+        self.carry_on(effects);
         for waiter in waiters {
             waiter.sink.deliver(Err(Reject::ShuttingDown));
         }

@@ -91,7 +91,7 @@ impl<D: Disk> State<D> {
     }
 
     /// Whether values take so much memory, and nothing stands in the way of their leaving it.
-    fn can_free(&self, bytes: u64) -> bool {
+    pub fn can_free(&self, bytes: u64) -> bool {
         !self.memory_only && self.untrimmed.is_none() && self.machine.could_go() >= bytes
     }
 }

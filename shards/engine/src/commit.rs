@@ -76,6 +76,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
 
     /// One commit. Returns whether there was anything to do.
     async fn commit(&self) -> bool {
+        self.pass_large();
         let Some(flight) = self.inner.state.borrow_mut().take_flight() else {
             return false;
         };
@@ -109,6 +110,24 @@ impl<D: Disk, T: Timer> Shard<D, T> {
         self.inner.signals.landed.notify();
         self.carry_on(effects);
         true
+    }
+
+    /// What waited for a commit to go with it.
+    fn pass_large(&self) {
+        if !self.inner.state.borrow().large.waits() {
+            return;
+        }
+        let (now, now_ns) = (self.inner.timer.now(), self.inner.timer.monotonic_ns());
+        let mut effects = Effects::default();
+        {
+            let mut state = self.inner.state.borrow_mut();
+            state.pass_large(now, now_ns, &mut effects);
+            state.serve_woken(now, now_ns, &mut effects);
+            state.note_times(&mut effects);
+        }
+        // It is about to be written.
+        effects.commit = false;
+        self.carry_on(effects);
     }
 
     /// The log may have room again.
@@ -193,6 +212,7 @@ impl<D: Disk> State<D> {
         tracing::error!(reason, "shard is fenced: reads go on, writes are refused until a restart");
         let reject = Reject::Fenced { reason: reason.to_owned() };
         self.parked.fail_all(&reject, &mut effects.released);
+        self.fail_large(&reject, effects);
         self.fenced = Some(reject);
     }
 

@@ -22,6 +22,7 @@ mod commit;
 mod compact;
 pub mod config;
 mod fetch;
+mod large;
 pub mod metrics;
 mod pump;
 mod recover;

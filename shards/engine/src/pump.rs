@@ -2,7 +2,7 @@
 //!
 //! | the machine says | then |
 //! |---|---|
-//! | change | the facts are logged and applied; the reply waits for their entry |
+//! | change | the facts are logged and applied; the reply waits for their entry. Large values go into the log first |
 //! | answer | the reply waits for the newest entry it shows |
 //! | wait | the command waits for its key, or its time |
 //! | fetch, find | the records, or their place, are read from segment files first |
@@ -22,6 +22,7 @@ use flowmesh_store::disk::Disk;
 use flowmesh_store::log::LogFull;
 
 use crate::fetch::{Fetch, Wanted};
+use crate::large::Passed;
 use crate::metrics::Operation;
 use crate::metrics::resources::counted_for;
 use crate::release::{Need, Outgoing};
@@ -122,7 +123,7 @@ impl<D: Disk> State<D> {
         let held = if command.is_write() && !self.stalled.is_empty() {
             Some((command, sink))
         } else {
-            self.try_run(command, sink, now, now_ns, started_ns, effects)
+            self.try_run(command, sink, (now, now_ns, started_ns), None, effects)
         };
         let Some((command, sink)) = held else { return };
         if let Err(sink) = self.stalled.push_back(command, sink, started_ns) {
@@ -143,29 +144,32 @@ impl<D: Disk> State<D> {
             if sink.is_closed() {
                 continue;
             }
-            if let Some((command, sink)) = self.try_run(command, sink, now, now_ns, started_ns, effects) {
+            let times = (now, now_ns, started_ns);
+            if let Some((command, sink)) = self.try_run(command, sink, times, None, effects) {
                 self.stalled.push_front(command, sink, started_ns);
-                return;
+                break;
             }
         }
+        effects.commit |= self.large.waits();
     }
 
-    /// One command, from gate to park; given back if the log has no room for it now.
-    fn try_run(
+    /// One command, from gate to park, at a time, by the clock as well, that arrived then; given back if the log has no room for
+    /// it now. Large values that are in the log already have their room.
+    pub fn try_run(
         &mut self,
         command: Command,
         sink: Box<dyn ReplySink>,
-        now: Millis,
-        now_ns: u64,
-        started_ns: u64,
+        (now, now_ns, started_ns): (Millis, u64, u64),
+        passed: Option<&Passed>,
         effects: &mut Effects,
     ) -> Option<(Command, Box<dyn ReplySink>)> {
         let (operation, items) = Operation::of(&command);
         let counted_for = counted_for(&command);
         let mut outgoing =
             Outgoing { sink, outcome: Err(Reject::Cancelled), operation, counted_for, started_ns };
-        let waits_for_memory = self.waits_for_memory(&command);
-        if command.is_write() && self.fenced.is_none() && (self.is_log_full() || waits_for_memory) {
+        let waits_for_memory = passed.is_none() && self.waits_for_memory(&command);
+        let waits_for_log = passed.is_none() && self.is_log_full();
+        if command.is_write() && self.fenced.is_none() && (waits_for_log || waits_for_memory) {
             // Where no value can go that has not changed, a checkpoint must come first.
             let may_chill = waits_for_memory && self.is_memory_short();
             effects.checkpoint |= self.is_log_full() || !may_chill;
@@ -181,7 +185,11 @@ impl<D: Disk> State<D> {
             Err(reject) => (self.seen_by(&reject), Err(reject)),
             Ok(Decision::Answer { reply, seen }) => (seen, Ok(reply)),
             Ok(Decision::Change { facts, reply }) if facts.is_empty() => (self.last_lsn(), Ok(reply)),
-            Ok(Decision::Change { facts, reply }) => match self.log_and_apply(now, facts, effects) {
+            Ok(Decision::Change { facts, .. }) if self.must_line_up(&facts, passed) => {
+                self.line_up(command, outgoing, &facts, passed, effects);
+                return None;
+            }
+            Ok(Decision::Change { facts, reply }) => match self.log_change(now, facts, passed, effects) {
                 Ok(lsn) => {
                     self.make_room(now, effects);
                     (lsn, Ok(reply))
@@ -311,13 +319,19 @@ impl<D: Disk> State<D> {
         Ok(())
     }
 
+    /// Whether large values of facts must go into the log first.
+    fn must_line_up(&self, facts: &[Fact], passed: Option<&Passed>) -> bool {
+        let are_there = || passed.is_some_and(|passed| passed.has_all(facts));
+        !self.memory_only && facts.iter().any(|fact| fact.large_value().is_some()) && !are_there()
+    }
+
     /// Whether the log has all that it may have.
-    fn is_log_full(&self) -> bool {
+    pub fn is_log_full(&self) -> bool {
         self.log.log_bytes() > self.log_bytes_max
     }
 
     /// What writes are told that find the log full and would wait for a checkpoint in vain.
-    fn log_refusal(&self) -> Option<Reject> {
+    pub fn log_refusal(&self) -> Option<Reject> {
         let reject = self.untrimmed.clone().filter(|_| self.is_log_full())?;
         Some(if self.disk_full { Reject::DiskFull } else { reject })
     }
@@ -335,15 +349,30 @@ impl<D: Disk> State<D> {
         facts: Batch<Fact>,
         effects: &mut Effects,
     ) -> Result<Lsn, LogRefusal> {
-        let bytes_max: usize = facts.iter().map(Fact::encoded_len_max).sum();
+        self.log_change(now, facts, None, effects)
+    }
+
+    /// As [`State::log_and_apply`], with large values that are in the log already.
+    fn log_change(
+        &mut self,
+        now: Millis,
+        mut facts: Batch<Fact>,
+        passed: Option<&Passed>,
+        effects: &mut Effects,
+    ) -> Result<Lsn, LogRefusal> {
+        let names = passed.map(|passed| passed.name(&mut facts)).unwrap_or_default();
+        let apart = passed.is_some() || self.memory_only;
+        let bytes_of = |fact: &Fact| if apart { fact.entry_len_max() } else { fact.encoded_len_max() };
+        let bytes_max: usize = facts.iter().map(bytes_of).sum();
         if bytes_max > ENTRY_BYTES_MAX {
             let (size, max) = (bytes_max as u64, ENTRY_BYTES_MAX as u64);
             return Err(LogRefusal::Reject(Reject::TooLarge { what: "batch", size, max }));
         }
         let time = self.machine.clamp(now);
         let logged = self.log.append(time, bytes_max, |buffer| {
-            for fact in &facts {
-                fact.encode(buffer);
+            for (index, fact) in facts.iter().enumerate() {
+                let logged = names.get(index).and_then(Option::as_ref);
+                logged.unwrap_or(fact).encode(buffer);
             }
         });
         let lsn = match logged {

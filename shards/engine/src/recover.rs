@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::chill;
 use crate::config::ShardConfig;
+use crate::large::Parts;
 use crate::metrics::ShardStats;
 use crate::metrics::resources::Resources;
 use crate::release::Parked;
@@ -88,12 +89,13 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             log_config.spares_max =
                 usize::try_from(config.log_bytes_max / config.log_segment_bytes).unwrap_or(1);
             log_config.segments_ahead = SEGMENTS_AHEAD;
-            let mut facts = 0;
+            let (mut facts, mut parts) = (0, Parts::default());
             let replay_started_ns = timer.monotonic_ns();
             let (mut cursor, mut refused) = (ChillCursor::default(), None);
             let recovered = recover_with(&disk, log_config, applied, async |entry| {
                 for fact in fact::decode_all(entry.body)? {
                     facts += 1;
+                    let Some(fact) = parts.join(fact)? else { continue };
                     warm(&mut machine, &durable.index, &fact).await.map_err(|error| {
                         refused = Some(error);
                         Malformed("it changes what the index must have")
@@ -131,6 +133,7 @@ impl<D: Disk, T: Timer> Shard<D, T> {
             last_commit_ns: 0,
             waiting: crate::waiting::Waiting::default(),
             stalled: crate::stalled::Stalled::default(),
+            large: crate::large::Large::default(),
             fetches: VecDeque::new(),
             looking_ahead: 0,
             stats,

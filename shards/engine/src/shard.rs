@@ -14,6 +14,7 @@ use flowmesh_store::segments::StreamFiles;
 
 use crate::config::ShardConfig;
 use crate::fetch::Fetch;
+use crate::large::Large;
 use crate::metrics::ShardStats;
 use crate::metrics::resources::Resources;
 use crate::release::Parked;
@@ -98,6 +99,7 @@ pub(crate) struct State<D: Disk> {
     pub last_commit_ns: u64,
     pub waiting: Waiting,
     pub stalled: Stalled,
+    pub large: Large,
     pub fetches: VecDeque<Fetch>,
     /// Queues whose next jobs are being brought into memory.
     pub looking_ahead: u64,

@@ -74,6 +74,9 @@ fn weight(command: &Command) -> usize {
         Command::Kv(_, KvCommand::Set { entries }) => {
             entries.iter().map(|e| e.key.len() + e.value.len()).sum()
         }
+        Command::Kv(_, KvCommand::Run { ops, .. }) => {
+            ops.iter().map(|op| op.key.len() + op.action.bytes()).sum()
+        }
         _ => 0,
     }
 }

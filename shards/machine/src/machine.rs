@@ -554,6 +554,9 @@ impl Machine {
             Fact::KeySet { store, key, value, expires_at } => {
                 self.change_store(at, store, |cx, store| store.set(cx, &key, &value, expires_at));
             }
+            // Whoever reads the log makes of them what they say.
+            Fact::ValuePart { .. } => {}
+            Fact::KeySetOfParts { key, .. } => panic!("the value of {key:?} was not put together"),
             Fact::KeyDeleted { store, key } | Fact::KeyExpired { store, key } => {
                 self.change_store(at, store, |cx, store| store.removed(cx, &key));
             }

@@ -10,14 +10,16 @@ use common::{CONFIG, Outcome, World};
 use flowmesh_machine::{EntryContext, Machine};
 use flowmesh_model::command::{KeyScan, LeaseRef, Nack, NewJob, SetEntry, SetIf, SetTtl};
 use flowmesh_model::job::NackKind;
+use flowmesh_model::kv::{BytesOp, KeyOp, KvAction, KvOp, ListOp, Side};
 use flowmesh_model::limits::{
-    ATTEMPTS_MAX, BATCH_ITEMS_MAX, DELAY_MS_MAX, HEADERS_MAX, KEY_BYTES_MAX, REPLY_BYTES_MAX, RESOURCES_MAX,
-    TEXT_BYTES_MAX, VALUE_BYTES_MAX, VISIBILITY_MS_MAX, VISIBILITY_MS_MIN, WAIT_MS_MAX,
+    ATTEMPTS_MAX, BATCH_ITEMS_MAX, DELAY_MS_MAX, HEADERS_MAX, KEY_BYTES_MAX, KV_LARGE_BYTES_MAX,
+    KV_VALUE_BYTES_MAX, LOG_PIECE_BYTES, REPLY_BYTES_MAX, RESOURCES_MAX, TEXT_BYTES_MAX, VALUE_BYTES_MAX,
+    VISIBILITY_MS_MAX, VISIBILITY_MS_MIN, WAIT_MS_MAX,
 };
 use flowmesh_model::record::put_header;
 use flowmesh_model::{
-    Batch, CatalogCommand, Code, Command, Fact, JobId, Kind, KvCommand, LeaseToken, Lsn, Millis,
-    QueueCommand, Reply, ResourceId, ResourcePath, Settings,
+    Batch, CatalogCommand, Code, Command, Fact, JobId, Kind, KvCommand, KvSettings, LeaseToken, Lsn, Millis,
+    QueueCommand, Reject, Reply, ResourceId, ResourcePath, Settings,
 };
 
 fn bytes(len: usize) -> Bytes {
@@ -147,7 +149,8 @@ fn keys_and_values() {
     accepted(ask(set(KEY_BYTES_MAX, VALUE_BYTES_MAX, SetTtl::Millis(DELAY_MS_MAX))));
     refused(ask(set(0, 1, SetTtl::Default)), "key");
     refused(ask(set(KEY_BYTES_MAX + 1, 1, SetTtl::Default)), "key");
-    refused(ask(set(1, VALUE_BYTES_MAX + 1, SetTtl::Default)), "value");
+    accepted(ask(set(1, KV_VALUE_BYTES_MAX, SetTtl::Default)));
+    refused(ask(set(1, KV_VALUE_BYTES_MAX + 1, SetTtl::Default)), "value");
     refused(ask(set(1, 1, SetTtl::Millis(DELAY_MS_MAX + 1))), "ttl_ms");
     let keys = |count, len| Batch::from_elem(bytes(len), count);
     refused(ask(KvCommand::Get { keys: keys(BATCH_ITEMS_MAX + 1, 1) }), "keys");
@@ -157,12 +160,80 @@ fn keys_and_values() {
     let fit = REPLY_BYTES_MAX / VALUE_BYTES_MAX;
     accepted(ask(KvCommand::Get { keys: keys(fit, KEY_BYTES_MAX) }));
     refused(ask(KvCommand::Get { keys: keys(fit + 1, KEY_BYTES_MAX) }), "values of one reply");
+    // One that is large, alone and with little beside it.
+    accepted(ask(KvCommand::Get { keys: keys(1, 1) }));
+    accepted(ask(KvCommand::Get { keys: [bytes(1), bytes(KEY_BYTES_MAX)].into_iter().collect() }));
+    refused(ask(KvCommand::Get { keys: keys(2, 1) }), "values of one reply");
     let scan = |prefix, keys_max| {
         KvCommand::Scan(KeyScan { prefix: bytes(prefix), keys_max, with_values: true, ..KeyScan::default() })
     };
     accepted(ask(scan(KEY_BYTES_MAX, BATCH_ITEMS_MAX as u32)));
     refused(ask(scan(KEY_BYTES_MAX + 1, 1)), "prefix");
     refused(ask(scan(1, BATCH_ITEMS_MAX as u32 + 1)), "keys_max");
+}
+
+#[test]
+fn what_keys_hold_and_what_collections_hold() {
+    let mut world = World::default();
+    let store = world.create(Kind::Kv, "cart");
+    let mut ask = |ops: Vec<KvAction>| {
+        let op = |action| KvOp { key: Bytes::from_static(b"k{t}"), condition: SetIf::Always, action };
+        let ops = ops.into_iter().map(op).collect();
+        match world.run(&Command::Kv(store, KvCommand::Run { ops, atomic: false, seed: 0 })) {
+            Outcome::Rejected(reject) => Err(reject),
+            outcome => match outcome.reply() {
+                Reply::Kv(outcomes) => outcomes.into_iter().collect::<Result<Vec<_>, _>>(),
+                other => panic!("{other:?}"),
+            },
+        }
+    };
+    let set =
+        |len, with_old| KvAction::Bytes(BytesOp::Set { value: bytes(len), ttl: SetTtl::Default, with_old });
+    let grow = |len| KvAction::Bytes(BytesOp::Append(bytes(len)));
+    let over = |at, len| KvAction::Bytes(BytesOp::SetRange(at as u64, bytes(len)));
+    let too_large = |what: &'static str, size: usize, max: usize| {
+        Err(Reject::TooLarge { what, size: size as u64, max: max as u64 })
+    };
+    assert!(ask(vec![set(KV_VALUE_BYTES_MAX, false)]).is_ok());
+    let beyond = KV_VALUE_BYTES_MAX + 1;
+    assert_eq!(ask(vec![set(beyond, false)]), too_large("value", beyond, KV_VALUE_BYTES_MAX));
+    assert_eq!(ask(vec![grow(1)]), too_large("value", beyond, KV_VALUE_BYTES_MAX));
+    assert_eq!(ask(vec![over(KV_VALUE_BYTES_MAX, 1)]), too_large("value", beyond, KV_VALUE_BYTES_MAX));
+    assert!(ask(vec![over(KV_VALUE_BYTES_MAX - 1, 1)]).is_ok());
+    // What was there is a result, and so is what is.
+    assert!(ask(vec![set(1, true)]).is_ok());
+    assert!(ask(vec![set(KV_VALUE_BYTES_MAX, false), KvAction::Bytes(BytesOp::Get)]).is_ok());
+    let twice = ask(vec![KvAction::Bytes(BytesOp::Get); 2]).unwrap_err();
+    assert!(matches!(twice, Reject::TooLarge { what: "results of one call", .. }), "{twice}");
+    // Values that one call brings.
+    let halves = vec![set(KV_LARGE_BYTES_MAX / 2, false); 2];
+    assert!(ask(halves.clone()).is_ok());
+    let more = [halves, vec![set(LOG_PIECE_BYTES + 1, false)]].concat();
+    let size = KV_LARGE_BYTES_MAX + LOG_PIECE_BYTES + 1;
+    assert_eq!(ask(more), too_large("large values of one call", size, KV_LARGE_BYTES_MAX));
+    // What lies in pages is smaller.
+    let push = |len| vec![KvAction::Key(KeyOp::Delete), push(bytes(len))];
+    assert!(ask(push(VALUE_BYTES_MAX)).is_ok());
+    let beyond = VALUE_BYTES_MAX + 1;
+    assert_eq!(ask(push(beyond)), too_large("value in a collection", beyond, VALUE_BYTES_MAX));
+}
+
+fn push(value: Bytes) -> KvAction {
+    KvAction::List(ListOp::Push { side: Side::Back, values: vec![value], if_present: false })
+}
+
+#[test]
+fn a_store_that_keeps_its_past_takes_no_large_values() {
+    let mut world = World::default();
+    let settings = KvSettings { history_ms: Some(60_000), ..KvSettings::default() };
+    let store = world.create_with("past", Settings::Kv(settings));
+    let mut set = |len| {
+        let (key, value) = (Bytes::from_static(b"k"), bytes(len));
+        let entry = SetEntry { key, value, ttl: SetTtl::Default, condition: SetIf::Always };
+        world.run(&Command::Kv(store, KvCommand::Set { entries: Batch::from_vec(vec![entry]) }))
+    };
+    accepted(set(VALUE_BYTES_MAX));
+    refused(set(VALUE_BYTES_MAX + 1), "value in a store with a history");
 }
 
 #[test]

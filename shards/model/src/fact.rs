@@ -35,8 +35,10 @@
 //! | 104–119 | `Queue` | queue, then as [`crate::job::fact`] says |
 //! | 120–127 | `Worker` | epoch, then as [`crate::worker::fact`] says |
 //! | 128–135 | `Transfer` | queue or stream, then as [`crate::transfer::fact`] says |
-//! | 136–155, 157–167 | `Kv` | store, then as [`crate::kv::fact`] says |
+//! | 136–155, 157, 158, 161–167 | `Kv` | store, then as [`crate::kv::fact`] says |
 //! | 156 | `FeedHeld` | id, path |
+//! | 159 | `ValuePart` | store, place, of how many, bytes |
+//! | 160 | `KeySetOfParts` | store, key, place, length, expires at (0 = never) |
 //!
 //! The time of a fact and its LSN are its entry's.
 
@@ -49,6 +51,7 @@ use crate::ids::{JobId, LeaseToken, Lsn, Millis, Offset, PartitionRef, ProducerI
 use crate::job::AttemptEnd;
 use crate::job::fact::{self as job, EnqueuedOptions, QueueFact};
 use crate::kv::fact::{self as kv, KvFact};
+use crate::limits::LOG_PIECE_BYTES;
 use crate::path::{Kind, ResourcePath};
 use crate::replay::fact::{self as replay, ReplayFact};
 use crate::schedule::fact::{self as schedule, ScheduleFact};
@@ -264,6 +267,31 @@ pub enum Fact {
         /// When it ends, if it does.
         expires_at: Option<Millis>,
     },
+    /// Bytes of large values that a later entry may name: only the log has it, and it changes nothing by itself. The one at
+    /// place 0 begins anew; each other follows the one before it.
+    ValuePart {
+        /// For which store.
+        store: ResourceId,
+        /// How many bytes come before.
+        place: u64,
+        /// How many bytes there are in all.
+        total: u64,
+        /// These.
+        bytes: Bytes,
+    },
+    /// `KeySet` as it stands in the log if the value is large: the value is in the parts before it.
+    KeySetOfParts {
+        /// Where.
+        store: ResourceId,
+        /// Which.
+        key: Bytes,
+        /// Where in the bytes of the parts the value begins.
+        place: u64,
+        /// How many bytes it has.
+        len: u64,
+        /// When it ends, if it does.
+        expires_at: Option<Millis>,
+    },
     /// The key is gone: deleted.
     KeyDeleted {
         /// Where.
@@ -318,6 +346,8 @@ const JOB_ENQUEUED_WITH_OPTIONS: u8 = 38;
 const KEY_SET: u8 = 48;
 const KEY_DELETED: u8 = 49;
 const KEY_EXPIRED: u8 = 50;
+const VALUE_PART: u8 = 159;
+const KEY_SET_OF_PARTS: u8 = 160;
 
 impl Fact {
     /// Appends the fact in its form on disk.
@@ -442,6 +472,19 @@ impl Fact {
                 put_bytes(out, value);
                 put_varint(out, expires_at.map_or(0, Millis::get));
             }
+            Self::ValuePart { store, place, total, bytes } => {
+                put_head(out, VALUE_PART, *store);
+                put_varint(out, *place);
+                put_varint(out, *total);
+                put_bytes(out, bytes);
+            }
+            Self::KeySetOfParts { store, key, place, len, expires_at } => {
+                put_head(out, KEY_SET_OF_PARTS, *store);
+                put_bytes(out, key);
+                put_varint(out, *place);
+                put_varint(out, *len);
+                put_varint(out, expires_at.map_or(0, Millis::get));
+            }
             Self::KeyDeleted { store, key } => {
                 put_head(out, KEY_DELETED, *store);
                 put_bytes(out, key);
@@ -508,7 +551,10 @@ impl Fact {
                 Self::JobLeased { worker, .. } => worker.len(),
                 Self::JobReturned { error, .. } | Self::JobDied { error, .. } => error.len(),
                 Self::KeySet { key, value, .. } => key.len() + value.len(),
-                Self::KeyDeleted { key, .. } | Self::KeyExpired { key, .. } => key.len(),
+                Self::ValuePart { bytes, .. } => bytes.len(),
+                Self::KeyDeleted { key, .. }
+                | Self::KeyExpired { key, .. }
+                | Self::KeySetOfParts { key, .. } => key.len(),
                 Self::Queue(_, fact) => fact.encoded_len_max(),
                 Self::Group(_, fact) => fact.encoded_len_max(),
                 Self::Replay(_, fact) => fact.encoded_len_max(),
@@ -525,6 +571,21 @@ impl Fact {
                 | Self::LeaseExtended { .. }
                 | Self::JobDone { .. } => 0,
             }
+    }
+
+    /// The value that goes into the log apart from the entry, if it is large ([`LOG_PIECE_BYTES`]).
+    #[must_use]
+    pub fn large_value(&self) -> Option<&Bytes> {
+        match self {
+            Self::KeySet { value, .. } if value.len() > LOG_PIECE_BYTES => Some(value),
+            _ => None,
+        }
+    }
+
+    /// [`Fact::encoded_len_max`] without the value that goes into the log apart.
+    #[must_use]
+    pub fn entry_len_max(&self) -> usize {
+        self.encoded_len_max() - self.large_value().map_or(0, Bytes::len)
     }
 
     /// Reads one fact. Its bytes share the reader's buffer.
@@ -635,6 +696,15 @@ impl Fact {
                 let (key, value) = (reader.bytes()?, reader.bytes()?);
                 let expires_at = Some(Millis(reader.varint()?)).filter(|at| at.0 > 0);
                 Self::KeySet { store: id, key, value, expires_at }
+            }
+            VALUE_PART => {
+                let (place, total, bytes) = (reader.varint()?, reader.varint()?, reader.bytes()?);
+                Self::ValuePart { store: id, place, total, bytes }
+            }
+            KEY_SET_OF_PARTS => {
+                let (key, place, len) = (reader.bytes()?, reader.varint()?, reader.varint()?);
+                let expires_at = Some(Millis(reader.varint()?)).filter(|at| at.0 > 0);
+                Self::KeySetOfParts { store: id, key, place, len, expires_at }
             }
             KEY_DELETED => Self::KeyDeleted { store: id, key: reader.bytes()? },
             KEY_EXPIRED => Self::KeyExpired { store: id, key: reader.bytes()? },
@@ -852,6 +922,16 @@ mod tests {
                     expires_at: at.map(Millis)
                 }
             ),
+            (ids(), bytes()).prop_map(|((store, _, place, total), bytes)| Fact::ValuePart {
+                store,
+                place,
+                total: total.0,
+                bytes
+            }),
+            (ids(), bytes(), proptest::option::of(1u64..)).prop_map(|((store, _, place, len), key, at)| {
+                let (len, expires_at) = (len.0, at.map(Millis));
+                Fact::KeySetOfParts { store, key, place, len, expires_at }
+            }),
             (ids(), bytes()).prop_map(|((store, ..), key)| Fact::KeyDeleted { store, key }),
             (ids(), bytes()).prop_map(|((store, ..), key)| Fact::KeyExpired { store, key }),
         ]

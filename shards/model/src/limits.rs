@@ -10,6 +10,23 @@ pub const KEY_BYTES_MAX: usize = 1024;
 /// A record's value, a job's payload, an entry's value. What is larger belongs in an object store.
 pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
 
+/// What a key of a store holds as bytes. A record, a job, a field or a value of a list has at most [`VALUE_BYTES_MAX`]: those
+/// lie together in batches and pages.
+pub const KV_VALUE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// A value of a store above this goes into the log in pieces of this size, one with each commit: so long the commits of
+/// others wait for one of it, some tenths of a millisecond.
+pub const LOG_PIECE_BYTES: usize = 256 * 1024;
+
+/// Values above [`LOG_PIECE_BYTES`] that one call sets, together: what its message has at most.
+pub const KV_LARGE_BYTES_MAX: usize = KV_MESSAGE_BYTES_MAX;
+
+/// Large values of calls that wait for their turn to go into the log of a shard. At least one always may.
+pub const KV_LARGE_WAITING_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// How often a call is decided on anew whose large values are others than those that went into the log.
+pub const KV_LARGE_TRIES_MAX: u32 = 4;
+
 /// A field of a hash, a member of a set. They are compared and stand in order: larger ones belong into values.
 pub const MEMBER_BYTES_MAX: usize = 64 * 1024;
 
@@ -64,8 +81,14 @@ pub const ENTRY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A gRPC request message, decompressed. Above the largest batch of facts it could become.
 pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// The request of a call that sets values of a store, decompressed: one value and, beside it, what other messages have.
+pub const KV_MESSAGE_BYTES_MAX: usize = KV_VALUE_BYTES_MAX + MESSAGE_BYTES_MAX;
+
 /// Bytes of records or values one reply carries; the rest is for the next call.
 pub const REPLY_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// What a reply may have beside one value of a store that is larger than [`VALUE_BYTES_MAX`].
+pub const REPLY_BESIDE_LARGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// Packed records of a compressed batch once they are decoded: with what is around them they still make one message.
 pub const COMPRESSED_PLAIN_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 4096;
@@ -87,6 +110,8 @@ pub const SNAPSHOT_BYTES: usize = 512 * 1024;
 pub const SNAPSHOT_AGAIN_MAX: u32 = 16;
 /// Items of a collection that one record of a feed, or one message of a watch, has at most, and their bytes.
 pub const FEED_ITEMS_MAX: usize = 1_000;
+/// A value of bytes that a record of a feed, or a message of a watch, has. Of a larger one it says how many bytes it has.
+pub const FEED_VALUE_BYTES_MAX: usize = VALUE_BYTES_MAX;
 /// See [`FEED_ITEMS_MAX`].
 pub const FEED_ITEMS_BYTES_MAX: usize = 256 * 1024;
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, Subcommand};
+use flowmesh_model::limits::KV_VALUE_BYTES_MAX;
 use flowmesh_proto::v1::{self, set_entry};
 use serde::Serialize;
 
@@ -241,8 +242,8 @@ impl KvCommand {
 impl SetArgs {
     fn entry(&self) -> Result<v1::SetEntry, Failure> {
         let value = match (&self.file, self.value.as_deref()) {
-            (Some(path), _) => Source::of_path(path).read_whole()?,
-            (None, Some("-")) => Source::Stdin.read_whole()?,
+            (Some(path), _) => Source::of_path(path).read_whole(KV_VALUE_BYTES_MAX)?,
+            (None, Some("-")) => Source::Stdin.read_whole(KV_VALUE_BYTES_MAX)?,
             (None, value) => Bytes::copy_from_slice(value.unwrap_or_default().as_bytes()),
         };
         let ttl = match (self.keep_ttl, self.ttl, self.expires_at) {

@@ -79,9 +79,10 @@ impl Serialize for EventJson<'_> {
         if !change.member.is_empty() || is_of_member(change.kind()) {
             map.serialize_entry("member", &BytesJson(&change.member))?;
         }
-        if has_value(change) {
+        if has_value(change) && change.value_bytes.is_none() {
             map.serialize_entry("value", &BytesJson(&change.value))?;
         }
+        put(&mut map, "value_bytes", change.value_bytes)?;
         put(&mut map, "score", change.score.map(DecimalJson))?;
         put(&mut map, "index", change.index)?;
         put(&mut map, "count", change.count)?;
@@ -126,6 +127,7 @@ impl Serialize for OldJson<'_> {
         let mut map = serializer.serialize_map(None)?;
         put_type(&mut map, old.holds())?;
         put(&mut map, "value", old.value.as_ref().map(|value| BytesJson(value)))?;
+        put(&mut map, "value_bytes", old.value_bytes)?;
         put(&mut map, "score", old.score.map(DecimalJson))?;
         put(&mut map, "items", old.items)?;
         if !old.values.is_empty() {
@@ -320,6 +322,16 @@ mod tests {
         assert_eq!(
             json(KvChangeKind::Rename, whole),
             r#"{"key":"k","change":"rename","version":7,"type":"sorted_set","other":"j","items":[["m","inf"]],"more":true}"#
+        );
+        let large = v1::KvChange {
+            holds: v1::KeyType::Bytes.into(),
+            value_bytes: Some(1_048_577),
+            old: Some(v1::KvOld { value_bytes: Some(2_000_000), ..v1::KvOld::default() }),
+            ..v1::KvChange::default()
+        };
+        assert_eq!(
+            json(KvChangeKind::Set, large),
+            r#"{"key":"k","change":"set","version":7,"type":"bytes","value_bytes":1048577,"old":{"value_bytes":2000000}}"#
         );
         let push = json(KvChangeKind::PushBack, v1::KvChange::default());
         assert_eq!(push, r#"{"key":"k","change":"push_back","version":7,"value":""}"#);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
+use flowmesh_model::limits::VALUE_BYTES_MAX;
 use flowmesh_proto::v1;
 use flowmesh_proto::v1::create_schedule_request::Timing;
 
@@ -109,8 +110,8 @@ impl Missed {
 /// The payload, if one was given: of a file, of standard input, or the argument itself.
 pub fn payload(file: Option<&Path>, argument: Option<&str>) -> Result<Option<Bytes>, Failure> {
     match (file, argument) {
-        (Some(path), _) => Source::of_path(path).read_whole().map(Some),
-        (None, Some("-")) => Source::Stdin.read_whole().map(Some),
+        (Some(path), _) => Source::of_path(path).read_whole(VALUE_BYTES_MAX).map(Some),
+        (None, Some("-")) => Source::Stdin.read_whole(VALUE_BYTES_MAX).map(Some),
         (None, payload) => Ok(payload.map(|text| Bytes::copy_from_slice(text.as_bytes()))),
     }
 }

@@ -20,6 +20,9 @@ pub struct GrpcConfig {
     pub send_buffer_bytes: usize,
     /// Bytes of large replies a connection may have waiting; further calls get OVERLOADED until the client reads.
     pub reply_backlog_bytes_max: usize,
+    /// Bytes of requests above what most methods take (4 MiB) that all connections of a core may be sending; further ones
+    /// get OVERLOADED. One is always allowed.
+    pub large_request_bytes_max: usize,
     /// The client must have finished the HTTP/2 handshake by then.
     pub handshake_timeout: Duration,
     /// A ping goes out when nothing was received for so long; `Duration::MAX`: never.
@@ -44,6 +47,7 @@ impl Default for GrpcConfig {
             streams_max: 1024,
             send_buffer_bytes: 1024 * 1024,
             reply_backlog_bytes_max: 64 * 1024 * 1024,
+            large_request_bytes_max: 64 * 1024 * 1024,
             handshake_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_mins(1),
             keepalive_timeout: Duration::from_secs(20),

@@ -237,7 +237,8 @@ where
             let _ = respond.send_response(trailers_only(&status), true);
             return;
         }
-        let mut reader = MessageReader::new(body, head.encoding, Rc::clone(&self.conn));
+        let bytes_max = head.method.message_bytes_max();
+        let mut reader = MessageReader::new(body, head.encoding, bytes_max, Rc::clone(&self.conn));
         if head.method.is_streaming() {
             let call = StreamCall::new(reader, respond, head.method, Rc::clone(&self.conn));
             let run = streaming::run(Rc::clone(&self.edge), head, call);

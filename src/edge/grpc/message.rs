@@ -46,11 +46,14 @@ pub enum Encoding {
 pub struct MessageReader {
     body: RecvStream,
     encoding: Encoding,
+    bytes_max: usize,
     conn: Rc<ConnShared>,
     /// What is left of the last frame.
     chunk: Bytes,
     /// A message that began in an earlier frame; its bytes are charged to the connection.
     partial: BytesMut,
+    /// What it takes of the core's budget for large messages.
+    large: usize,
     /// A unary call's message, while the end of the body is waited for.
     first: Option<Bytes>,
     /// Bytes handed out whose receive window was not given back.
@@ -58,14 +61,16 @@ pub struct MessageReader {
 }
 
 impl MessageReader {
-    /// A reader of that body.
-    pub fn new(body: RecvStream, encoding: Encoding, conn: Rc<ConnShared>) -> Self {
+    /// A reader of that body, whose messages have at most so many bytes.
+    pub fn new(body: RecvStream, encoding: Encoding, bytes_max: usize, conn: Rc<ConnShared>) -> Self {
         Self {
             body,
             encoding,
+            bytes_max,
             conn,
             chunk: Bytes::new(),
             partial: BytesMut::new(),
+            large: 0,
             first: None,
             unreleased: 0,
         }
@@ -120,7 +125,7 @@ impl MessageReader {
     /// A message that is complete in `chunk`, or in `partial` and `chunk`. Else all of `chunk` is in `partial`.
     fn take_complete(&mut self) -> Result<Option<(u8, Bytes)>, Status> {
         if self.partial.is_empty() {
-            match split_prefix(&self.chunk)? {
+            match self.split_prefix(&self.chunk)? {
                 Some((flag, len)) if self.chunk.len() - PREFIX_BYTES >= len => {
                     self.chunk.advance(PREFIX_BYTES);
                     self.unreleased += PREFIX_BYTES + len;
@@ -130,20 +135,52 @@ impl MessageReader {
             }
         }
         while !self.chunk.is_empty() {
-            let prefix = split_prefix(&self.partial)?;
+            let prefix = self.split_prefix(&self.partial)?;
             let whole = PREFIX_BYTES + prefix.map_or(0, |(_, len)| len);
             let taken = self.chunk.len().min(whole - self.partial.len());
             self.gather(taken)?;
-            if let Some((flag, len)) = split_prefix(&self.partial)?
-                && self.partial.len() == PREFIX_BYTES + len
-            {
+            if let Some((flag, len)) = self.split_prefix(&self.partial)? {
+                let whole = PREFIX_BYTES + len;
+                if self.partial.len() < whole {
+                    self.expect(whole)?;
+                    continue;
+                }
                 self.conn.refund(self.partial.len());
+                self.give_back_large();
                 let mut message = self.partial.split().freeze();
                 message.advance(PREFIX_BYTES);
                 return Ok(Some((flag, message)));
             }
         }
         Ok(None)
+    }
+
+    /// A message of so many bytes comes in many frames: it gets memory of its size at once, which costs nothing until it is
+    /// filled, so that it is not copied as it grows.
+    fn expect(&mut self, whole: usize) -> Result<(), Status> {
+        if whole > MESSAGE_BYTES_MAX && self.large == 0 {
+            self.conn.common.admit_large(whole)?;
+            self.large = whole;
+        }
+        if self.partial.capacity() < whole {
+            let mut exact = BytesMut::with_capacity(whole);
+            exact.extend_from_slice(&self.partial);
+            self.partial = exact;
+        }
+        Ok(())
+    }
+
+    fn give_back_large(&mut self) {
+        self.conn.common.refund_large(std::mem::take(&mut self.large));
+    }
+
+    /// Flag and length at the start of a message, if they are there. A length that is not allowed is refused here, before
+    /// anything is kept.
+    fn split_prefix(&self, bytes: &[u8]) -> Result<Option<(u8, usize)>, Status> {
+        let Some((flag, len)) = split_prefix(bytes) else { return Ok(None) };
+        // What is compressed is decompressed in one go, while all others wait.
+        let bytes_max = if flag == 0 { self.bytes_max } else { MESSAGE_BYTES_MAX };
+        if len > bytes_max { Err(too_large(len, bytes_max)) } else { Ok(Some((flag, len))) }
     }
 
     /// Copies the start of `chunk` behind `partial`. The window is given back at once, since a message may be larger
@@ -174,14 +211,14 @@ impl MessageReader {
 impl Drop for MessageReader {
     fn drop(&mut self) {
         self.conn.refund(self.partial.len());
+        self.give_back_large();
     }
 }
 
 /// Flag and length at the start of a message, if they are there.
-fn split_prefix(bytes: &[u8]) -> Result<Option<(u8, usize)>, Status> {
-    let Some(&[flag, a, b, c, d]) = bytes.first_chunk::<PREFIX_BYTES>() else { return Ok(None) };
-    let len = u32::from_be_bytes([a, b, c, d]) as usize;
-    if len > MESSAGE_BYTES_MAX { Err(too_large(len)) } else { Ok(Some((flag, len))) }
+fn split_prefix(bytes: &[u8]) -> Option<(u8, usize)> {
+    let &[flag, a, b, c, d] = bytes.first_chunk::<PREFIX_BYTES>()?;
+    Some((flag, u32::from_be_bytes([a, b, c, d]) as usize))
 }
 
 /// Decompresses, but never beyond the limit.
@@ -191,14 +228,18 @@ fn gunzip(message: &[u8]) -> Result<Bytes, Status> {
         .take(MESSAGE_BYTES_MAX as u64 + 1)
         .read_to_end(&mut plain)
         .map_err(|_| malformed("a message is no valid gzip"))?;
-    if plain.len() > MESSAGE_BYTES_MAX { Err(too_large(plain.len())) } else { Ok(plain.into()) }
+    if plain.len() > MESSAGE_BYTES_MAX {
+        Err(too_large(plain.len(), MESSAGE_BYTES_MAX))
+    } else {
+        Ok(plain.into())
+    }
 }
 
-fn too_large(len: usize) -> Status {
+fn too_large(len: usize, bytes_max: usize) -> Status {
     Status::new(
         GrpcCode::ResourceExhausted,
         "TOO_LARGE",
-        format!("a message has {len} bytes or more; at most {MESSAGE_BYTES_MAX} are allowed, decompressed"),
+        format!("a message has {len} bytes or more; at most {bytes_max} are allowed, decompressed"),
     )
 }
 
@@ -223,14 +264,8 @@ mod tests {
         let mut out = BytesMut::from(&b"before"[..]);
         put_message(&mut out, |out| out.put_slice(b"abc"));
         assert_eq!(&out[6..], b"\0\0\0\0\x03abc");
-        assert_eq!(split_prefix(&out[6..]).unwrap(), Some((0, 3)));
-        assert_eq!(split_prefix(b"\0\0\0\0").unwrap(), None);
-    }
-
-    #[test]
-    fn a_length_above_the_limit_is_refused_before_a_byte_is_kept() {
-        let status = split_prefix(b"\0\xff\xff\xff\xff").unwrap_err();
-        assert_eq!((status.code(), status.reason()), (GrpcCode::ResourceExhausted, "TOO_LARGE"));
+        assert_eq!(split_prefix(&out[6..]), Some((0, 3)));
+        assert_eq!(split_prefix(b"\0\0\0\0"), None);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Every method there is, by path.
 
+use flowmesh_model::limits::{KV_MESSAGE_BYTES_MAX, MESSAGE_BYTES_MAX};
+
 macro_rules! methods {
     ($($variant:ident = $path:literal),+ $(,)?) => {
         /// A method of a service here.
@@ -121,6 +123,14 @@ methods! {
 }
 
 impl Method {
+    /// What a request message may have, decompressed.
+    pub const fn message_bytes_max(self) -> usize {
+        match self {
+            Self::KvSet | Self::KvRun => KV_MESSAGE_BYTES_MAX,
+            _ => MESSAGE_BYTES_MAX,
+        }
+    }
+
     /// Whether the client may send, or gets, more than one message.
     pub const fn is_streaming(self) -> bool {
         matches!(

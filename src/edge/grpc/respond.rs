@@ -21,6 +21,7 @@ use http::{HeaderMap, Response};
 use super::message::put_message;
 use super::method::Method;
 use super::outbound::Outbound;
+use super::services::large_values;
 use super::shared::{ConnShared, GRPC_CONTENT_TYPE};
 use super::status::Status;
 use crate::edge::error_map::GrpcCode;
@@ -65,7 +66,7 @@ impl Responder {
         let Some(mut send) = self.send.get_mut().take() else { return };
         self.conn.common.counters.ended(self.method, GrpcCode::Ok, self.began);
         if message.len() > LARGE_REPLY_BYTES {
-            return send_large(send, message, &self.conn);
+            return send_large(send, vec![message], &self.conn);
         }
         // Each of these fails only where the client is gone; then there is nobody to tell.
         let common = &self.conn.common;
@@ -74,6 +75,13 @@ impl Responder {
         {
             let _ = stream.send_trailers(common.ok_trailers());
         }
+    }
+
+    /// Answers with a large message that has its prefix, in pieces.
+    fn send_pieces(mut self, pieces: Vec<Bytes>) {
+        let Some(send) = self.send.get_mut().take() else { return };
+        self.conn.common.counters.ended(self.method, GrpcCode::Ok, self.began);
+        send_large(send, pieces, &self.conn);
     }
 
     /// Answers with an error.
@@ -128,16 +136,19 @@ impl Drop for Responder {
     }
 }
 
-fn send_large(mut send: SendResponse<Bytes>, message: Bytes, conn: &Rc<ConnShared>) {
+fn send_large(mut send: SendResponse<Bytes>, pieces: Vec<Bytes>, conn: &Rc<ConnShared>) {
     let Ok(stream) = send.send_response(conn.common.response(), false) else { return };
-    let bytes = message.len();
+    let bytes = pieces.iter().map(Bytes::len).sum();
     conn.charge(bytes);
     let refund = Refund { conn: Rc::clone(conn), bytes };
     conn.adopt(Box::pin(async move {
         let mut out = Outbound::new(stream);
-        if out.send(message).await.is_ok() {
-            out.end(refund.conn.common.ok_trailers());
+        for piece in pieces {
+            if out.send(piece).await.is_err() {
+                return;
+            }
         }
+        out.end(refund.conn.common.ok_trailers());
     }));
 }
 
@@ -178,6 +189,11 @@ impl<F: FnOnce(Reply, &mut BytesMut) -> Result<(), Reject> + 'static> UnarySink<
 impl<F: FnOnce(Reply, &mut BytesMut) -> Result<(), Reject> + 'static> ReplySink for UnarySink<F> {
     fn deliver(self: Box<Self>, outcome: Result<Reply, Reject>) {
         let Self { responder, encode } = *self;
+        if let Ok(Reply::Values(values)) = &outcome
+            && let Some(pieces) = large_values(values)
+        {
+            return responder.send_pieces(pieces);
+        }
         let mut out = BytesMut::with_capacity(outcome.as_ref().map_or(0, reply_bytes));
         let encoded = outcome.and_then(|reply| {
             let mut encoded = Ok(());

@@ -36,6 +36,8 @@ pub struct Common {
     pub facts: ServerFacts,
     headers: HeaderMap,
     ok_trailers: HeaderMap,
+    /// Bytes of large requests of all connections that are not complete.
+    large_bytes: Cell<usize>,
 }
 
 impl Common {
@@ -45,7 +47,27 @@ impl Common {
         headers.insert(CONTENT_TYPE, GRPC_CONTENT_TYPE);
         let mut ok_trailers = HeaderMap::with_capacity(1);
         ok_trailers.insert("grpc-status", HeaderValue::from_static("0"));
-        Self { config, counters: Counters::default(), facts, headers, ok_trailers }
+        let large_bytes = Cell::new(0);
+        Self { config, counters: Counters::default(), facts, headers, ok_trailers, large_bytes }
+    }
+
+    /// Takes so much of the core's budget for large requests; one is always allowed.
+    ///
+    /// # Errors
+    /// OVERLOADED while the budget is used up.
+    pub fn admit_large(&self, bytes: usize) -> Result<(), Status> {
+        let before = self.large_bytes.get();
+        if before > 0 && before + bytes > self.config.large_request_bytes_max {
+            return Err(Reject::Overloaded { what: "large requests", retry_after_ms: 100 }.into());
+        }
+        self.large_bytes.set(before + bytes);
+        Ok(())
+    }
+
+    /// Gives back what [`Common::admit_large`] took.
+    pub fn refund_large(&self, bytes: usize) {
+        debug_assert!(self.large_bytes.get() >= bytes, "refunded more than was taken");
+        self.large_bytes.set(self.large_bytes.get().saturating_sub(bytes));
     }
 
     /// The headers before a body.

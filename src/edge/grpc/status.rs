@@ -45,12 +45,6 @@ impl Status {
         self.code
     }
 
-    /// Its stable reason.
-    #[cfg(test)]
-    pub fn reason(&self) -> &'static str {
-        self.reason
-    }
-
     /// The trailers that say so.
     pub fn trailers(&self) -> HeaderMap {
         let mut map = HeaderMap::with_capacity(3);

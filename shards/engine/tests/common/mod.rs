@@ -201,6 +201,18 @@ impl Rig {
         panic!("no answer");
     }
 
+    /// Runs until the command is answered, and not until nothing is left to do.
+    pub fn ask_stepwise(&mut self, command: Command) -> Result<Reply, Reject> {
+        let answer = self.submit(command);
+        self.pool.run_until(poll_fn(|cx| {
+            if let Some(outcome) = answer.borrow_mut().take() {
+                return Poll::Ready(outcome);
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }))
+    }
+
     pub fn create(&mut self, kind: Kind, name: &str) -> ResourceId {
         self.create_with(name, Settings::default_for(kind))
     }

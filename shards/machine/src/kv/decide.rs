@@ -2,7 +2,9 @@
 
 use bytes::{Bytes, BytesMut};
 use flowmesh_model::command::{SetEntry, SetIf, SetTtl};
-use flowmesh_model::limits::{DELAY_MS_MAX, KEY_BYTES_MAX, REPLY_BYTES_MAX, VALUE_BYTES_MAX};
+use flowmesh_model::limits::{
+    DELAY_MS_MAX, KEY_BYTES_MAX, KV_LARGE_BYTES_MAX, KV_VALUE_BYTES_MAX, VALUE_BYTES_MAX,
+};
 use flowmesh_model::placement::PlacementHash;
 use flowmesh_model::reply::EntryValue;
 use flowmesh_model::settings::within;
@@ -11,6 +13,7 @@ use smallvec::smallvec;
 
 use super::batch::{Current, Written};
 use super::cold::Wanted;
+use super::shown::Shown;
 use super::{Entry, Store};
 use crate::decision::Decision;
 use crate::keys::{entry_key, history_row_key};
@@ -86,7 +89,7 @@ impl<'a> Asked<'a> {
 
     fn get(&self, keys: &[Bytes]) -> Result<Decision, Reject> {
         check_keys(keys)?;
-        let (mut seen, mut bytes, mut packed_bytes) = (Lsn(0), 0, 0);
+        let (mut seen, mut shown, mut packed_bytes) = (Lsn(0), Shown::default(), 0);
         let found = self.store.entries(keys);
         let mut values = Batch::with_capacity(keys.len());
         for entry in &found {
@@ -94,19 +97,13 @@ impl<'a> Asked<'a> {
                 entry.heat.count();
                 let packed = entry.packed_value();
                 let value = self.value_of(entry, packed.is_none());
-                bytes += value.value.len() + entry.view().cold().map_or(0, |cold| cold.len as usize);
+                shown.add(value.value.len() + entry.view().cold().map_or(0, |cold| cold.len as usize));
                 packed_bytes += packed.map_or(0, <[u8]>::len);
                 value
             }));
         }
-        bytes += packed_bytes;
-        if bytes > REPLY_BYTES_MAX {
-            return Err(Reject::TooLarge {
-                what: "values of one reply",
-                size: bytes as u64,
-                max: REPLY_BYTES_MAX as u64,
-            });
-        }
+        shown.add_all(packed_bytes);
+        shown.check("values of one reply")?;
         // All that lie with their keys share one piece of memory.
         let mut packed = BytesMut::with_capacity(packed_bytes);
         for (value, entry) in values.iter_mut().zip(found) {
@@ -121,12 +118,14 @@ impl<'a> Asked<'a> {
     fn set(&self, entries: &[SetEntry]) -> Result<Decision, Reject> {
         items("entries", entries.len())?;
         let (mut facts, mut seen) = (Batch::with_capacity(entries.len()), Lsn(0));
+        let mut large_bytes = 0;
         let mut written = Written::when(entries.len() > 1 && entries.iter().any(looks), self.store.sip);
         let mut outcomes = Batch::with_capacity(entries.len());
         // Some are looked up here, and all when they change.
         self.store.warm(entries.iter().map(|entry| &*entry.key));
         for entry in entries {
             check_entry(entry)?;
+            self.check_kept(&entry.value)?;
             // What is there is looked up only if it matters.
             let before = if looks(entry) {
                 let of = |found| Current::of(found, self.text_for(&entry.condition, found));
@@ -145,12 +144,11 @@ impl<'a> Asked<'a> {
             let current = || Current { version: self.lsn, expires_at, text: Some(entry.value.clone()) };
             written.put(&entry.key, current);
             outcomes.push(Ok(self.lsn));
-            facts.push(Fact::KeySet {
-                store: self.id,
-                key: entry.key.clone(),
-                value: entry.value.clone(),
-                expires_at,
-            });
+            let (key, value) = (entry.key.clone(), entry.value.clone());
+            let fact = Fact::KeySet { store: self.id, key, value, expires_at };
+            large_bytes += fact.large_value().map_or(0, Bytes::len);
+            check_large(large_bytes)?;
+            facts.push(fact);
         }
         let reply = Reply::Written(outcomes);
         Ok(if facts.is_empty() {
@@ -158,6 +156,15 @@ impl<'a> Asked<'a> {
         } else {
             Decision::Change { facts, reply }
         })
+    }
+
+    /// A store that keeps its past copies what is replaced, while all others wait.
+    pub(super) fn check_kept(&self, value: &[u8]) -> Result<(), Reject> {
+        if value.len() > VALUE_BYTES_MAX && (self.settings.history_ms.is_some() || self.store.keeps_history())
+        {
+            return size("value in a store with a history", value, VALUE_BYTES_MAX);
+        }
+        Ok(())
     }
 
     /// The text of an entry, if a condition looks at it.
@@ -246,6 +253,15 @@ pub(super) fn holds(
     if holds { Ok(()) } else { Err(Reject::ConditionFailed { actual }) }
 }
 
+/// Values of one call that go into the log apart.
+pub(super) fn check_large(bytes: usize) -> Result<(), Reject> {
+    if bytes > KV_LARGE_BYTES_MAX {
+        let (size, max) = (bytes as u64, KV_LARGE_BYTES_MAX as u64);
+        return Err(Reject::TooLarge { what: "large values of one call", size, max });
+    }
+    Ok(())
+}
+
 pub(super) fn check_keys(keys: &[Bytes]) -> Result<(), Reject> {
     items("keys", keys.len())?;
     keys.iter().try_for_each(|key| check_key(key))
@@ -262,7 +278,7 @@ pub(super) fn check_key(key: &[u8]) -> Result<(), Reject> {
 #[inline]
 fn check_entry(entry: &SetEntry) -> Result<(), Reject> {
     check_key(&entry.key)?;
-    size("value", &entry.value, VALUE_BYTES_MAX)?;
+    size("value", &entry.value, KV_VALUE_BYTES_MAX)?;
     match entry.ttl {
         SetTtl::Millis(ttl_ms) => within("ttl_ms", ttl_ms, 1, DELAY_MS_MAX),
         SetTtl::At(_) | SetTtl::Default | SetTtl::Keep => Ok(()),

@@ -88,7 +88,7 @@ impl Feed<'_> {
                     return Err(Reject::TooLarge { what, size: bytes as u64, max: ENTRY_BYTES_MAX as u64 });
                 }
             }
-            bytes += fact.encoded_len_max();
+            bytes += fact.entry_len_max();
             taken += 1;
         }
         Ok((self.appends(asked, lanes)?, taken))

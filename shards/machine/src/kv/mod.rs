@@ -35,6 +35,7 @@ mod room;
 mod run;
 mod scan;
 mod shelf;
+mod shown;
 mod slab;
 mod table;
 mod tree;

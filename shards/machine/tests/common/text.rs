@@ -130,6 +130,12 @@ pub fn fact(fact: &Fact) -> String {
         Fact::KeySet { store, key, value, expires_at } => {
             format!("KeySet {store} {} = {} ends {}", text(key), text(value), end(*expires_at))
         }
+        Fact::ValuePart { store, place, total, bytes } => {
+            format!("ValuePart {store} {place} of {total} = {}", text(bytes))
+        }
+        Fact::KeySetOfParts { store, key, place, len, expires_at } => {
+            format!("KeySetOfParts {store} {} at {place} of {len} ends {}", text(key), end(*expires_at))
+        }
         Fact::KeyDeleted { store, key } => format!("KeyDeleted {store} {}", text(key)),
         Fact::KeyExpired { store, key } => format!("KeyExpired {store} {}", text(key)),
         Fact::Queue(id, fact) => format!("Queue {id} {fact:?}"),

@@ -17,6 +17,7 @@
 //! | items | 13 | of collections, `Rename`, `Copy`, `Items`, `Present` |
 //! | more | 14 | the collection goes on in the next record of the key |
 //! | old | 15 | what was before |
+//! | value_bytes | 16 | in place of a value above [`FEED_VALUE_BYTES_MAX`]: how many bytes it has |
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -24,6 +25,7 @@ use super::fact::zigzag;
 use super::{KvType, Number, Real};
 use crate::codec::{Malformed, put_bytes, put_varint, read_varint};
 use crate::ids::{Lsn, Millis};
+use crate::limits::FEED_VALUE_BYTES_MAX;
 
 /// The header of a feed's records that names what changed: the name of the kind.
 pub const CHANGE_HEADER: &str = "change";
@@ -169,7 +171,7 @@ impl ChangeItem {
 pub struct ChangeOld {
     /// What the key held, if the change is one of the key as a whole.
     pub holds: Option<KvType>,
-    /// The value of the key, field or index.
+    /// The value of the key, field or index. The message has only the length of one above [`FEED_VALUE_BYTES_MAX`].
     pub value: Option<Bytes>,
     /// When the key or field ended.
     pub expires_at: Option<Millis>,
@@ -184,8 +186,12 @@ pub struct ChangeOld {
 impl ChangeOld {
     fn encode(&self, out: &mut BytesMut) {
         put_integer(out, 1, self.holds.map(type_number));
-        if let Some(value) = &self.value {
-            put_present(out, 2, value);
+        match &self.value {
+            Some(value) if value.len() > FEED_VALUE_BYTES_MAX => {
+                put_integer(out, 7, Some(value.len() as u64));
+            }
+            Some(value) => put_present(out, 2, value),
+            None => {}
         }
         put_integer(out, 3, self.expires_at.map(Millis::get));
         put_real(out, 4, self.score);
@@ -203,7 +209,7 @@ pub struct KvChange {
     pub version: Lsn,
     /// What the key holds.
     pub holds: Option<KvType>,
-    /// The value.
+    /// The value. The message has only the length of one above [`FEED_VALUE_BYTES_MAX`].
     pub value: Bytes,
     /// When key or field end, if they do.
     pub expires_at: Option<Millis>,
@@ -232,11 +238,13 @@ impl KvChange {
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let items: usize = self.items.iter().map(ChangeItem::bytes).sum();
-        let mut out = BytesMut::with_capacity(64 + self.value.len() + self.member.len() + items);
+        let large = Some(self.value.len()).filter(|&bytes| bytes > FEED_VALUE_BYTES_MAX);
+        let value = if large.is_some() { &[] } else { &self.value[..] };
+        let mut out = BytesMut::with_capacity(64 + value.len() + self.member.len() + items);
         put_integer(&mut out, 1, Some(self.kind as u64));
         put_integer(&mut out, 2, Some(self.version.0));
         put_integer(&mut out, 3, self.holds.map(type_number));
-        put_field(&mut out, 4, &self.value);
+        put_field(&mut out, 4, value);
         put_integer(&mut out, 5, self.expires_at.map(Millis::get));
         put_field(&mut out, 6, &self.member);
         put_real(&mut out, 7, self.score);
@@ -262,6 +270,7 @@ impl KvChange {
             old.encode(&mut nested);
             put_present(&mut out, 15, &nested);
         }
+        put_integer(&mut out, 16, large.map(|bytes| bytes as u64));
         out.freeze()
     }
 }
@@ -366,6 +375,20 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), ChangeKind::ALL.len());
+    }
+
+    #[test]
+    fn of_a_value_that_is_too_large_a_change_has_the_length() {
+        let bytes = |len| Bytes::from(vec![b'v'; len]);
+        let of = |len| {
+            let old = Some(ChangeOld { value: Some(bytes(len)), ..ChangeOld::default() });
+            KvChange { version: Lsn(1), value: bytes(len), old, ..KvChange::default() }.encode()
+        };
+        assert!(of(FEED_VALUE_BYTES_MAX).len() > 2 * FEED_VALUE_BYTES_MAX);
+        // 1 MiB and a byte.
+        let len = [0x81, 0x80, 0x40];
+        let expected = [&[8, 1, 16, 1, 0x7A, 4, 0x38], &len[..], &[0x80, 1], &len[..]].concat();
+        assert_eq!(of(FEED_VALUE_BYTES_MAX + 1), expected);
     }
 
     #[test]

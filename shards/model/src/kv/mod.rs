@@ -557,6 +557,26 @@ impl KvAction {
             }
     }
 
+    /// Bytes of values, fields and members that it brings.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let sum = |items: &[Bytes]| items.iter().map(Bytes::len).sum();
+        match self {
+            Self::Bytes(
+                BytesOp::Set { value, .. } | BytesOp::Append(value) | BytesOp::SetRange(_, value),
+            ) => value.len(),
+            Self::Hash(HashOp::Set { fields, .. }) => {
+                fields.iter().map(|(field, value)| field.len() + value.len()).sum()
+            }
+            Self::Set(SetOp::Add(members)) => sum(members),
+            Self::Sorted(SortedOp::Add { members, .. }) => {
+                members.iter().map(|(_, member)| member.len()).sum()
+            }
+            Self::List(ListOp::Push { values, .. }) => sum(values),
+            _ => 0,
+        }
+    }
+
     /// The keys it names besides the operation's own.
     pub fn other_keys(&self) -> impl Iterator<Item = &Bytes> {
         let (one, many): (Option<&Bytes>, &[Bytes]) = match self {

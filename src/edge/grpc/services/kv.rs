@@ -186,6 +186,38 @@ fn put_values(reply: Reply, out: &mut BytesMut) -> Result<(), Reject> {
     Ok(())
 }
 
+/// Values from here on go out in the memory that they have in the state: a copy of one would hold up the core.
+const SHARED_FROM_BYTES: usize = 256 * 1024;
+
+/// A `GetResponse` with its prefix, in pieces, if a value in it is large: what [`put_values`] writes in one.
+pub fn large_values(values: &[Option<EntryValue>]) -> Option<Vec<Bytes>> {
+    let is_large = |value: &EntryValue| value.value.len() >= SHARED_FROM_BYTES;
+    if !values.iter().flatten().any(is_large) {
+        return None;
+    }
+    let entry_len = |value: &Option<EntryValue>| value.as_ref().map_or(0, |value| 2 + entry_value_len(value));
+    let field_len = |len: usize| 1 + varint_len(len as u64) + len;
+    let bytes: usize = values.iter().map(|value| field_len(entry_len(value))).sum();
+    let (mut pieces, mut out) = (Vec::new(), BytesMut::new());
+    out.put_u8(0);
+    out.put_u32(u32::try_from(bytes).ok()?);
+    for value in values {
+        put_length(&mut out, 1, entry_len(value));
+        let Some(value) = value else { continue };
+        put_integer(&mut out, 1, 1);
+        if is_large(value) {
+            put_length(&mut out, 2, value.value.len());
+            pieces.push(out.split().freeze());
+            pieces.push(value.value.clone());
+            put_entry_value(&mut out, &EntryValue { value: Bytes::new(), ..value.clone() });
+        } else {
+            put_entry_value(&mut out, value);
+        }
+    }
+    pieces.push(out.freeze());
+    Some(pieces)
+}
+
 /// Writes value, version, end and type: fields 2 to 5 of `GetEntry` and of `ScanEntry`.
 pub fn put_entry_value(out: &mut BytesMut, value: &EntryValue) {
     put_bytes_field(out, 2, &value.value);
@@ -236,6 +268,7 @@ fn put_written(reply: Reply, out: &mut BytesMut) -> Result<(), Reject> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::edge::grpc::message::put_message;
     use flowmesh_model::kv::KvType;
     use v1::set_entry::{Condition, Ttl};
 
@@ -275,6 +308,24 @@ mod tests {
             read_set(&message.into()),
             Err(Reject::InvalidArgument { field: "expires_at_ms", .. })
         ));
+    }
+
+    #[test]
+    fn large_values_go_out_as_they_lie_and_say_the_same() {
+        let value = |len| EntryValue {
+            holds: KvType::Bytes,
+            value: Bytes::from(vec![7; len]),
+            version: Lsn(300),
+            expires_at: Some(Millis(9)),
+        };
+        assert!(large_values(&[None, Some(value(SHARED_FROM_BYTES - 1))]).is_none());
+        let large = value(SHARED_FROM_BYTES);
+        let values = [Some(value(3)), Some(large.clone()), None, Some(large.clone()), Some(value(0))];
+        let pieces = large_values(&values).unwrap();
+        assert!(pieces.iter().filter(|piece| piece.as_ptr() == large.value.as_ptr()).count() == 2);
+        let mut whole = BytesMut::new();
+        put_message(&mut whole, |out| put_values(Reply::Values(values.into_iter().collect()), out).unwrap());
+        assert!(pieces.concat() == whole);
     }
 
     #[test]

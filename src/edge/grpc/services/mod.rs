@@ -156,6 +156,8 @@ pub fn unary<B: Backend>(
     }
 }
 
+pub use kv::large_values;
+
 /// Carries out a streaming call.
 pub async fn streaming<B: Backend>(
     edge: &Rc<Edge<B>>,

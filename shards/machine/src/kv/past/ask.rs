@@ -16,6 +16,7 @@ use super::view::{Past, Point, Stop, damaged, now_at};
 use crate::decision::Decision;
 use crate::kv::cold::fetched;
 use crate::kv::decide::{Asked, check_key, check_keys};
+use crate::kv::shown::Shown;
 
 /// Rows of one key's versions that are read at once.
 const ROWS_OF_VERSIONS: usize = 512;
@@ -96,22 +97,19 @@ impl Past<'_> {
 
     fn get(&self, at: PastAt, keys: &[Bytes]) -> Result<Reply, Stop> {
         check_keys(keys)?;
-        let (mut values, mut bytes) = (Batch::with_capacity(keys.len()), 0);
+        let (mut values, mut shown) = (Batch::with_capacity(keys.len()), Shown::default());
         for key in keys {
             let value = match self.was(key, Point::At(at)) {
                 Ok(was) => was.shown(now_at(at), true),
                 Err(Stop::Read) => continue,
                 Err(Stop::Value(len)) => {
-                    bytes += len as usize;
+                    shown.add(len as usize);
                     None
                 }
                 Err(refused) => return Err(refused),
             };
-            bytes += value.as_ref().map_or(0, |value| value.value.len());
-            if bytes > REPLY_BYTES_MAX {
-                let (what, max) = ("values of one reply", REPLY_BYTES_MAX as u64);
-                return Err(Reject::TooLarge { what, size: bytes as u64, max }.into());
-            }
+            shown.add(value.as_ref().map_or(0, |value| value.value.len()));
+            shown.check("values of one reply")?;
             values.push(value);
         }
         if self.wants() { Err(Stop::Read) } else { Ok(Reply::Values(values)) }

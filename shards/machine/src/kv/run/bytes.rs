@@ -4,13 +4,13 @@ use bytes::{Bytes, BytesMut};
 use flowmesh_model::command::SetTtl;
 use flowmesh_model::kv::fact::KvFact;
 use flowmesh_model::kv::{BytesOp, KvResult, Number, Real};
-use flowmesh_model::limits::{DELAY_MS_MAX, VALUE_BYTES_MAX};
+use flowmesh_model::limits::{DELAY_MS_MAX, KV_VALUE_BYTES_MAX};
 use flowmesh_model::settings::within;
 use flowmesh_model::{Fact, Millis, Reject};
 use smallvec::smallvec;
 
 use super::found::Found;
-use super::{Answer, Done, Facts, Run, check_value, end_at, integer, part};
+use super::{Answer, Done, Facts, Run, end_at, integer, part};
 use crate::kv::entry::View;
 use crate::kv::value::Value;
 
@@ -24,7 +24,7 @@ impl Run<'_> {
         match op {
             BytesOp::Get => Done::nothing(KvResult::Value(text(found)?)),
             BytesOp::Set { value, ttl, with_old } => {
-                check_value(value)?;
+                check_len(value.len() as u64)?;
                 let result = if *with_old { KvResult::Value(text(found)?) } else { KvResult::Done };
                 let expires_at = self.end_of_set(*ttl, found)?;
                 Done::new(smallvec![self.set(key, value.clone(), expires_at)], result)
@@ -128,8 +128,8 @@ fn text(found: Option<&Found<'_>>) -> Result<Option<Bytes>, Reject> {
 }
 
 fn check_len(len: u64) -> Result<(), Reject> {
-    if len > VALUE_BYTES_MAX as u64 {
-        return Err(Reject::TooLarge { what: "value", size: len, max: VALUE_BYTES_MAX as u64 });
+    if len > KV_VALUE_BYTES_MAX as u64 {
+        return Err(Reject::TooLarge { what: "value", size: len, max: KV_VALUE_BYTES_MAX as u64 });
     }
     Ok(())
 }

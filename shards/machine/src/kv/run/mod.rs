@@ -32,15 +32,15 @@ use ::bytes::Bytes;
 use flowmesh_model::kv::fact::KvFact;
 use flowmesh_model::kv::{End, EndIf, KvAction, KvOp, KvOutcome, KvResult, KvType};
 use flowmesh_model::limits::{
-    BATCH_ITEMS_MAX, DELAY_MS_MAX, ENTRY_BYTES_MAX, KV_LOOKED_MAX, MEMBER_BYTES_MAX, REPLY_BYTES_MAX,
-    VALUE_BYTES_MAX,
+    BATCH_ITEMS_MAX, DELAY_MS_MAX, ENTRY_BYTES_MAX, KV_LOOKED_MAX, MEMBER_BYTES_MAX, VALUE_BYTES_MAX,
 };
 use flowmesh_model::settings::within;
 use flowmesh_model::{Batch, Fact, Lsn, Millis, Reject, Reply};
 use smallvec::SmallVec;
 
-use super::decide::{Asked, check_key, holds};
+use super::decide::{Asked, check_key, check_large, holds};
 use super::past::Was;
+use super::shown::Shown;
 use super::tree::Cold;
 use crate::decision::Decision;
 use crate::limit::{items, size};
@@ -96,14 +96,20 @@ impl<'a> Asked<'a> {
             chance: std::cell::RefCell::new(Chance::new(seed)),
         };
         let (mut facts, mut outcomes) = (Batch::new(), Batch::with_capacity(ops.len()));
-        let (mut facts_bytes, mut reply_bytes) = (0, 0);
+        let (mut facts_bytes, mut large_bytes, mut shown) = (0, 0, Shown::default());
         for (index, op) in ops.iter().enumerate() {
             run.tries.prepare(op);
             let done = run.one(op).and_then(|done| {
-                facts_bytes += done.facts.iter().map(Fact::encoded_len_max).sum::<usize>();
+                facts_bytes += done.facts.iter().map(Fact::entry_len_max).sum::<usize>();
                 within_bytes("changes of one call", facts_bytes, ENTRY_BYTES_MAX)?;
-                reply_bytes += done.result.bytes();
-                within_bytes("results of one call", reply_bytes, REPLY_BYTES_MAX)?;
+                let large = done.facts.iter().filter_map(Fact::large_value);
+                for value in large {
+                    self.check_kept(value)?;
+                    large_bytes += value.len();
+                }
+                check_large(large_bytes)?;
+                shown.add(done.result.bytes());
+                shown.check("results of one call")?;
                 Ok(done)
             });
             match done {
@@ -145,12 +151,12 @@ impl<'a> Asked<'a> {
             tries: Tries::of_past(self, keys),
             chance: std::cell::RefCell::new(Chance::new(seed)),
         };
-        let (mut outcomes, mut reply_bytes) = (Batch::with_capacity(ops.len()), 0);
+        let (mut outcomes, mut shown) = (Batch::with_capacity(ops.len()), Shown::default());
         for op in ops {
             outcomes.push(run.one(op).and_then(|Done { facts, result }| {
                 assert!(facts.is_empty(), "an operation that changes nothing makes nothing true: {op:?}");
-                reply_bytes += result.bytes();
-                within_bytes("results of one call", reply_bytes, REPLY_BYTES_MAX)?;
+                shown.add(result.bytes());
+                shown.check("results of one call")?;
                 Ok(KvOutcome { version: run.find_version(&op.key), result })
             }));
         }
@@ -319,8 +325,9 @@ fn check_members(field: &'static str, members: &[Bytes]) -> Result<(), Reject> {
     members.iter().try_for_each(|member| check_member(member))
 }
 
+/// A value of a field or of a list.
 fn check_value(value: &[u8]) -> Result<(), Reject> {
-    size("value", value, VALUE_BYTES_MAX)
+    size("value in a collection", value, VALUE_BYTES_MAX)
 }
 
 /// Refuses what looks at more of a collection than one call may.
