@@ -31,7 +31,7 @@ const HOT: u64 = 10_000;
 const LITTLE: [&str; 2] = ["--memory-bytes", "256MiB"];
 const ENOUGH: [&str; 2] = ["--memory-bytes", "4GiB"];
 /// Connections and calls of each that get hot keys, and of those that get any: mostly cold ones where memory is little.
-const HOT_SHAPE: (usize, usize) = (4, 4);
+const HOT_SHAPE: (usize, usize) = (4, 1);
 const COLD_SHAPE: (usize, usize) = (1, 1);
 
 /// Gets of hot keys beside gets of any, with a quarter of the memory that all takes, beside the same load with enough memory; and
@@ -62,7 +62,7 @@ pub fn cold(lab: &Lab) -> anyhow::Result<Vec<Row>> {
     );
     Ok(vec![
         row(
-            "get of 10 k hot keys, 4 connections × 4, beside one client that gets any of 1 M, memory a quarter of the values: p99",
+            "get of 10 k hot keys, 4 connections × 1, beside one client that gets any of 1 M, memory a quarter of the values: p99",
             1.5,
             "the same with all in memory",
             hot,

@@ -8,12 +8,12 @@ use super::fill;
 use super::lab::Lab;
 use super::process::Beside;
 use super::row::{Goal, Round, Row, Unit};
-use crate::load::{GroupSpec, KeySpace, LoadResult, OpKind, OpSpec, Work};
+use crate::load::{GroupSpec, KeySpace, LoadResult, OpKind, OpSpec};
 
 /// The store.
 const STORE: &str = "bench";
-/// Small calls a second: far from what a core can do, so that they wait for nothing but what is beside them.
-const RATE: f64 = 2_000.0;
+/// Small calls of a kind a second: far from what a core can do, so that they wait for nothing but what is beside them.
+const RATE: f64 = 1_000.0;
 /// Large values that are held at most.
 const LARGE_KEYS: &str = "20";
 /// Clients that set and get them, one call at a time each.
@@ -36,14 +36,13 @@ fn beside(lab: &Lab, clients: &str) -> anyhow::Result<Vec<Row>> {
     let keys = KeySpace::new(100_000, None);
     fill::keys(server.grpc, STORE, &keys, 100)?;
     server.settle()?;
-    let (get, set) = (OpSpec::new(OpKind::Get), OpSpec::new(OpKind::Set));
-    let small = GroupSpec {
-        work: Work::Calls(vec![get, set]),
-        rate: Some(RATE),
-        keys,
-        ..Lab::calls(get, server.grpc, STORE, (8, 4))
+    // Apart, so that a get never waits for a client whose set waits for the disk.
+    let small = |kind| {
+        let group = Lab::calls(OpSpec::new(kind), server.grpc, STORE, (4, 4));
+        GroupSpec { rate: Some(RATE), keys: keys.clone(), ..group }
     };
-    let spec = lab.spec("small gets and sets", vec![small], Some(server.pid()));
+    let spec =
+        lab.spec("small gets and sets", vec![small(OpKind::Get), small(OpKind::Set)], Some(server.pid()));
     let seconds = (lab.duration + 2 * AROUND).as_secs().to_string();
     let mut args = vec!["--mix", "set/16777216,get/16777216", "--connections", clients, "--streams", "1"];
     args.extend(["--keys", LARGE_KEYS, "--resource", "large", "--warmup", "1", "--duration", &seconds]);

@@ -27,6 +27,12 @@ pub(crate) const fn low(memory_bytes: u64) -> u64 {
     memory_bytes / 16 * 10
 }
 
+/// What the index may keep of itself, so that a value that is read costs one read of the disk: where its blocks begin takes about a hundredth of
+/// what there is.
+pub(crate) fn index_cache(memory_bytes: u64) -> u64 {
+    (memory_bytes / 16).min(64 * 1024 * 1024)
+}
+
 /// What memory must grow by before it is tried again where nothing could go.
 const fn step(memory_bytes: u64) -> u64 {
     memory_bytes / 64

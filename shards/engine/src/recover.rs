@@ -179,6 +179,7 @@ async fn restore<D: Disk>(
     machine: &mut Machine,
 ) -> Result<(Durable<D>, Lsn), OpenError> {
     let mut index_config = IndexConfig::new(&config.dir, config.shard);
+    index_config.cache_bytes = chill::index_cache(config.memory_bytes).max(index_config.cache_bytes);
     index_config.on_thread_start.clone_from(&config.on_thread_start);
     let (index, applied) = match disk.index(&index_config) {
         Some(server) => Index::open_at(&index_config, server).await?,
