@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tonic::Code;
 use v1::operation::Action;
 
-use crate::common::client::record;
+use crate::common::client::{entry, record};
 use crate::common::kv::on;
 use crate::common::{Home, eventually, refused, within};
 use crate::e2e::append_stream;
@@ -95,31 +95,36 @@ async fn pipelined_producers_are_slowed_down_and_memory_stays_bounded() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn state_beyond_the_memory_budget_is_refused_and_reads_go_on() {
+    const AT_ONCE: u64 = 500;
     let home = Home::new().set("memory_bytes", "64MiB").set("checkpoint_interval_ms", "200ms");
     let server = home.start();
     let mut client = server.client().await;
+    let name = |number: u64| Bytes::from(format!("{number:0>1000}"));
+    let value = |number: u64| Bytes::from(format!("value {number}"));
     let mut kept = 0u64;
-    // What is kept is in memory: it is refused by name, and there is never an out-of-memory kill.
+    // Values leave memory, keys do not: they are refused by name, and there is never an out-of-memory kill.
     loop {
-        match client.set("store", format!("key{kept:04}"), vec![kept as u8; MIB as usize]).await {
-            Ok(_) => kept += 1,
+        let entries = (kept..kept + AT_ONCE).map(|number| entry(name(number), value(number))).collect();
+        match client.kv.set(v1::SetRequest { store: "store".into(), entries }).await {
+            Ok(_) => kept += AT_ONCE,
             Err(status) => {
                 refused(Err::<(), _>(status), Code::ResourceExhausted, "OVERLOADED");
                 break;
             }
         }
-        assert!(kept < 400, "nothing was refused");
+        assert!(kept < 100_000, "nothing was refused");
     }
-    assert!(kept > 0);
-    println!("{kept} MiB kept, {} MiB resident", server.rss_bytes() / MIB);
+    println!("{kept} keys of 1000 bytes kept, {} MiB resident", server.rss_bytes() / MIB);
+    assert!(kept * 1000 > 32 * MIB, "{kept} keys are all that there is room for");
     assert!(server.rss_bytes() < 400 * MIB);
-    for i in [0, kept / 2, kept - 1] {
-        let value = client.get("store", format!("key{i:04}")).await.unwrap();
-        assert!(value.len() as u64 == MIB && value[0] == i as u8);
+    for number in [0, kept / 2, kept - 1] {
+        assert_eq!(client.get("store", name(number)).await.unwrap(), value(number));
     }
     // Deleting makes room.
-    let keys = (0..kept).map(|i| Bytes::from(format!("key{i:04}"))).collect();
-    client.kv.delete(v1::DeleteRequest { store: "store".into(), keys, if_version: None }).await.unwrap();
+    for first in (0..kept).step_by(AT_ONCE as usize) {
+        let keys = (first..first + AT_ONCE).map(name).collect();
+        client.kv.delete(v1::DeleteRequest { store: "store".into(), keys, if_version: None }).await.unwrap();
+    }
     eventually("writes go on", || {
         let mut client = client.clone();
         async move { client.set("store", "k", "v").await.ok() }
