@@ -11,7 +11,7 @@ use flowmesh_model::command::{LeaseRef, NewJob};
 use flowmesh_model::schedule::{
     MissedPolicy, SCHEDULED_AT_HEADER, ScheduleCommand, ScheduleReply, ScheduleSpec, Timing,
 };
-use flowmesh_model::{Command, JobId, Millis, QueueCommand, Reply, ResourceId, ShardId};
+use flowmesh_model::{Command, JobId, LeaseToken, Millis, QueueCommand, Reply, ResourceId, ShardId};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 
@@ -25,7 +25,7 @@ pub(crate) struct Model {
     refused: BTreeSet<Bytes>,
     /// The times at which the one fired that goes on and on, and its jobs.
     times: BTreeMap<u64, JobId>,
-    done: BTreeSet<JobId>,
+    done: BTreeMap<JobId, LeaseToken>,
     next: u64,
 }
 
@@ -123,7 +123,9 @@ impl Schedules {
         let highest = self.site.shared.clock.highest();
         for job in &leased {
             let model = &mut *self.model.borrow_mut();
-            assert!(!model.done.contains(&job.job), "{job:?} is done, and given out");
+            // The answer to a lease that ended may come after the acknowledgement of a later one.
+            let is_later = model.done.get(&job.job).is_some_and(|acked| job.token > *acked);
+            assert!(!is_later, "{job:?} is done, and given out");
             let at = scheduled_for(&job.headers);
             assert!(at <= highest.0, "{job:?} fired at {highest} at the latest, before its time {at}");
             if job.payload == SECONDS {
@@ -144,7 +146,7 @@ impl Schedules {
             if let Known::Done(Reply::Settled(settled)) = self.call("ack fired", ack).await
                 && settled[0].is_ok()
             {
-                self.model.borrow_mut().done.insert(job.job);
+                self.model.borrow_mut().done.insert(job.job, job.token);
             }
         }
         Some(leased.len())
